@@ -1,0 +1,1 @@
+"""Architectures: plain ``torch.nn`` networks, split into blocks where mixing is natural."""
