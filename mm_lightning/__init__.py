@@ -1,0 +1,48 @@
+"""Manifold Mixup (Verma et al., ICML 2019) for PyTorch Lightning."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mm_lightning.callback import ManifoldMixupCallback
+    from mm_lightning.mixup import (
+        BetaRatio,
+        MixPlan,
+        MixPoint,
+        PlanSource,
+        RandomPermutation,
+        Roll,
+        mix,
+        mixed_accuracy,
+        mixed_cross_entropy,
+    )
+    from mm_lightning.module import MixableModule
+
+__all__ = [
+    "BetaRatio",
+    "ManifoldMixupCallback",
+    "MixPlan",
+    "MixPoint",
+    "MixableModule",
+    "PlanSource",
+    "RandomPermutation",
+    "Roll",
+    "mix",
+    "mixed_accuracy",
+    "mixed_cross_entropy",
+]
+
+_HOMES = {"ManifoldMixupCallback": "mm_lightning.callback", "MixableModule": "mm_lightning.module"}
+
+
+def __getattr__(name: str) -> Any:
+    # Names are loaded on first use, so that mm_lightning.mixup can be had without importing lightning.
+    if name not in __all__:
+        raise AttributeError(f"module 'mm_lightning' has no attribute {name!r}.")
+    return getattr(import_module(_HOMES.get(name, "mm_lightning.mixup")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

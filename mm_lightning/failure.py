@@ -1,0 +1,101 @@
+"""Failures as a person wants to read them: one line that says what was wrong and what to do, and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf.errors import OmegaConfBaseException
+
+__all__ = ["JobFailed", "as_one_line"]
+
+# Raised on purpose, with a message for a person. Anything else is a defect and shows where it comes from.
+_EXPECTED = (
+    ValueError,
+    TypeError,
+    RuntimeError,
+    OSError,
+    HydraException,
+    OmegaConfBaseException,
+    MisconfigurationException,
+)
+_FULL_ERROR = "HYDRA_FULL_ERROR"
+_INTERRUPTED = 130  # what a shell reports for a command ended by Ctrl-C
+
+
+@contextmanager
+def as_one_line() -> Iterator[None]:
+    """Turn an exception into one line on stderr and exit code 1, and Ctrl-C into exit code 130.
+
+    ``HYDRA_FULL_ERROR=1`` shows the whole traceback instead.
+
+    Raises:
+        SystemExit: After any exception.
+    """
+    if os.environ.get(_FULL_ERROR) == "1":
+        yield
+        return
+    os.environ[_FULL_ERROR] = "1"  # or Hydra prints its own account and exits before this one can
+    try:
+        yield
+    except JobFailed as failed:
+        _report(failed.error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+    except SystemExit as stop:
+        # Lightning answers Ctrl-C with exit code 1.
+        sys.exit(_INTERRUPTED if isinstance(stop.__context__, KeyboardInterrupt) else stop.code)
+    except Exception as error:
+        _report(error)
+        sys.exit(1)
+    finally:
+        os.environ.pop(_FULL_ERROR, None)
+
+
+class JobFailed(BaseException):
+    """Carries a job's exception past Hydra, which would print an account of its own."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _report(error: Exception) -> None:
+    cause = _cause(error)
+    if not isinstance(cause, _EXPECTED):
+        traceback.print_exception(error)
+    print(f"error: {_message(error, cause)}", file=sys.stderr)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What an object refused at construction, below Hydra's account of constructing it."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _message(error: BaseException, cause: BaseException) -> str:
+    text = " ".join(_sentences(cause))
+    if isinstance(cause, MissingConfigException) and cause.missing_cfg_file and cause.options:
+        nearest = difflib.get_close_matches(os.path.basename(cause.missing_cfg_file), cause.options, n=1)
+        meant = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        return f"There is no {cause.missing_cfg_file!r}. Options: {', '.join(cause.options)}.{meant}"
+    key = re.search(r"full_key: (\S+)", str(error)) if isinstance(error, InstantiationException) else None
+    return f"{key.group(1)}: {text}" if key else text
+
+
+def _sentences(error: BaseException) -> list[str]:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    # OmegaConf appends where the key is, which its first line has said already.
+    lines = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type="))]
+    if error.__cause__ is not None and isinstance(error, HydraException):
+        lines += [line for line in _sentences(error.__cause__) if line not in lines]
+    return [line if line.endswith((".", "?", ":")) else f"{line}." for line in lines]

@@ -1,0 +1,184 @@
+"""One batch's draw: where, with whom and how much it is mixed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mm_lightning.mixup.pairing import RandomPermutation
+from mm_lightning.mixup.ratio import BetaRatio
+
+__all__ = ["MixPlan", "PlanSource"]
+
+Ratio = Callable[[np.random.Generator, int], np.ndarray]
+Pairing = Callable[[np.random.Generator, int], np.ndarray]
+
+# The layer is drawn alike on every rank, ratio and partners are not: two independent streams of one seed.
+_SHARED_STREAM, _RANK_STREAM = 0, 1
+
+
+@dataclass(frozen=True, eq=False)
+class MixPlan:
+    """How one batch is mixed. Drawn once a batch; hidden state, targets, loss and log only read it.
+
+    Attributes:
+        layer: Name of the layer after which the batch is mixed, ``"input"`` for the batch itself (k = 0 in the paper),
+            or None for a batch that stays unmixed.
+        partner: The row mixed into each row, int64 (N,).
+        lam: Weight of the row itself, float32 in [0, 1], (N,). The same number in every row unless drawn per sample.
+        inverse: For a permutation ``partner`` its inverse, int64 (N,): the row that row i is mixed into. It turns the
+            backward pass into a gather. None is always right, only slower.
+    """
+
+    layer: str | None
+    partner: Tensor
+    lam: Tensor
+    inverse: Tensor | None = None
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the batch is mixed at all."""
+        return self.layer is not None
+
+    @property
+    def batch_size(self) -> int:
+        """Number of rows, N."""
+        return self.partner.shape[0]
+
+    def to(self, device: torch.device | str) -> MixPlan:
+        """Return the plan with its tensors on ``device``."""
+        device = torch.device(device)
+        if device == self.partner.device:
+            return self
+        inverse = None if self.inverse is None else _move(self.inverse, device)
+        return MixPlan(self.layer, _move(self.partner, device), _move(self.lam, device), inverse)
+
+    @classmethod
+    def unmixed(cls, batch_size: int) -> MixPlan:
+        """Return the plan that leaves a batch of ``batch_size`` rows as it is."""
+        rows = torch.arange(batch_size)
+        return cls(None, rows, torch.ones(1).expand(batch_size), rows)
+
+
+@dataclass(frozen=True)
+class PlanSource:
+    """Draws the :class:`MixPlan` of any batch: a pure function of the seed and of the batch's place in training.
+
+    No random state is kept, read or moved. The same (seed, epoch, batch index, rank) gives the same plan in any order
+    of calls, so a resumed run continues the sequence. Ranks share the layer and draw their own partners and ratio.
+
+    Args:
+        layers: Names of the eligible layers, the set S of the paper. At least one.
+        ratio: Draws ``lam``.
+        pairing: Draws ``partner``; called with a generator and the batch size, it returns (N,) row indices.
+        weights: Probability of each layer up to a common factor, in the order of ``layers``. Uniform if None.
+        probability: Share of the batches that is mixed, in [0, 1].
+        seed: Integer in [0, 2**64).
+
+    Raises:
+        ValueError: If an argument is out of its range or ``weights`` does not fit ``layers``.
+    """
+
+    layers: Sequence[str]
+    ratio: Ratio = field(default_factory=BetaRatio)
+    pairing: Pairing = field(default_factory=RandomPermutation)
+    weights: Sequence[float] | None = None
+    probability: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, str) or len(self.layers) == 0:
+            raise ValueError(f"layers must be a sequence of at least one layer name, got {self.layers!r}.")
+        check_weights(self.weights, len(self.layers))
+        check_probability(self.probability)
+        check_seed(self.seed)
+
+    def draw(self, batch_size: int, *, epoch: int = 0, batch_index: int = 0, rank: int = 0) -> MixPlan:
+        """Draw the plan of one batch, on the CPU.
+
+        Args:
+            batch_size: Number of rows, N >= 1. One row has no partner and stays unmixed.
+            epoch: Epoch, from 0.
+            batch_index: Index of the batch in its epoch, from 0.
+            rank: Rank of the process among all that train together.
+
+        Returns:
+            The plan, the same for the same arguments.
+
+        Raises:
+            ValueError: If ``batch_size`` is below 1, or if ``pairing`` draws something else than rows of the batch.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1, got {batch_size}.")
+        shared = self._rng(_SHARED_STREAM, epoch, batch_index, 0)
+        layer = self.layers[self._draw_layer(shared)]
+        if batch_size == 1 or shared.random() >= self.probability:
+            return MixPlan.unmixed(batch_size)
+        own = self._rng(_RANK_STREAM, epoch, batch_index, rank)
+        lam = self.ratio(own, batch_size)
+        if (lam == 1).all():  # nothing of the partners is wanted: leave the batch exactly as it is
+            return MixPlan.unmixed(batch_size)
+        partner = np.asarray(self.pairing(own, batch_size), dtype=np.int64)
+        if partner.shape != (batch_size,) or partner.min() < 0 or partner.max() >= batch_size:
+            raise ValueError(f"{self.pairing!r} must draw one row in 0 ... {batch_size - 1} for each of the rows.")
+        inverse = _inverse(partner)
+        return MixPlan(
+            layer=layer,
+            partner=torch.from_numpy(partner),
+            lam=torch.from_numpy(lam).to(torch.float32).expand(batch_size),
+            inverse=None if inverse is None else torch.from_numpy(inverse),
+        )
+
+    def _draw_layer(self, rng: np.random.Generator) -> int:
+        if self.weights is None:
+            return int(rng.integers(len(self.layers)))
+        cumulative = np.cumsum(self.weights)
+        return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+
+    def _rng(self, stream: int, epoch: int, batch_index: int, rank: int) -> np.random.Generator:
+        # Philox is counter-based: the key names the sequence, the counter the place in it. Word 0 counts the draws.
+        key = np.array([self.seed, stream], dtype=np.uint64)
+        counter = np.array([0, batch_index, epoch, rank], dtype=np.uint64)
+        return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def check_weights(weights: Sequence[float] | None, num_layers: int) -> None:
+    """Raise ValueError unless ``weights`` is None or one finite weight >= 0 a layer with a positive sum."""
+    if weights is None:
+        return
+    if len(weights) != num_layers:
+        raise ValueError(f"weights must hold one number for each of the {num_layers} eligible layers, got {weights!r}.")
+    if any(not math.isfinite(w) or w < 0 for w in weights) or sum(weights) <= 0:
+        raise ValueError(f"weights must be finite, >= 0 and not all zero, got {weights!r}.")
+
+
+def check_probability(probability: float) -> None:
+    """Raise ValueError unless ``probability`` is in [0, 1]."""
+    if not 0.0 <= probability <= 1.0:
+        raise ValueError(f"probability must be in [0, 1], got {probability}. 0 switches mixing off.")
+
+
+def check_seed(seed: int) -> None:
+    """Raise ValueError unless ``seed`` is an integer in [0, 2**64)."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be an integer in [0, 2**64), got {seed!r}.")
+
+
+def _inverse(partner: np.ndarray) -> np.ndarray | None:
+    rows = np.arange(len(partner))
+    inverse = np.zeros_like(partner)
+    inverse[partner] = rows
+    return inverse if np.array_equal(partner[inverse], rows) else None
+
+
+def _move(tensor: Tensor, device: torch.device) -> Tensor:
+    if tensor.stride(0) == 0:  # one lam for the whole batch: move one number and keep it one number
+        return _move(tensor[:1].clone(), device).expand(tensor.shape)
+    # Pinned memory lets the copy overlap with the device's work instead of waiting for it.
+    source = tensor.pin_memory() if device.type == "cuda" else tensor
+    return source.to(device, non_blocking=device.type == "cuda")

@@ -1,0 +1,210 @@
+"""Targets that know their partners': how a loss call that was not written for mixing becomes the mixed loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from mm_lightning.mixup.hook import Mixer
+from mm_lightning.mixup.plan import MixPlan
+from mm_lightning.mixup.targets import cross_entropy_of_pair
+
+__all__ = ["TargetPair", "mixed_accuracy"]
+
+# Functions that move, cast, relabel or compare targets row by row. They are applied to the batch's own targets and to
+# the partners' alike. The result of any other function is no longer known to be targets.
+_FOLLOWED = frozenset(
+    """
+    view reshape flatten unflatten squeeze unsqueeze permute transpose movedim expand contiguous clone detach
+    to type long int short float double half bfloat16 bool cpu cuda
+    __getitem__ narrow select index_select take gather chunk split unbind stack cat one_hot
+    eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__ logical_not logical_and logical_or __and__ __or__
+    __invert__ masked_fill where clamp
+    add sub rsub mul floor_divide remainder
+    __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __floordiv__ __mod__
+    """.split()
+)
+_IN_PLACE = frozenset(
+    """
+    __setitem__ __iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __imod__ __ipow__ __iand__ __ior__ __ixor__
+    """.split()
+)
+_LOOK_UPS = frozenset({"__getitem__", "gather", "index_select", "take"})
+
+
+class TargetPair(Tensor):
+    """The batch's own targets, which carry their partners' along.
+
+    To user code it is the batch's own tensor: same values, dtype, device and storage, and metrics see just that. What
+    is derived from it row by row (``.view(-1)``, ``.long()``, ``one_hot``, a look-up table) is a pair again. Only a
+    cross-entropy that takes part in the backward pass sees both halves, and computes
+    ``lam * loss(own) + (1 - lam) * loss(partner)``. Any other differentiable use after the batch was mixed is an error.
+
+    Attributes:
+        own: The batch's own targets, a plain tensor.
+        partner: The partners' targets, of the same shape; None after a function that cannot be followed.
+        lam: Weight of the own targets, float (N,).
+        mixer: Records the losses computed on mixed targets.
+        lost_in: Name of the function that could not be followed, or None.
+    """
+
+    own: Tensor
+    partner: Tensor | None
+    lam: Tensor
+    mixer: Mixer
+    lost_in: str | None
+
+    @classmethod
+    def wrap(cls, targets: Tensor, plan: MixPlan, mixer: Mixer) -> TargetPair:
+        """Pair the targets (N, ...) of a batch with their partners'. ``targets`` is not changed."""
+        return _pair(targets, targets[plan.partner], plan.lam, mixer)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Apply ``func`` to the own targets and, where that keeps its meaning, to the partners'."""
+        kwargs = kwargs or {}
+        if func is F.cross_entropy:
+            return _cross_entropy(*args, **kwargs)
+        name = getattr(func, "__name__", str(func))
+        own_args, own_kwargs = tree_map_only(cls, lambda pair: pair.own, (args, kwargs))
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*own_args, **own_kwargs)
+        pairs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, cls)]
+        if not pairs or not _holds_tensor(result):
+            return result  # numbers, shapes and reductions: what metrics are made of
+        if name in _IN_PLACE or (name.endswith("_") and not name.endswith("__")):
+            return _changed_in_place(func, args, kwargs)
+        operands = [leaf for leaf in tree_leaves((own_args, own_kwargs)) if isinstance(leaf, Tensor)]
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in operands):
+            return _differentiable(result, name, pairs[0])
+        return _follow(func, name, args, kwargs, pairs, len(operands), result)
+
+
+def mixed_accuracy(logits: Tensor, targets: Tensor, plan: MixPlan | None = None) -> Tensor:
+    """Accuracy on a mixed batch: ``lam`` for a hit on the row's own class, ``1 - lam`` for one on its partner's.
+
+    It is not comparable with accuracy on unmixed data: where partners are of other classes, a perfect network reaches
+    ``E[max(lam, 1 - lam)]``, which is 0.69 for ``lam ~ Beta(2, 2)``.
+
+    Args:
+        logits: Scores, (N, K).
+        targets: Class indices, (N,). Inside a ``training_step`` under ``ManifoldMixupCallback`` the batch's targets
+            know their partners, so that ``plan`` is not needed.
+        plan: The plan the batch was mixed with.
+
+    Returns:
+        float32 scalar in [0, 1]: the plain accuracy if the batch is not mixed.
+    """
+    predicted = logits.detach().argmax(dim=1)
+    if isinstance(targets, TargetPair) and targets.partner is not None:
+        own, partner, lam = targets.own, targets.partner, targets.lam
+    elif plan is not None:
+        own, partner, lam = targets, targets[plan.partner], plan.lam
+    else:
+        return (predicted == targets).float().mean()
+    return (lam * (predicted == own) + (1 - lam) * (predicted == partner)).mean()
+
+
+def _pair(own: Tensor, partner: Tensor | None, lam: Tensor, mixer: Mixer, lost_in: str | None = None) -> TargetPair:
+    pair = own.as_subclass(TargetPair)
+    pair.own, pair.partner, pair.lam, pair.mixer, pair.lost_in = own, partner, lam, mixer, lost_in
+    return pair
+
+
+def _cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """``F.cross_entropy`` with its own signature, where at least one argument is a pair."""
+    if not isinstance(target, TargetPair) or isinstance(logits, TargetPair) or isinstance(weight, TargetPair):
+        raise RuntimeError("cross_entropy can be mixed only where its target, and nothing else, is of the batch.")
+    if not (torch.is_grad_enabled() and logits.requires_grad):  # a metric, not a loss
+        return F.cross_entropy(
+            logits, target.own, weight, size_average, ignore_index, reduce, reduction, label_smoothing
+        )
+    if size_average is not None or reduce is not None:
+        raise TypeError("cross_entropy's size_average and reduce are deprecated and cannot be mixed; use reduction.")
+    own, partner, lam = target.own, target.partner, target.lam
+    if partner is None:
+        raise RuntimeError(
+            f"cross_entropy got targets that went through '{target.lost_in}', which cannot be followed, so the loss "
+            "cannot be mixed. Compute them in the data loader instead."
+        )
+    if not target.mixer.has_mixed:
+        raise RuntimeError(
+            f"cross_entropy was computed before layer {target.mixer.planned!r} mixed the batch: the forward pass does "
+            "not reach that layer, or reaches it later. Choose layers that every forward pass runs through."
+        )
+    if own.shape[0] != lam.shape[0]:
+        if lam.stride(0) != 0:
+            raise RuntimeError(
+                f"With one lam per sample the targets must keep the batch in dimension 0, but they have shape "
+                f"{tuple(own.shape)} for {lam.shape[0]} rows. Use per_sample=False."
+            )
+        lam = lam[:1].expand(own.shape[0])  # flattened targets, say
+    loss = cross_entropy_of_pair(logits, own, partner, lam, weight, ignore_index, reduction, label_smoothing)
+    target.mixer.losses.append("cross_entropy")
+    return loss
+
+
+def _holds_tensor(result: Any) -> bool:
+    return any(isinstance(leaf, Tensor) and leaf.dim() > 0 for leaf in tree_leaves(result))
+
+
+def _changed_in_place(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Change the partners' half too, if it is a pair that was changed. A plain tensor is changed but once."""
+    changed = args[0]
+    if isinstance(changed, TargetPair) and changed.partner is not None:
+        partner_args, partner_kwargs = _partner_of((args, kwargs))
+        func(*partner_args, **partner_kwargs)
+    return changed
+
+
+def _differentiable(result: Any, name: str, pair: TargetPair) -> Any:
+    # Before the mix, batch tensors that meet parameters are inputs (token indices in an embedding, say).
+    if pair.mixer.has_mixed:
+        raise RuntimeError(
+            f"'{name}' uses the batch's class indices in a differentiable way after the batch was mixed, which cannot "
+            "be mixed. Compute the loss with F.cross_entropy or nn.CrossEntropyLoss."
+        )
+    return result
+
+
+def _follow(
+    func: Callable[..., Any],
+    name: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    pairs: list[TargetPair],
+    num_tensors: int,
+    result: Any,
+) -> Any:
+    """Make the result a pair if it still is targets, else leave it the plain result on the own targets."""
+    first = pairs[0]
+    only_targets = num_tensors == len(pairs)
+    known = all(pair.partner is not None for pair in pairs)
+    if known and name in _FOLLOWED and (only_targets or name in _LOOK_UPS):
+        partner_args, partner_kwargs = _partner_of((args, kwargs))
+        of_partner = iter(tree_leaves(func(*partner_args, **partner_kwargs)))
+        return tree_map_only(Tensor, lambda own: _pair(own, next(of_partner), first.lam, first.mixer), result)
+    if only_targets and all(not leaf.is_floating_point() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)):
+        lost_in = next((pair.lost_in for pair in pairs if pair.lost_in), name)
+        return tree_map_only(Tensor, lambda own: _pair(own, None, first.lam, first.mixer, lost_in), result)
+    return result
+
+
+def _partner_of(tree: Any) -> Any:
+    return tree_map_only(TargetPair, lambda pair: pair.partner, tree)

@@ -1,0 +1,110 @@
+"""The loss on mixed targets: ``lam * loss(logits, targets) + (1 - lam) * loss(logits, targets[partner])``."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from mm_lightning.mixup.interpolation import linear
+from mm_lightning.mixup.plan import MixPlan
+
+__all__ = ["cross_entropy_of_pair", "mixed_cross_entropy"]
+
+
+def mixed_cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    plan: MixPlan,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross-entropy of a batch that was mixed as planned.
+
+    Equals ``lam * F.cross_entropy(logits, targets) + (1 - lam) * F.cross_entropy(logits, targets[partner])`` with the
+    same options, each term with its own normaliser, for one log-softmax. With a ``lam`` per row, row i's losses are
+    weighted by ``lam[i]`` and ``1 - lam[i]`` before the reduction. Without class weights this is the cross-entropy on
+    mixed one-hot targets (Verma et al., 2019, equation 1); with them the two differ, because PyTorch normalises
+    by the weights of the index targets.
+
+    Args:
+        logits: Unnormalised scores, (N, K) or (N, K, ...).
+        targets: The batch's own targets: class indices int64 (N, ...) or class probabilities (N, K, ...).
+        plan: The plan the hidden states were mixed with.
+        weight: Weight of each class, (K,).
+        ignore_index: Class index that contributes nothing. For class indices only.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        label_smoothing: In [0, 1].
+
+    Returns:
+        A scalar, or (N, ...) for reduction ``"none"``.
+
+    Raises:
+        ValueError: If the numbers of rows of logits, targets and plan differ, or an option is out of range.
+    """
+    if targets.shape[0] != plan.batch_size:
+        raise ValueError(f"targets have {targets.shape[0]} rows, but the batch was mixed with {plan.batch_size} rows.")
+    return cross_entropy_of_pair(
+        logits, targets, targets[plan.partner], plan.lam, weight, ignore_index, reduction, label_smoothing
+    )
+
+
+def cross_entropy_of_pair(
+    logits: Tensor,
+    own: Tensor,
+    partner: Tensor,
+    lam: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """:func:`mixed_cross_entropy` for targets whose partners' are at hand; ``lam`` is (N,)."""
+    _check(logits, own, reduction, label_smoothing)
+    if own.is_floating_point():
+        targets = linear(own, partner, lam)
+        return F.cross_entropy(logits, targets, weight=weight, reduction=reduction, label_smoothing=label_smoothing)
+    log_probs = F.log_softmax(logits, dim=1)
+    smooth = _smoothing_loss(log_probs, weight) if label_smoothing > 0 else None
+
+    def term(targets: Tensor, ratio: Tensor) -> Tensor:
+        loss = F.nll_loss(log_probs, targets, weight, ignore_index=ignore_index, reduction="none")
+        if smooth is not None:
+            counted = smooth.masked_fill(targets == ignore_index, 0.0)
+            loss = (1 - label_smoothing) * loss + label_smoothing * counted
+        loss = loss * ratio.to(loss.dtype).view(-1, *[1] * (loss.dim() - 1))  # (N,) -> (N, 1, ..., 1)
+        if reduction == "none":
+            return loss
+        return loss.sum() if reduction == "sum" else loss.sum() / _normaliser(targets, weight, ignore_index, loss)
+
+    return term(own, lam) + term(partner, 1 - lam)
+
+
+def _check(logits: Tensor, targets: Tensor, reduction: str, label_smoothing: float) -> None:
+    expected = logits.shape if targets.is_floating_point() else (logits.shape[0], *logits.shape[2:])
+    if logits.dim() < 2 or targets.shape != expected:
+        raise ValueError(
+            f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} do not fit: class indices must be "
+            "(N, ...) and class probabilities (N, K, ...) for logits (N, K, ...)."
+        )
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}.")
+
+
+def _smoothing_loss(log_probs: Tensor, weight: Tensor | None) -> Tensor:
+    """The loss on the uniform distribution that label smoothing mixes in: (N, K, ...) -> (N, ...)."""
+    if weight is not None:
+        log_probs = log_probs * weight.view(-1, *[1] * (log_probs.dim() - 2))  # (K,) -> (K, 1, ..., 1)
+    return -log_probs.sum(dim=1) / log_probs.shape[1]
+
+
+def _normaliser(targets: Tensor, weight: Tensor | None, ignore_index: int, loss: Tensor) -> Tensor | float:
+    """What PyTorch's mean divides by: the weights of the counted targets, or their number."""
+    counted = targets != ignore_index
+    if weight is None:
+        return counted.sum().to(loss.dtype)
+    return weight[targets.masked_fill(~counted, 0)].to(loss.dtype).mul(counted).sum()

@@ -1,0 +1,52 @@
+"""Multilayer perceptrons as lists of blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+from torch import nn
+
+__all__ = ["mlp_blocks"]
+
+
+def mlp_blocks(
+    sizes: Sequence[int], mix_before: Iterable[int] = (), negative_slope: float = 0.3
+) -> list[tuple[nn.Module, bool]]:
+    """Build the blocks of a multilayer perceptron for a MixableModule.
+
+    Every block is a linear layer and, but for the last, a LeakyReLU; the first one flattens its input. Weights are
+    Glorot-uniform and biases zero.
+
+    Args:
+        sizes: Units of each layer, from the flattened input to the logits: L + 1 numbers for L blocks.
+        mix_before: Indices in 0 ... L - 1 of the blocks that the batch may be mixed before; 0 is the input.
+        negative_slope: Slope of the LeakyReLU below zero.
+
+    Returns:
+        ``(block, eligible)`` for each block. Block i maps (N, sizes[i]) to (N, sizes[i + 1]), the first one (N, ...).
+
+    Raises:
+        ValueError: If there are fewer than two sizes, or ``mix_before`` names a block that is not there.
+    """
+    if len(sizes) < 2 or any(size < 1 for size in sizes):
+        raise ValueError(f"sizes must hold at least two numbers of units >= 1, got {list(sizes)}.")
+    last = len(sizes) - 2
+    eligible = set(mix_before)
+    if unknown := sorted(eligible - set(range(last + 1))):
+        raise ValueError(f"mix_before names the blocks {unknown}, but the blocks are 0 to {last}.")
+    blocks = []
+    for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
+        modules: list[nn.Module] = [nn.Flatten()] if i == 0 else []
+        modules.append(_linear(fan_in, fan_out))
+        if i < last:
+            modules.append(nn.LeakyReLU(negative_slope))
+        blocks.append((nn.Sequential(*modules), i in eligible))
+    return blocks
+
+
+def _linear(fan_in: int, fan_out: int) -> nn.Linear:
+    layer = nn.Linear(fan_in, fan_out)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

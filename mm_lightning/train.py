@@ -1,0 +1,111 @@
+"""The main command: ``python -m mm_lightning.train +experiment=mnist_bottleneck``.
+
+Composes the configuration, trains, tests, and leaves a folder with everything about the run.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning.pytorch as pl
+from hydra.utils import instantiate
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from mm_lightning import failure, record
+from mm_lightning.checkpoint import check_checkpoint
+
+__all__ = ["main", "run"]
+
+
+def run(config: DictConfig) -> dict[str, float]:
+    """Train and test what the configuration says.
+
+    Args:
+        config: The composed configuration, as ``conf/train.yaml`` documents it.
+
+    Returns:
+        The final metrics: those of the last validation and of the test.
+
+    Raises:
+        FileExistsError: If the run's folder holds a run already.
+        ValueError: If the configuration or the checkpoint to resume from does not fit.
+    """
+    begin = time.monotonic()
+    _quieten()
+    folder = Path(config.run_dir)
+    if rank_zero_only.rank == 0:
+        record.claim_folder(folder, OmegaConf.to_yaml(config, resolve=True))
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    data: pl.LightningDataModule = instantiate(config.data)
+    model: pl.LightningModule = instantiate(config.model)
+    if config.ckpt_path is not None:
+        check_checkpoint(Path(config.ckpt_path), model)
+    callbacks = _instantiate_all({**config.diagnostics, **config.callbacks, "mixup": config.mixup})
+    trainer: pl.Trainer = instantiate(config.trainer, callbacks=callbacks, logger=_instantiate_all({"": config.logger}))
+
+    trainer.fit(model, data, ckpt_path=config.ckpt_path)
+    metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    fit_seconds = time.monotonic() - begin
+    trainer.test(model, data, verbose=False)
+    metrics |= {key: float(value) for key, value in trainer.callback_metrics.items()}
+
+    if trainer.is_global_zero:
+        seconds = {"fit_seconds": round(fit_seconds, 2), "total_seconds": round(time.monotonic() - begin, 2)}
+        content = {"name": config.name, "seed": config.seed, "epochs": trainer.current_epoch, "metrics": metrics}
+        record.write_json(folder / "metrics.json", {**content, **seconds, **record.environment()})
+        print(_summary(folder, metrics, seconds["total_seconds"]))
+    return metrics
+
+
+def _instantiate_all(configs: dict[str, Any]) -> list[Any]:
+    """Instantiate each entry that names a target; ``none.yaml`` and null entries name none."""
+    return [instantiate(entry) for entry in configs.values() if entry and "_target_" in entry]
+
+
+def _quieten() -> None:
+    """Leave out Lightning's remarks on hardware and products; its warnings stay."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*", category=FutureWarning)
+
+
+def _summary(folder: Path, metrics: dict[str, float], seconds: float) -> str:
+    shown = "  ".join(
+        f"{key.removeprefix('test/')} {metrics[key]:.4f}" for key in sorted(metrics) if key.startswith("test/")
+    )
+    lines = [
+        f"Test         {shown}",
+        f"Run folder   {folder}  ({seconds:.0f} s)",
+        *(f"Figure       {path}" for path in sorted(folder.glob("figures/*.png"))),
+        f"TensorBoard  tensorboard --logdir {folder}",
+    ]
+    return "\n".join(lines)
+
+
+# In a clone and after an editable install the configuration is beside the package, in a wheel inside it.
+_PACKAGE = Path(__file__).resolve().parent
+_CONF = next((path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir()), _PACKAGE / "conf")
+
+
+@hydra.main(version_base="1.3", config_path=str(_CONF), config_name="train")
+def _job(config: DictConfig) -> dict[str, float]:
+    try:
+        return run(config)
+    except Exception as error:
+        raise failure.JobFailed(error) from error
+
+
+def main() -> None:
+    """Run the command line. Exit code 0 on success, 130 after Ctrl-C, 1 otherwise."""
+    with failure.as_one_line():
+        _job()
+
+
+if __name__ == "__main__":
+    main()
