@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mm_lightning.mixup import BetaRatio, LayerSpec, Mixer, MixPlan, PlanSource, resolve_layers
 from mm_lightning.mixup.plan import Pairing, check_probability, check_seed
-from mm_lightning.step import batch_size_of, run_mixed_step
+from mm_lightning.step import batch_size_of, is_compiled, run_mixed_step
 
 __all__ = ["ManifoldMixupCallback"]
 
@@ -193,13 +193,14 @@ class ManifoldMixupCallback(pl.Callback):
 
     def _wrap_training_step(self, pl_module: pl.LightningModule, mixer: Mixer) -> None:
         original = pl_module.training_step
+        watched = not is_compiled(pl_module)  # the compiler would trace the watch, and compile every graph twice
 
         @functools.wraps(original)
         def training_step(*args: Any, **kwargs: Any) -> Any:
             # Not armed: a validation_step that calls training_step, or a loop that the tuner runs.
             if not self._is_armed or self.plan is None or not self.plan.mixes:
                 return original(*args, **kwargs)
-            return run_mixed_step(original, args, kwargs, self.plan, mixer)
+            return run_mixed_step(original, args, kwargs, self.plan, mixer, watched)
 
         # On the instance, where it also stands behind the redirection that DDP and FSDP call training_step through.
         self._patched = (pl_module, pl_module.__dict__.get("training_step"))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from mm_lightning.mixup import INPUT, Mixer, MixPlan, TargetPair
 
-__all__ = ["batch_size_of", "run_mixed_step"]
+__all__ = ["batch_size_of", "is_compiled", "run_mixed_step"]
 
 # uint8 is left out: it holds images more often than class indices.
 _CLASS_INDICES = (torch.int64, torch.int32, torch.int16)
@@ -32,8 +33,24 @@ def batch_size_of(batch: Any) -> int:
     return sizes[0]
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether ``torch.compile`` has been applied to ``module`` or to a part of it."""
+    dynamo = sys.modules.get("torch._dynamo")  # a second to import, and imported already if anything was compiled
+    if dynamo is None:
+        return False
+    wrapped = getattr(module, "_compiler_ctx", None) is not None  # where Lightning keeps what it unwrapped
+    return wrapped or any(
+        isinstance(part, dynamo.OptimizedModule) or part._compiled_call_impl is not None for part in module.modules()
+    )
+
+
 def run_mixed_step(
-    training_step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], plan: MixPlan, mixer: Mixer
+    training_step: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    plan: MixPlan,
+    mixer: Mixer,
+    watched: bool = True,
 ) -> Any:
     """Run a training step with hidden state and targets mixed as planned.
 
@@ -43,6 +60,7 @@ def run_mixed_step(
         kwargs: Its keyword arguments.
         plan: A plan that mixes.
         mixer: Attached to the eligible layers.
+        watched: Look for unmixed tensors of the batch behind each layer the first time it is mixed.
 
     Returns:
         What ``training_step`` returns.
@@ -55,7 +73,7 @@ def run_mixed_step(
     mixer.start(plan)
     try:
         batch = _hand_over(args[0], plan, mixer)
-        with _Watch(args[0], mixer) if mixer.is_first_mix else nullcontext():
+        with _Watch(args[0], mixer) if watched and mixer.is_first_mix else nullcontext():
             output = training_step(batch, *args[1:], **kwargs)
         _prove(output, plan, mixer)
     finally:

@@ -14,6 +14,9 @@ __all__ = ["INPUT", "Layer", "LayerSpec", "MixPoint", "resolve_layers"]
 INPUT = "input"
 """Name of layer k = 0: the batch itself."""
 
+# Attributes in which torch.compile and activation checkpointing keep the module they wrap.
+_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
+
 LayerSpec = str | nn.Module | type[nn.Module] | Sequence[str | nn.Module | type[nn.Module]]
 
 
@@ -58,7 +61,10 @@ def resolve_layers(root: nn.Module, spec: LayerSpec) -> tuple[Layer, ...]:
         ValueError: If a part of ``spec`` matches nothing, or matches ``root`` itself.
         TypeError: If a part of ``spec`` is none of the above.
     """
-    modules = {_display_name(name, module): module for name, module in root.named_modules() if name}
+    modules: dict[str, nn.Module] = {}
+    for name, module in root.named_modules():
+        if (shown := _display_name(name, module)) and module is not root:
+            modules.setdefault(shown, module)
     parts = list(spec) if isinstance(spec, Iterable) and not isinstance(spec, (str, nn.Module)) else [spec]
     if not parts:
         raise ValueError("layers is empty. Name at least one layer, or use 'auto' or 'input'.")
@@ -96,7 +102,8 @@ def _match(root: nn.Module, modules: dict[str, nn.Module], part: object) -> list
 
 
 def _display_name(name: str, module: nn.Module) -> str:
-    """The dotted name, but for a foreign module called like the batch."""
+    """The dotted name without wrappers' parts, and never the batch's for a module of the user."""
+    name = ".".join(part for part in name.split(".") if part not in _WRAPPED)
     return f"{INPUT} (module)" if name == INPUT and not isinstance(module, MixPoint) else name
 
 
