@@ -174,15 +174,16 @@ class _Metrics(nn.Module):
 
 
 def _checked(blocks: Iterable[Block]) -> list[Block]:
-    blocks = [tuple(block) if isinstance(block, (list, tuple)) else block for block in blocks]
-    if not blocks:
-        raise ValueError("blocks is empty. Give at least one (module, eligible).")
+    checked: list[Block] = []
     for block in blocks:
-        if not (isinstance(block, tuple) and len(block) == 2 and isinstance(block[0], nn.Module)):
-            raise TypeError(f"Each block must be (module, eligible), got {block!r}.")
-        if not isinstance(block[1], bool):
-            raise TypeError(f"Whether a block is eligible must be True or False, got {block[1]!r}.")
-    return blocks
+        match block:
+            case [nn.Module() as module, bool() as eligible]:
+                checked.append((module, eligible))
+            case _:
+                raise TypeError(f"Each block must be (module, True or False), got {block!r}.")
+    if not checked:
+        raise ValueError("blocks is empty. Give at least one (module, eligible).")
+    return checked
 
 
 def _num_outputs(blocks: nn.ModuleList) -> int:

@@ -164,8 +164,9 @@ class _Watch(TorchFunctionMode):
             if unmixed and len(unmixed) < len(operands):
                 raise RuntimeError(
                     f"After layer {self.mixer.planned!r} was mixed, '{getattr(func, '__name__', func)}' combines the "
-                    f"result with an unmixed tensor of the batch, of shape {tuple(unmixed[0].shape)}. Mix at a "
-                    "layer that no path leads around; a loss on this tensor cannot be mixed."
+                    f"result with an unmixed tensor of the batch, of shape {tuple(unmixed[0].shape)}. That is a "
+                    "path around the layer, a second forward pass, or a loss on this tensor: none can be mixed. Mix at "
+                    "a layer that everything runs through."
                 )
         return func(*args, **kwargs)
 

@@ -39,8 +39,7 @@ def run(config: DictConfig) -> dict[str, float]:
     begin = time.monotonic()
     _quieten()
     folder = Path(config.run_dir)
-    if rank_zero_only.rank == 0:
-        record.claim_folder(folder, OmegaConf.to_yaml(config, resolve=True))
+    rank_zero_only(record.claim_folder)(folder, OmegaConf.to_yaml(config, resolve=True))
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data: pl.LightningDataModule = instantiate(config.data)
     model: pl.LightningModule = instantiate(config.model)

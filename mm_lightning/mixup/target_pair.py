@@ -77,8 +77,8 @@ class TargetPair(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*own_args, **own_kwargs)
         pairs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, cls)]
-        if not pairs or not _holds_tensor(result):
-            return result  # numbers, shapes and reductions: what metrics are made of
+        if not pairs or not any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
+            return result
         if name in _IN_PLACE or (name.endswith("_") and not name.endswith("__")):
             return _changed_in_place(func, args, kwargs)
         operands = [leaf for leaf in tree_leaves((own_args, own_kwargs)) if isinstance(leaf, Tensor)]
@@ -160,10 +160,6 @@ def _cross_entropy(
     return loss
 
 
-def _holds_tensor(result: Any) -> bool:
-    return any(isinstance(leaf, Tensor) and leaf.dim() > 0 for leaf in tree_leaves(result))
-
-
 def _changed_in_place(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Change the partners' half too, if it is a pair that was changed. A plain tensor is changed but once."""
     changed = args[0]
@@ -193,6 +189,8 @@ def _follow(
     result: Any,
 ) -> Any:
     """Make the result a pair if it still is targets, else leave it the plain result on the own targets."""
+    if all(leaf.dim() == 0 for leaf in tree_leaves(result) if isinstance(leaf, Tensor)):
+        return result  # a reduction, as in metrics
     first = pairs[0]
     only_targets = num_tensors == len(pairs)
     known = all(pair.partner is not None for pair in pairs)

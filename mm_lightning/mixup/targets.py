@@ -67,6 +67,7 @@ def cross_entropy_of_pair(
         targets = linear(own, partner, lam)
         return F.cross_entropy(logits, targets, weight=weight, reduction=reduction, label_smoothing=label_smoothing)
     log_probs = F.log_softmax(logits, dim=1)
+    lam = lam.to(log_probs.dtype)
     smooth = _smoothing_loss(log_probs, weight) if label_smoothing > 0 else None
 
     def term(targets: Tensor, ratio: Tensor) -> Tensor:
@@ -74,7 +75,7 @@ def cross_entropy_of_pair(
         if smooth is not None:
             counted = smooth.masked_fill(targets == ignore_index, 0.0)
             loss = (1 - label_smoothing) * loss + label_smoothing * counted
-        loss = loss * ratio.to(loss.dtype).view(-1, *[1] * (loss.dim() - 1))  # (N,) -> (N, 1, ..., 1)
+        loss = loss * ratio.view(-1, *[1] * (loss.dim() - 1))  # (N,) -> (N, 1, ..., 1)
         if reduction == "none":
             return loss
         return loss.sum() if reduction == "sum" else loss.sum() / _normaliser(targets, weight, ignore_index, loss)

@@ -35,7 +35,7 @@ def mlp_blocks(
     eligible = set(mix_before)
     if unknown := sorted(eligible - set(range(last + 1))):
         raise ValueError(f"mix_before names the blocks {unknown}, but the blocks are 0 to {last}.")
-    blocks = []
+    blocks: list[tuple[nn.Module, bool]] = []
     for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         modules: list[nn.Module] = [nn.Flatten()] if i == 0 else []
         modules.append(_linear(fan_in, fan_out))

@@ -1,0 +1,251 @@
+"""Steps that would mix only features or only targets, and what they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mm_lightning import ManifoldMixupCallback, mixed_accuracy
+
+MakeTrainer = Callable[..., pl.Trainer]
+Step = Callable[["Net", Any], Any]
+X, ZEROS = torch.linspace(-1, 1, 24).view(6, 4), torch.zeros(6, dtype=torch.int64)
+
+
+class Net(pl.LightningModule):
+    """Whose training step a test hands in."""
+
+    def __init__(self, step: Step) -> None:
+        super().__init__()
+        self.first, self.second, self.unused = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(3, 3)
+        self.pair = _Pair()
+        self.step = step
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.step(self, batch)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class _Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x
+
+
+class Batches(list[Any]):
+    """A plain loader of given batches."""
+
+
+def fit(make_trainer: MakeTrainer, step: Step, layers: Any, batch: Any = None, **settings: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(6, 4, generator=generator), torch.randint(0, 3, (6,), generator=generator)
+    batches = Batches([(x, y) if batch is None else batch] * 20)
+    make_trainer(ManifoldMixupCallback(layers=layers, **settings)).fit(Net(step), batches)
+
+
+def plain(net: Net, batch: Any) -> Tensor:
+    x, y = batch
+    return F.cross_entropy(net.second(torch.relu(net.first(x))), y)
+
+
+def test_a_plain_step_passes(make_trainer: MakeTrainer) -> None:
+    losses = []
+
+    def step(net: Net, batch: Any) -> Tensor:
+        losses.append(plain(net, batch))
+        return losses[-1]
+
+    fit(make_trainer, step, ["input", "first"])
+    assert len(losses) == 20
+
+
+def _no_loss(net: Net, batch: Any) -> Tensor:
+    return net.second(net.first(batch[0])).square().mean()
+
+
+def _twice(net: Net, batch: Any) -> Tensor:
+    net.first(batch[0])
+    return plain(net, batch)
+
+
+def _shared_layer(net: Net, batch: Any) -> Tensor:
+    return F.cross_entropy(net.unused(net.unused(net.second(net.first(batch[0])))), batch[1])
+
+
+def _early_loss(net: Net, batch: Any) -> Tensor:
+    x, y = batch
+    hidden = net.first(x)
+    return F.cross_entropy(hidden, y) + F.cross_entropy(net.second(hidden), y)
+
+
+def _reconstruction(net: Net, batch: Any) -> Tensor:
+    hidden = net.first(batch[0])
+    return F.cross_entropy(net.second(hidden), batch[1]) + F.mse_loss(hidden[:, :4], batch[0])
+
+
+def _input_again(net: Net, batch: Any) -> Tensor:
+    hidden = net.first(batch[0])
+    return F.cross_entropy(net.second(torch.cat([hidden[:, :4], batch[0]], dim=1)), batch[1])
+
+
+def _by_hand(net: Net, batch: Any) -> Tensor:
+    log_probs = net.second(net.first(batch[0])).log_softmax(dim=1)
+    return -log_probs[torch.arange(6), batch[1]].mean()
+
+
+def _margin(net: Net, batch: Any) -> Tensor:
+    return F.multi_margin_loss(net.second(net.first(batch[0])), batch[1])
+
+
+def _sorted(net: Net, batch: Any) -> Tensor:
+    return F.cross_entropy(net.second(net.first(batch[0])), batch[1].sort().values)
+
+
+def _through_a_pair(net: Net, batch: Any) -> Tensor:
+    return F.cross_entropy(net.second(net.pair(net.first(batch[0]))[0]), batch[1])
+
+
+def _transposed(net: Net, batch: Any) -> Tensor:
+    return F.cross_entropy(net.unused(net.second(net.first(batch[0])).T[:, :3]), batch[1][:3])
+
+
+@pytest.mark.parametrize(
+    ("step", "layers", "message"),
+    [
+        (_no_loss, "first", r"mixed at layer 'first', but training_step computed no F\.cross_entropy"),
+        (_twice, "first", "'linear' combines the result with an unmixed tensor of the batch"),
+        (_shared_layer, "unused", "Layer 'unused' ran 2 times in one training_step"),
+        (plain, "unused", "before layer 'unused' mixed the batch: the forward pass does not reach that layer"),
+        (plain, ["first", "unused"], "does not reach"),
+        (_early_loss, "second", "before layer 'second' mixed the batch"),
+        (
+            _reconstruction,
+            "first",
+            r"'mse_loss' combines the result with an unmixed .* of shape \(6, 4\)",
+        ),
+        (_input_again, "first", "'cat' combines the result with an unmixed tensor of the batch"),
+        (_by_hand, "first", "'__getitem__' uses the batch's class indices in a differentiable way"),
+        (_margin, "first", "'multi_margin_loss' uses the batch's class indices in a differentiable way"),
+        (_sorted, "first", "cross_entropy got targets that went through 'sort'"),
+        (_through_a_pair, "pair", "Layer 'pair' returns a tuple; only the output of a layer that returns one tensor"),
+        (
+            _transposed,
+            "unused",
+            r"Layer 'unused' cannot be mixed: The plan is for 6 rows, .* has shape \(3, 3\)",
+        ),
+    ],
+)
+def test_half_mixed_steps_are_refused(make_trainer: MakeTrainer, step: Step, layers: Any, message: str) -> None:
+    with pytest.raises((RuntimeError, TypeError, ValueError), match=message):
+        fit(make_trainer, step, layers)
+
+
+def test_the_same_steps_train_without_mixing(make_trainer: MakeTrainer) -> None:
+    for step in (_no_loss, _twice, _early_loss_of_three, _reconstruction, _by_hand, _margin, _sorted):
+        fit(make_trainer, step, "first", alpha=0)
+        fit(make_trainer, step, "first", probability=0.0)
+
+
+def _early_loss_of_three(net: Net, batch: Any) -> Tensor:
+    x, y = batch
+    return F.cross_entropy(net.first(x)[:, :3], y) + plain(net, batch)
+
+
+@pytest.mark.parametrize(
+    ("batch", "layers", "message"),
+    [
+        ((X, X[:, 0]), "first", "found no class indices for the 6 rows of the batch, but no integers"),
+        ((X, ZEROS[:5]), "first", "but integer tensors of 5 rows"),
+        ((ZEROS, ZEROS), "input", "no floating point tensor to mix"),
+        (("a", "b"), "first", "needs tensors in the batch"),
+    ],
+    ids=["float-targets", "other-length", "integer-input", "no-tensors"],
+)
+def test_unmixable_batches_are_refused(make_trainer: MakeTrainer, batch: Any, layers: Any, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        fit(make_trainer, plain, layers, batch)
+
+
+def test_token_indices_may_be_the_input(make_trainer: MakeTrainer) -> None:
+    tokens, y = torch.randint(0, 5, (6, 7)), torch.randint(0, 3, (6,))
+    table = nn.Embedding(5, 4)
+
+    def step(net: Net, batch: Any) -> Tensor:
+        return F.cross_entropy(net.second(net.first(table(batch[0])).mean(dim=1)), batch[1])
+
+    fit(make_trainer, step, "first", (tokens, y))
+
+
+def test_a_skipped_batch_is_no_error(make_trainer: MakeTrainer) -> None:
+    calls = []
+
+    def step(net: Net, batch: Any) -> Tensor | None:
+        calls.append(1)
+        return None if len(calls) % 2 else plain(net, batch)
+
+    fit(make_trainer, step, ["input", "first"])
+    assert len(calls) == 20
+
+
+@pytest.mark.parametrize("form", ["dict", "dataclass", "namedtuple", "nested"])
+def test_batches_keep_their_form(make_trainer: MakeTrainer, form: str) -> None:
+    import collections
+    import dataclasses
+
+    @dataclasses.dataclass
+    class Data:
+        x: Tensor
+        y: Tensor
+
+    named = collections.namedtuple("named", ["x", "y"])
+    x, y = torch.randn(6, 4), torch.randint(0, 3, (6,))
+    forms = {"dict": {"x": x, "y": y}, "dataclass": Data(x, y), "namedtuple": named(x, y), "nested": [{"x": x}, (y,)]}
+    batch = forms[form]
+    accuracies = []
+
+    def step(net: Net, batch: Any) -> Tensor:
+        if form == "nested":
+            x, y = batch[0]["x"], batch[1][0]
+        else:
+            x, y = (batch["x"], batch["y"]) if form == "dict" else (batch.x, batch.y)
+        logits = net.second(torch.relu(net.first(x)))
+        accuracies.append(mixed_accuracy(logits, y))
+        return F.cross_entropy(logits, y)
+
+    fit(make_trainer, step, ["input", "first"], batch)
+    assert len(accuracies) == 20
+
+
+def test_a_second_callback_is_refused(make_trainer: MakeTrainer) -> None:
+    class Other(ManifoldMixupCallback):  # of one class, Lightning refuses two by itself
+        pass
+
+    trainer = make_trainer(ManifoldMixupCallback(layers="first"), Other(layers="second"))
+    with pytest.raises(ValueError, match="has 2 ManifoldMixupCallbacks"):
+        trainer.fit(Net(plain), Batches([(X, ZEROS)]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alpha": -1.0}, "alpha must be a finite number >= 0, got -1.0"),
+        ({"alpha": float("nan")}, "alpha must be a finite number >= 0, got nan"),
+        ({"probability": 1.5}, r"probability must be in \[0, 1\], got 1.5"),
+        ({"seed": -1}, "seed must be an integer"),
+    ],
+)
+def test_settings_out_of_range_are_refused_at_once(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ManifoldMixupCallback(**settings)
+
+
+def test_an_unknown_layer_names_the_nearest(make_trainer: MakeTrainer) -> None:
+    with pytest.raises(ValueError, match=r"Layer 'frist' is not in Net\. Nearest names: 'first'"):
+        fit(make_trainer, plain, "frist")
