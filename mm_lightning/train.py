@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from mm_lightning import failure, record
 from mm_lightning.checkpoint import check_checkpoint
 
-__all__ = ["main", "run"]
+__all__ = ["CONF", "build_trainer", "main", "quieten", "run"]
 
 
 def run(config: DictConfig) -> dict[str, float]:
@@ -37,17 +38,17 @@ def run(config: DictConfig) -> dict[str, float]:
         ValueError: If the configuration or the checkpoint to resume from does not fit.
     """
     begin = time.monotonic()
-    _quieten()
+    quieten()
     folder = Path(config.run_dir)
+    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
+        raise ValueError(f"seed must be an integer in [0, 2**32), got {config.seed!r}.")
     rank_zero_only(record.claim_folder)(folder, OmegaConf.to_yaml(config, resolve=True))
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data: pl.LightningDataModule = instantiate(config.data)
     model: pl.LightningModule = instantiate(config.model)
     if config.ckpt_path is not None:
         check_checkpoint(Path(config.ckpt_path), model)
-    callbacks = _instantiate_all({**config.diagnostics, **config.callbacks, "mixup": config.mixup})
-    trainer: pl.Trainer = instantiate(config.trainer, callbacks=callbacks, logger=_instantiate_all({"": config.logger}))
-
+    trainer = build_trainer(config)
     trainer.fit(model, data, ckpt_path=config.ckpt_path)
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     fit_seconds = time.monotonic() - begin
@@ -62,12 +63,20 @@ def run(config: DictConfig) -> dict[str, float]:
     return metrics
 
 
+def build_trainer(config: DictConfig, extra: Sequence[pl.Callback] = ()) -> pl.Trainer:
+    """Build the trainer with its logger and with the callbacks of the configuration, and ``extra`` ones after them."""
+    callbacks = _instantiate_all({**config.diagnostics, **config.callbacks, "mixup": config.mixup})
+    logger = _instantiate_all({"logger": config.logger})
+    trainer: pl.Trainer = instantiate(config.trainer, callbacks=[*callbacks, *extra], logger=logger)
+    return trainer
+
+
 def _instantiate_all(configs: dict[str, Any]) -> list[Any]:
     """Instantiate each entry that names a target; ``none.yaml`` and null entries name none."""
     return [instantiate(entry) for entry in configs.values() if entry and "_target_" in entry]
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Leave out Lightning's remarks on hardware and products; its warnings stay."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
@@ -89,10 +98,10 @@ def _summary(folder: Path, metrics: dict[str, float], seconds: float) -> str:
 
 # In a clone and after an editable install the configuration is beside the package, in a wheel inside it.
 _PACKAGE = Path(__file__).resolve().parent
-_CONF = next((path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir()), _PACKAGE / "conf")
+CONF = next((path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir()), _PACKAGE / "conf")
 
 
-@hydra.main(version_base="1.3", config_path=str(_CONF), config_name="train")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def _job(config: DictConfig) -> dict[str, float]:
     try:
         return run(config)
@@ -101,7 +110,7 @@ def _job(config: DictConfig) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run the command line. Exit code 0 on success, 130 after Ctrl-C, 1 otherwise."""
+    """Run the command line. Exit code 0 on success, 130 after Ctrl-C, 143 after SIGTERM, 1 otherwise."""
     with failure.as_one_line():
         _job()
 

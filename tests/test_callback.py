@@ -371,6 +371,7 @@ def test_manual_optimization_equals_automatic(make_trainer: MakeTrainer) -> None
         assert torch.equal(wanted, got)
 
 
+@pytest.mark.filterwarnings("default")  # the compiler warns of what it does itself
 @pytest.mark.parametrize("what", ["net", "module", "in place"])
 def test_compiled_equals_eager(make_trainer: MakeTrainer, what: str) -> None:
     torch._dynamo.reset()

@@ -26,6 +26,9 @@ SHA256 = {
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 
+# The sampler adds the epoch to its seed. Without a stride, seed 0 in epoch 1 would repeat seed 1 in epoch 0.
+_SEED_STRIDE = 1_000_003
+
 
 class MNIST(NamedTuple):
     """The official data: images uint8 (N, 28, 28), labels int64 (N,)."""
@@ -163,7 +166,8 @@ class MNISTDataModule(LightningDataModule):
     def _sampler(self, images: Tensor, shuffle: bool) -> DistributedSampler[tuple[Tensor, ...]]:
         world_size = 1 if self.trainer is None else self.trainer.world_size
         rank = 0 if self.trainer is None else self.trainer.global_rank
-        return DistributedSampler(TensorDataset(images), world_size, rank, shuffle=shuffle, seed=self.seed)
+        seed = self.seed * _SEED_STRIDE
+        return DistributedSampler(TensorDataset(images), world_size, rank, shuffle=shuffle, seed=seed)
 
     def _next_train_batch(self) -> int:
         # `ready` is the batch_idx of Lightning's next training step, restored from the checkpoint in a resumed epoch;
