@@ -104,6 +104,18 @@ def _margin(net: Net, batch: Any) -> Tensor:
     return F.multi_margin_loss(net.second(net.first(batch[0])), batch[1])
 
 
+def _logits_by_class(net: Net, batch: Any) -> Tensor:
+    logits = net.second(net.first(batch[0])).clone()
+    logits[torch.arange(6), batch[1]] = 0.0
+    return F.cross_entropy(logits, batch[1])
+
+
+def _one_hot_by_scatter(net: Net, batch: Any) -> Tensor:
+    logits = net.second(net.first(batch[0]))
+    one_hot = torch.zeros(6, 3).scatter_(1, batch[1][:, None], 1.0)
+    return F.cross_entropy(logits, batch[1]) - (one_hot * logits.log_softmax(dim=1)).sum()
+
+
 def _sorted(net: Net, batch: Any) -> Tensor:
     return F.cross_entropy(net.second(net.first(batch[0])), batch[1].sort().values)
 
@@ -133,6 +145,8 @@ def _transposed(net: Net, batch: Any) -> Tensor:
         (_input_again, "first", "'cat' combines the result with an unmixed tensor of the batch"),
         (_by_hand, "first", "'__getitem__' uses the batch's class indices in a differentiable way"),
         (_margin, "first", "'multi_margin_loss' uses the batch's class indices in a differentiable way"),
+        (_logits_by_class, "first", "'__setitem__' uses the batch's class indices in a differentiable way"),
+        (_one_hot_by_scatter, "first", "'mul' uses the batch's class indices in a differentiable way"),
         (_sorted, "first", "cross_entropy got targets that went through 'sort'"),
         (_through_a_pair, "pair", "Layer 'pair' returns a tuple; only the output of a layer that returns one tensor"),
         (

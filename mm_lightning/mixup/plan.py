@@ -120,17 +120,17 @@ class PlanSource:
         if batch_size == 1 or shared.random() >= self.probability:
             return MixPlan.unmixed(batch_size)
         own = self._rng(_RANK_STREAM, epoch, batch_index, rank)
-        lam = self.ratio(own, batch_size)
+        lam = np.array(self.ratio(own, batch_size), dtype=np.float32)
         if (lam == 1).all():  # nothing of the partners is wanted: leave the batch exactly as it is
             return MixPlan.unmixed(batch_size)
-        partner = np.asarray(self.pairing(own, batch_size), dtype=np.int64)
+        partner = np.array(self.pairing(own, batch_size), dtype=np.int64)
         if partner.shape != (batch_size,) or partner.min() < 0 or partner.max() >= batch_size:
             raise ValueError(f"{self.pairing!r} must draw one row in 0 ... {batch_size - 1} for each of the rows.")
         inverse = _inverse(partner)
         return MixPlan(
             layer=layer,
             partner=torch.from_numpy(partner),
-            lam=torch.from_numpy(lam).to(torch.float32).expand(batch_size),
+            lam=torch.from_numpy(lam).expand(batch_size),
             inverse=None if inverse is None else torch.from_numpy(inverse),
         )
 
@@ -178,7 +178,7 @@ def _inverse(partner: np.ndarray) -> np.ndarray | None:
 
 def _move(tensor: Tensor, device: torch.device) -> Tensor:
     if tensor.stride(0) == 0:  # one lam for the whole batch: move one number and keep it one number
-        return _move(tensor[:1].clone(), device).expand(tensor.shape)
+        return _move(tensor[0].clone().view(1), device).expand(tensor.shape)
     # Pinned memory lets the copy overlap with the device's work instead of waiting for it.
     source = tensor.pin_memory() if device.type == "cuda" else tensor
     return source.to(device, non_blocking=device.type == "cuda")

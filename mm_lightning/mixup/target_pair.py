@@ -22,7 +22,7 @@ _FOLLOWED = frozenset(
     """
     view reshape flatten unflatten squeeze unsqueeze permute transpose movedim expand contiguous clone detach
     to type long int short float double half bfloat16 bool cpu cuda
-    __getitem__ narrow select index_select take gather chunk split unbind stack cat one_hot
+    __getitem__ narrow select index_select take gather scatter chunk split unbind stack cat one_hot
     eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__ logical_not logical_and logical_or __and__ __or__
     __invert__ masked_fill where clamp
     add sub rsub mul floor_divide remainder
@@ -34,7 +34,8 @@ _IN_PLACE = frozenset(
     __setitem__ __iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __imod__ __ipow__ __iand__ __ior__ __ixor__
     """.split()
 )
-_LOOK_UPS = frozenset({"__getitem__", "gather", "index_select", "take"})
+_LOOK_UPS = frozenset({"__getitem__", "gather", "index_select", "take", "scatter"})
+_REORDERING = frozenset({"gather", "index_select", "take", "transpose", "permute", "movedim", "expand", "stack", "cat"})
 
 
 class TargetPair(Tensor):
@@ -77,14 +78,15 @@ class TargetPair(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*own_args, **own_kwargs)
         pairs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, cls)]
-        if not pairs or not any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
-            return result
+        results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if name in _IN_PLACE or (name.endswith("_") and not name.endswith("__")):
-            return _changed_in_place(func, args, kwargs)
-        operands = [leaf for leaf in tree_leaves((own_args, own_kwargs)) if isinstance(leaf, Tensor)]
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in operands):
-            return _differentiable(result, name, pairs[0])
-        return _follow(func, name, args, kwargs, pairs, len(operands), result)
+            return _changed_in_place(func, name, args, kwargs, pairs, result)
+        if any(tensor.requires_grad for tensor in results):
+            _refuse_after_mixing(name, pairs[0])
+            return result
+        if not pairs or all(tensor.dim() == 0 for tensor in results):
+            return result  # numbers, shapes and reductions: what metrics are made of
+        return _follow(func, name, args, kwargs, pairs, result)
 
 
 def mixed_accuracy(logits: Tensor, targets: Tensor, plan: MixPlan | None = None) -> Tensor:
@@ -149,7 +151,7 @@ def _cross_entropy(
             "not reach that layer, or reaches it later. Choose layers that every forward pass runs through."
         )
     if own.shape[0] != lam.shape[0]:
-        if lam.stride(0) != 0:
+        if not _is_one_number(lam):
             raise RuntimeError(
                 f"With one lam per sample the targets must keep the batch in dimension 0, but they have shape "
                 f"{tuple(own.shape)} for {lam.shape[0]} rows. Use per_sample=False."
@@ -160,23 +162,35 @@ def _cross_entropy(
     return loss
 
 
-def _changed_in_place(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _changed_in_place(
+    func: Callable[..., Any],
+    name: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    pairs: list[TargetPair],
+    result: Any,
+) -> Any:
     """Change the partners' half too, if it is a pair that was changed. A plain tensor is changed but once."""
     changed = args[0]
-    if isinstance(changed, TargetPair) and changed.partner is not None:
-        partner_args, partner_kwargs = _partner_of((args, kwargs))
-        func(*partner_args, **partner_kwargs)
-    return changed
+    if isinstance(changed, TargetPair):
+        if changed.partner is not None:
+            partner_args, partner_kwargs = _partner_of((args, kwargs))
+            func(*partner_args, **partner_kwargs)
+        return None if result is None else changed
+    if changed.requires_grad:  # logits, by class index
+        _refuse_after_mixing(name, pairs[0])
+    if name.startswith("scatter"):  # one-hot targets; a metric's state is changed by other functions
+        return _pair(result, None, pairs[0].lam, pairs[0].mixer, name)
+    return result
 
 
-def _differentiable(result: Any, name: str, pair: TargetPair) -> Any:
+def _refuse_after_mixing(name: str, pair: TargetPair) -> None:
     # Before the mix, batch tensors that meet parameters are inputs (token indices in an embedding, say).
     if pair.mixer.has_mixed:
         raise RuntimeError(
             f"'{name}' uses the batch's class indices in a differentiable way after the batch was mixed, which cannot "
             "be mixed. Compute the loss with F.cross_entropy or nn.CrossEntropyLoss."
         )
-    return result
 
 
 def _follow(
@@ -185,23 +199,36 @@ def _follow(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     pairs: list[TargetPair],
-    num_tensors: int,
     result: Any,
 ) -> Any:
     """Make the result a pair if it still is targets, else leave it the plain result on the own targets."""
-    if all(leaf.dim() == 0 for leaf in tree_leaves(result) if isinstance(leaf, Tensor)):
-        return result  # a reduction, as in metrics
-    first = pairs[0]
-    only_targets = num_tensors == len(pairs)
-    known = all(pair.partner is not None for pair in pairs)
-    if known and name in _FOLLOWED and (only_targets or name in _LOOK_UPS):
-        partner_args, partner_kwargs = _partner_of((args, kwargs))
-        of_partner = iter(tree_leaves(func(*partner_args, **partner_kwargs)))
-        return tree_map_only(Tensor, lambda own: _pair(own, next(of_partner), first.lam, first.mixer), result)
-    if only_targets and all(not leaf.is_floating_point() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)):
-        lost_in = next((pair.lost_in for pair in pairs if pair.lost_in), name)
-        return tree_map_only(Tensor, lambda own: _pair(own, None, first.lam, first.mixer, lost_in), result)
-    return result
+    operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim() > 0]
+    only_targets = all(isinstance(operand, TargetPair) for operand in operands)
+    lam, mixer = pairs[0].lam, pairs[0].mixer
+    lost_in = next((pair.lost_in for pair in pairs if pair.lost_in), None)
+    if lost_in is None and name in _FOLLOWED and (only_targets or name in _LOOK_UPS):
+        if _is_one_number(lam) or _keeps_rows(name, args):
+            partner_args, partner_kwargs = _partner_of((args, kwargs))
+            of_partner = iter(tree_leaves(func(*partner_args, **partner_kwargs)))
+            return tree_map_only(Tensor, lambda own: _pair(own, next(of_partner), lam, mixer), result)
+        lost_in = name
+    elif not only_targets or any(leaf.is_floating_point() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)):
+        return result
+    return tree_map_only(Tensor, lambda own: _pair(own, None, lam, mixer, lost_in or name), result)
+
+
+def _keeps_rows(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether row i of the result is row i of the targets, as one lam per sample needs it."""
+    if not isinstance(args[0], TargetPair):
+        return True  # a look-up table, indexed by the targets
+    if name == "__getitem__":
+        index = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1]
+        return isinstance(index, slice) and index == slice(None)
+    return name not in _REORDERING
+
+
+def _is_one_number(lam: Tensor) -> bool:
+    return lam.stride(0) == 0
 
 
 def _partner_of(tree: Any) -> Any:

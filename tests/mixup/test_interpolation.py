@@ -1,0 +1,264 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from mm_lightning.mixup import MixPlan, linear, mix
+
+PARTNER = torch.tensor([2, 0, 3, 1])
+INVERSE = torch.tensor([1, 3, 0, 2])
+REPEATING = torch.tensor([1, 1, 1, 0])
+LAMS = torch.tensor([0.3, 1.0, 0.0, 0.8])
+
+per_batch_and_per_sample = pytest.mark.parametrize("per_sample", [False, True], ids=["per_batch", "per_sample"])
+permuted_and_repeating = pytest.mark.parametrize("permuted", [True, False], ids=["permutation", "repeating"])
+
+
+def make_plan(per_sample: bool, permuted: bool = True, lam: float = 0.3) -> MixPlan:
+    lams = LAMS if per_sample else torch.tensor([lam]).expand(4)
+    return MixPlan("layer", PARTNER, lams, INVERSE) if permuted else MixPlan("layer", REPEATING, lams)
+
+
+def rows(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def _reference_mix(hidden: Tensor, plan: MixPlan) -> Tensor:
+    lam, partner = plan.lam.double().tolist(), plan.partner.tolist()
+    return torch.stack([lam[i] * hidden[i] + (1 - lam[i]) * hidden[partner[i]] for i in range(len(lam))])
+
+
+def _reference_grad(grad: Tensor, plan: MixPlan) -> Tensor:
+    lam, partner = plan.lam.double().tolist(), plan.partner.tolist()
+    result = torch.zeros_like(grad)
+    for i in range(len(lam)):
+        result[i] += lam[i] * grad[i]
+        result[partner[i]] += (1 - lam[i]) * grad[i]
+    return result
+
+
+def mixed_and_grad(hidden: Tensor, plan: MixPlan, grad: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = hidden.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    mixed = mix(leaf, plan)
+    (leaf_grad,) = torch.autograd.grad(mixed, leaf, grad)
+    return mixed.detach(), leaf_grad
+
+
+def test_linear_by_hand() -> None:
+    own = torch.tensor([[1.0, 2.0], [10.0, 0.0]], dtype=torch.float64)
+    partner = torch.tensor([[3.0, 6.0], [20.0, -8.0]], dtype=torch.float64)
+    mixed = linear(own, partner, torch.tensor([0.25, 0.5]))
+    assert_close(mixed, torch.tensor([[2.5, 5.0], [15.0, -4.0]], dtype=torch.float64), rtol=0, atol=0)
+
+
+def test_linear_weights_the_row_itself_by_lam_in_the_rows_own_precision() -> None:
+    own, partner, lam = rows(4, 3, 2), rows(4, 3, 2).flip(0), LAMS
+    expected = torch.stack([lam[i].double() * own[i] + (1 - lam[i].double()) * partner[i] for i in range(4)])
+    assert_close(linear(own, partner, lam), expected, rtol=0, atol=1e-14)
+
+
+def test_linear_mixes_one_hot_targets() -> None:
+    own, partner = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]), torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    mixed = linear(own, partner, torch.tensor([0.75]).expand(2))
+    assert_close(mixed, torch.tensor([[0.75, 0.25, 0.0], [0.0, 0.0, 1.0]]), rtol=0, atol=0)
+
+
+def test_linear_passes_gradients_to_both() -> None:
+    own, partner = rows(4, 3).requires_grad_(), rows(4, 3).flip(0).requires_grad_()
+    grad = rows(4, 3).square()
+    linear(own, partner, LAMS).backward(grad)
+    lam = LAMS.double().unsqueeze(1)
+    assert_close(own.grad, lam * grad)
+    assert_close(partner.grad, (1 - lam) * grad)
+
+
+@pytest.mark.parametrize(
+    ("own", "partner", "lam", "message"),
+    [
+        pytest.param((4, 2), (4, 3), (4,), r"must have one shape, got \(4, 2\) and \(4, 3\)", id="shapes"),
+        pytest.param((4, 2), (4, 2), (2,), r"lam must be \(N,\).*got \(2,\) for \(4, 2\)", id="lam_too_short"),
+        pytest.param((4, 2), (4, 2), (4, 1), r"lam must be \(N,\).*got \(4, 1\) for \(4, 2\)", id="lam_column"),
+        pytest.param((4, 2), (4, 2), (), r"lam must be \(N,\).*got \(\) for \(4, 2\)", id="lam_scalar"),
+        pytest.param((), (), (), r"lam must be \(N,\).*got \(\) for \(\)", id="scalars"),
+    ],
+)
+def test_linear_refuses_shapes_that_do_not_fit(
+    own: tuple[int, ...], partner: tuple[int, ...], lam: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        linear(torch.zeros(own), torch.zeros(partner), torch.ones(lam))
+
+
+def test_mix_by_hand() -> None:
+    hidden = torch.tensor([[1.0], [5.0], [9.0]], dtype=torch.float64)
+    plan = MixPlan("layer", torch.tensor([1, 2, 0]), torch.tensor([0.25]).expand(3), torch.tensor([2, 0, 1]))
+    assert mix(hidden, plan).tolist() == [[4.0], [8.0], [3.0]]
+
+
+@per_batch_and_per_sample
+@permuted_and_repeating
+@pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 3, 5), (4, 3, 2, 5)], ids=lambda shape: f"{len(shape)}d")
+def test_mix_equals_the_equation(per_sample: bool, permuted: bool, shape: tuple[int, ...]) -> None:
+    hidden, plan = rows(*shape), make_plan(per_sample, permuted)
+    assert_close(mix(hidden, plan), _reference_mix(hidden, plan), rtol=0, atol=1e-14)
+
+
+@per_batch_and_per_sample
+@permuted_and_repeating
+def test_gradient_equals_the_equation(per_sample: bool, permuted: bool) -> None:
+    plan, grad = make_plan(per_sample, permuted), rows(4, 3, 2).cos()
+    _, hidden_grad = mixed_and_grad(rows(4, 3, 2), plan, grad)
+    assert_close(hidden_grad, _reference_grad(grad, plan), rtol=0, atol=1e-14)
+
+
+@per_batch_and_per_sample
+@permuted_and_repeating
+def test_first_and_second_derivative_equal_finite_differences(per_sample: bool, permuted: bool) -> None:
+    plan, hidden = make_plan(per_sample, permuted), rows(4, 3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: mix(x, plan), hidden)
+    assert torch.autograd.gradgradcheck(lambda x: mix(x, plan).square(), hidden)
+
+
+@permuted_and_repeating
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_lam_one_returns_own_rows(permuted: bool, dtype: torch.dtype) -> None:
+    hidden = rows(4, 3, dtype=dtype)
+    assert torch.equal(mix(hidden, make_plan(False, permuted, lam=1.0)), hidden)
+
+
+@permuted_and_repeating
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_lam_zero_returns_the_partners(permuted: bool, dtype: torch.dtype) -> None:
+    hidden, plan = rows(4, 3, dtype=dtype), make_plan(False, permuted, lam=0.0)
+    assert torch.equal(mix(hidden, plan), hidden[plan.partner])
+
+
+@per_batch_and_per_sample
+@permuted_and_repeating
+def test_mixed_rows_lie_between_their_parents(per_sample: bool, permuted: bool) -> None:
+    hidden, plan = rows(4, 50), make_plan(per_sample, permuted)
+    partner, mixed = hidden[plan.partner], mix(hidden, plan)
+    assert (mixed >= torch.minimum(hidden, partner) - 1e-15).all()
+    assert (mixed <= torch.maximum(hidden, partner) + 1e-15).all()
+
+
+@per_batch_and_per_sample
+@permuted_and_repeating
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [
+        pytest.param(torch.float64, 1e-14, id="float64"),
+        pytest.param(torch.float32, 1e-6, id="float32"),
+        pytest.param(torch.bfloat16, 3e-2, id="bfloat16"),
+        pytest.param(torch.float16, 4e-3, id="float16"),
+    ],
+)
+def test_dtype_is_kept_forward_and_backward(
+    per_sample: bool, permuted: bool, dtype: torch.dtype, tolerance: float
+) -> None:
+    hidden, plan, grad = rows(4, 6, dtype=dtype), make_plan(per_sample, permuted), rows(4, 6, dtype=dtype).cos()
+    mixed, hidden_grad = mixed_and_grad(hidden, plan, grad)
+    assert mixed.dtype == hidden_grad.dtype == dtype
+    assert_close(mixed.double(), _reference_mix(hidden.double(), plan), rtol=0, atol=tolerance)
+    assert_close(hidden_grad.double(), _reference_grad(grad.double(), plan), rtol=0, atol=tolerance)
+
+
+@per_batch_and_per_sample
+@permuted_and_repeating
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        pytest.param(rows(4), id="one_number_a_row"),
+        pytest.param(rows(4, 3, 2, 5), id="contiguous"),
+        pytest.param(rows(4, 3, 2, 5).to(memory_format=torch.channels_last), id="channels_last"),
+        pytest.param(rows(4, 3, 2, 5, 2).to(memory_format=torch.channels_last_3d), id="channels_last_3d"),
+        pytest.param(rows(7, 4, 3).transpose(0, 1), id="sequence_first"),
+        pytest.param(rows(3, 4).t(), id="transposed"),
+    ],
+)
+def test_memory_format_is_kept(per_sample: bool, permuted: bool, hidden: Tensor) -> None:
+    plan = make_plan(per_sample, permuted)
+    mixed = mix(hidden, plan)
+    assert mixed.stride() == hidden.stride()
+    assert_close(mixed, _reference_mix(hidden, plan), rtol=0, atol=1e-14)
+
+
+@permuted_and_repeating
+def test_rows_of_a_sliced_tensor_are_mixed(permuted: bool) -> None:
+    hidden, plan = rows(4, 10)[:, ::3], make_plan(False, permuted)
+    assert_close(mix(hidden, plan), _reference_mix(hidden, plan), rtol=0, atol=1e-14)
+
+
+@per_batch_and_per_sample
+@permuted_and_repeating
+def test_hidden_state_and_plan_are_not_changed(per_sample: bool, permuted: bool) -> None:
+    hidden, plan = rows(4, 3), make_plan(per_sample, permuted)
+    tensors = [hidden, plan.lam, plan.partner] + ([plan.inverse] if permuted else [])
+    before = [tensor.clone() for tensor in tensors]
+    mixed = mix(hidden, plan)
+    mixed.zero_()
+    for tensor, copy in zip(tensors, before, strict=True):
+        assert torch.equal(tensor, copy)
+
+
+def test_plan_that_does_not_mix_returns_the_very_same_tensor() -> None:
+    for hidden in (rows(4, 3), torch.arange(4)):
+        assert mix(hidden, MixPlan.unmixed(4)) is hidden
+
+
+def test_integers_are_refused() -> None:
+    with pytest.raises(
+        TypeError, match=r"Only floating point hidden states.*got torch\.int64\. Mix after an embedding"
+    ):
+        mix(torch.arange(4), make_plan(False))
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (2,), ()], ids=["too_many", "too_few", "scalar"])
+def test_another_number_of_rows_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"plan is for 4 rows.*shape \({', '.join(map(str, shape))},?\)"):
+        mix(torch.zeros(shape), make_plan(False))
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by dynamo itself
+@per_batch_and_per_sample
+@permuted_and_repeating
+def test_compiled_mix_equals_eager(per_sample: bool, permuted: bool) -> None:
+    def layer(hidden: Tensor) -> Tensor:
+        return mix(hidden.sin(), plan).cos()
+
+    plan, grad = make_plan(per_sample, permuted), rows(4, 3)
+    results = []
+    for run in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
+        hidden = rows(4, 3).requires_grad_()
+        output = run(hidden)
+        output.backward(grad)
+        results.append((output.detach(), hidden.grad))
+    assert_close(results[1], results[0], rtol=0, atol=1e-15)
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.mark.usefixtures("deterministic")
+@per_batch_and_per_sample
+@permuted_and_repeating
+def test_deterministic_algorithms_suffice(per_sample: bool, permuted: bool) -> None:
+    plan, grad = make_plan(per_sample, permuted), rows(4, 3)
+    mixed, hidden_grad = mixed_and_grad(rows(4, 3), plan, grad)
+    assert_close(mixed, _reference_mix(rows(4, 3), plan))
+    assert_close(hidden_grad, _reference_grad(grad, plan))

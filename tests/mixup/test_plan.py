@@ -1,0 +1,295 @@
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from mm_lightning.mixup import BetaRatio, MixPlan, PlanSource, RandomPermutation, Roll
+
+LAYERS = ("input", "layer1", "layer2")
+
+Drawn = tuple[str | None, list[int], list[float]]
+
+
+def contents(plan: MixPlan) -> Drawn:
+    return plan.layer, plan.partner.tolist(), plan.lam.tolist()
+
+
+def draws(source: PlanSource, batch_size: int = 16, count: int = 20, **place: int) -> list[Drawn]:
+    return [contents(source.draw(batch_size, batch_index=i, **place)) for i in range(count)]
+
+
+def test_same_arguments_draw_the_same_plan() -> None:
+    assert draws(PlanSource(LAYERS, seed=7), epoch=3, rank=2) == draws(PlanSource(LAYERS, seed=7), epoch=3, rank=2)
+
+
+def test_order_of_calls_makes_no_difference() -> None:
+    source = PlanSource(LAYERS, BetaRatio(2.0, per_sample=True), seed=1)
+    places = [(epoch, index, rank) for epoch in range(3) for index in range(3) for rank in range(2)]
+    forward = {p: contents(source.draw(9, epoch=p[0], batch_index=p[1], rank=p[2])) for p in places}
+    backward = {p: contents(source.draw(9, epoch=p[0], batch_index=p[1], rank=p[2])) for p in reversed(places)}
+    assert forward == backward
+
+
+def test_global_random_states_are_neither_read_nor_moved() -> None:
+    drawn = []
+    for seed in (0, 1):
+        random.seed(seed)
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        before = random.getstate(), torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
+        drawn.append(draws(PlanSource(LAYERS, BetaRatio(0.2, per_sample=True), Roll(), probability=0.5)))
+        after = random.getstate(), torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
+        assert before[0] == after[0]
+        assert torch.equal(before[1], after[1])
+        assert before[2][2] == after[2][2]
+        assert (before[2][1] == after[2][1]).all()
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(lambda: PlanSource(LAYERS, seed=1).draw(50), id="seed"),
+        pytest.param(lambda: PlanSource(LAYERS).draw(50, epoch=1), id="epoch"),
+        pytest.param(lambda: PlanSource(LAYERS).draw(50, batch_index=1), id="batch_index"),
+        pytest.param(lambda: PlanSource(LAYERS).draw(50, rank=1), id="rank"),
+    ],
+)
+def test_every_coordinate_changes_partners_and_ratio(other: Callable[[], MixPlan]) -> None:
+    here, there = PlanSource(LAYERS).draw(50), other()
+    assert here.partner.tolist() != there.partner.tolist()
+    assert here.lam[0] != there.lam[0]
+
+
+@pytest.mark.parametrize("coordinate", ["seed", "epoch"])
+def test_layers_follow_another_sequence_in_another(coordinate: str) -> None:
+    def sequence(value: int) -> list[str | None]:
+        seed, epoch = (value, 0) if coordinate == "seed" else (0, value)
+        return [layer for layer, *_ in draws(PlanSource(LAYERS, seed=seed), count=60, epoch=epoch)]
+
+    assert sequence(0) != sequence(1)
+
+
+def test_epoch_and_batch_index_are_not_exchangeable() -> None:
+    source = PlanSource(LAYERS)
+    assert contents(source.draw(50, epoch=1, batch_index=2)) != contents(source.draw(50, epoch=2, batch_index=1))
+
+
+def test_ranks_share_the_layer_and_whether_it_mixes_but_not_the_rest() -> None:
+    source = PlanSource(LAYERS, probability=0.5)
+    ranks = [draws(source, batch_size=50, count=60, rank=rank) for rank in (0, 1, 13)]
+    layers = [[layer for layer, *_ in drawn] for drawn in ranks]
+    assert layers[0] == layers[1] == layers[2]
+    assert None in layers[0]
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        for (layer, partner, lam), (_, other_partner, other_lam) in zip(ranks[first], ranks[second], strict=True):
+            if layer is not None:
+                assert partner != other_partner
+                assert lam[0] != other_lam[0]
+
+
+def test_ranks_with_other_batch_sizes_share_the_layer() -> None:
+    source = PlanSource(LAYERS, probability=0.5)
+    small, large = (draws(source, batch_size=size, count=60, rank=rank) for rank, size in enumerate((2, 64)))
+    assert [layer for layer, *_ in small] == [layer for layer, *_ in large]
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        pytest.param(None, (1 / 3, 1 / 3, 1 / 3), id="uniform"),
+        pytest.param((1, 2, 5), (1 / 8, 2 / 8, 5 / 8), id="weighted"),
+        pytest.param((0.0, 0.3, 0.1), (0.0, 0.75, 0.25), id="first_is_zero"),
+        pytest.param((3.0, 0.0, 1.0), (0.75, 0.0, 0.25), id="middle_is_zero"),
+        pytest.param((0.5, 0.5, 0.0), (0.5, 0.5, 0.0), id="last_is_zero"),
+    ],
+)
+def test_layers_are_drawn_with_their_weights(weights: Any, expected: tuple[float, ...]) -> None:
+    source, num_draws = PlanSource(LAYERS, weights=weights), 4000
+    counts = Counter(source.draw(2, batch_index=i).layer for i in range(num_draws))
+    for layer, share in zip(LAYERS, expected, strict=True):
+        standard_error = math.sqrt(share * (1 - share) * num_draws)
+        assert abs(counts[layer] - share * num_draws) <= 4 * standard_error, layer  # a share of 0 is never drawn
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_probability_is_the_share_of_mixed_batches(probability: float) -> None:
+    source, num_draws = PlanSource(LAYERS, probability=probability), 3000
+    mixed = sum(source.draw(2, batch_index=i).mixes for i in range(num_draws))
+    standard_error = math.sqrt(probability * (1 - probability) * num_draws)
+    assert abs(mixed - probability * num_draws) <= 4 * standard_error  # 0 and 1 leave no room
+
+
+@pytest.mark.parametrize(
+    ("source", "batch_size"),
+    [
+        pytest.param(PlanSource(LAYERS), 1, id="one_row"),
+        pytest.param(PlanSource(LAYERS, BetaRatio(0.0)), 5, id="alpha_0"),
+        pytest.param(PlanSource(LAYERS, BetaRatio(0.0, per_sample=True)), 5, id="alpha_0_per_sample"),
+        pytest.param(PlanSource(LAYERS, probability=0.0), 5, id="probability_0"),
+    ],
+)
+def test_unmixed_plan_pairs_every_row_with_itself(source: PlanSource, batch_size: int) -> None:
+    plan = source.draw(batch_size)
+    assert contents(plan) == (None, list(range(batch_size)), [1.0] * batch_size)
+    assert not plan.mixes
+    assert plan.batch_size == batch_size
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 7, 100])
+def test_ratio_per_batch_is_one_number_in_every_row(batch_size: int) -> None:
+    plan = PlanSource(LAYERS).draw(batch_size)
+    assert plan.mixes
+    assert plan.lam.shape == (batch_size,)
+    assert plan.lam.dtype == torch.float32
+    assert plan.lam.stride() == (0,)
+    assert 0 < plan.lam[0] < 1
+
+
+def test_ratio_per_sample_is_a_number_a_row() -> None:
+    lam = PlanSource(LAYERS, BetaRatio(2.0, per_sample=True)).draw(50).lam
+    assert lam.shape == (50,)
+    assert lam.dtype == torch.float32
+    assert len(set(lam.tolist())) == 50
+
+
+@pytest.mark.parametrize("pairing", [RandomPermutation(), Roll()], ids=["permutation", "roll"])
+@pytest.mark.parametrize("batch_size", [2, 3, 7, 100])
+def test_inverse_is_the_row_that_each_row_is_mixed_into(pairing: Any, batch_size: int) -> None:
+    plan = PlanSource(LAYERS, pairing=pairing).draw(batch_size)
+    assert plan.partner.dtype == plan.inverse.dtype == torch.int64
+    for row in range(batch_size):
+        assert plan.inverse[plan.partner[row]] == row
+        assert plan.partner[plan.inverse[row]] == row
+
+
+def test_largest_seed_is_a_seed_of_its_own() -> None:
+    largest, next_to_it, zero = (draws(PlanSource(LAYERS, seed=seed)) for seed in (2**64 - 1, 2**64 - 2, 0))
+    assert largest == draws(PlanSource(LAYERS, seed=2**64 - 1))
+    assert largest != next_to_it
+    assert largest != zero
+
+
+def test_pairing_that_repeats_rows_has_no_inverse() -> None:
+    plan = PlanSource(LAYERS, pairing=lambda rng, batch_size: np.array([0, 0, 2, 1])).draw(4)
+    assert plan.partner.tolist() == [0, 0, 2, 1]
+    assert plan.inverse is None
+
+
+def test_ratio_and_pairing_are_given_the_batch_size() -> None:
+    sizes = []
+
+    def ratio(rng: np.random.Generator, batch_size: int) -> np.ndarray:
+        sizes.append(batch_size)
+        return np.full(1, 0.25)
+
+    def pairing(rng: np.random.Generator, batch_size: int) -> np.ndarray:
+        sizes.append(batch_size)
+        return (np.arange(batch_size) + 1) % batch_size
+
+    plan = PlanSource(["only"], ratio, pairing).draw(5)
+    assert sizes == [5, 5]
+    assert contents(plan) == ("only", [1, 2, 3, 4, 0], [0.25] * 5)
+
+
+def test_pairing_may_return_a_view() -> None:
+    plan = PlanSource(LAYERS, pairing=lambda rng, batch_size: np.arange(batch_size)[::-1]).draw(5)
+    assert plan.partner.tolist() == plan.inverse.tolist() == [4, 3, 2, 1, 0]
+
+
+def test_plan_shares_no_memory_with_its_pairing() -> None:
+    kept = np.array([1, 2, 0])
+    plan = PlanSource(LAYERS, pairing=lambda rng, batch_size: kept).draw(3)
+    kept[:] = 0
+    assert plan.partner.tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    "partner",
+    [
+        pytest.param([1, 2, 3, 4], id="above"),
+        pytest.param([-1, 0, 1, 2], id="below"),
+        pytest.param([0, 1, 2], id="too_few"),
+        pytest.param([[0], [1], [2], [3]], id="a_column"),
+    ],
+)
+def test_pairing_that_draws_no_rows_of_the_batch_is_refused(partner: list[Any]) -> None:
+    source = PlanSource(LAYERS, pairing=lambda rng, batch_size: np.array(partner))
+    with pytest.raises(ValueError, match=r"must draw one row in 0 \.\.\. 3 for each of the rows"):
+        source.draw(4)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_batch_without_rows_is_refused(batch_size: int) -> None:
+    with pytest.raises(ValueError, match=f"batch_size must be >= 1, got {batch_size}"):
+        PlanSource(LAYERS).draw(batch_size)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param({"layers": "layer1"}, "at least one layer name, got 'layer1'", id="layers_str"),
+        pytest.param({"layers": ()}, r"at least one layer name, got \(\)", id="layers_empty"),
+        pytest.param({"weights": (1.0, 2.0)}, "one number for each of the 3 eligible layers", id="weights_too_few"),
+        pytest.param({"weights": (1.0, -1.0, 1.0)}, "finite, >= 0 and not all zero", id="weights_negative"),
+        pytest.param({"weights": (1.0, math.nan, 1.0)}, "finite, >= 0 and not all zero", id="weights_nan"),
+        pytest.param({"weights": (1.0, math.inf, 1.0)}, "finite, >= 0 and not all zero", id="weights_inf"),
+        pytest.param({"weights": (0.0, 0.0, 0.0)}, "finite, >= 0 and not all zero", id="weights_zero"),
+        pytest.param({"probability": -0.1}, r"in \[0, 1\], got -0.1. 0 switches mixing off", id="probability_below"),
+        pytest.param({"probability": 1.1}, r"in \[0, 1\], got 1.1", id="probability_above"),
+        pytest.param({"probability": math.nan}, r"in \[0, 1\], got nan", id="probability_nan"),
+        pytest.param({"seed": -1}, r"integer in \[0, 2\*\*64\), got -1", id="seed_negative"),
+        pytest.param({"seed": 2**64}, r"integer in \[0, 2\*\*64\), got 18446744073709551616", id="seed_large"),
+        pytest.param({"seed": True}, r"integer in \[0, 2\*\*64\), got True", id="seed_bool"),
+        pytest.param({"seed": 1.5}, r"integer in \[0, 2\*\*64\), got 1.5", id="seed_float"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(arguments))} must .*{message}"):
+        PlanSource(**{"layers": LAYERS, **arguments})
+
+
+def test_plan_cannot_be_changed() -> None:
+    plan = PlanSource(LAYERS).draw(4)
+    with pytest.raises(FrozenInstanceError, match="cannot assign to field 'layer'"):
+        plan.layer = None  # type: ignore[misc]
+
+
+def test_plan_on_its_device_already_is_not_copied() -> None:
+    plan = PlanSource(LAYERS).draw(4)
+    assert plan.to("cpu") is plan
+
+
+def test_moved_ratio_of_the_batch_stays_one_number() -> None:
+    moved = PlanSource(LAYERS).draw(4).to("meta")
+    assert moved.lam.shape == (4,)
+    assert moved.lam.stride() == (0,)
+    assert moved.lam.untyped_storage().nbytes() == 4  # one float32
+
+
+def test_moved_plan_lies_on_the_device_whole() -> None:
+    plan = PlanSource(LAYERS, BetaRatio(2.0, per_sample=True)).draw(4)
+    moved = plan.to(torch.device("meta"))
+    assert {tensor.device.type for tensor in (moved.lam, moved.partner, moved.inverse)} == {"meta"}
+    assert (moved.lam.shape, moved.lam.stride(), moved.lam.dtype) == ((4,), (1,), torch.float32)
+    assert (moved.layer, moved.batch_size, moved.mixes) == (plan.layer, 4, True)
+
+
+def test_plan_without_inverse_moves() -> None:
+    moved = MixPlan("input", torch.tensor([0, 0]), torch.tensor([0.5, 0.25])).to("meta")
+    assert moved.inverse is None
+    assert moved.partner.device.type == "meta"
+
+
+def test_unmixed_plan_of_many_rows_holds_one_ratio() -> None:
+    plan = MixPlan.unmixed(3)
+    assert_close(plan.lam, torch.ones(3))
+    assert plan.lam.stride() == (0,)
+    assert plan.inverse.tolist() == [0, 1, 2]

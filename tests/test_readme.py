@@ -1,0 +1,74 @@
+"""The README's Python, run as it stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+class Module(pl.LightningModule):
+    """A module as a reader has one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer1, self.layer2, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        return F.cross_entropy(self.head(torch.relu(self.layer2(torch.relu(self.layer1(x))))), y)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def _run(block: str, **given: Any) -> dict[str, Any]:
+    names = dict(given)
+    exec(compile(block, "README.md", "exec"), names)
+    return names
+
+
+def test_the_readme_has_three_examples() -> None:
+    assert len(BLOCKS) == 3
+
+
+def test_the_callback_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = DataLoader(TensorDataset(torch.randn(32, 4), torch.randint(0, 3, (32,))), batch_size=8)
+    block = BLOCKS[0].replace("Trainer(", "Trainer(logger=False, enable_progress_bar=False, accelerator='cpu', ")
+    names = _run(block, your_module=Module(), your_dataloader=data)
+    assert names["trainer"].global_step == 40
+    assert names["mixup"].plan.layer in ("input", "layer1", "layer2")
+
+
+def test_the_module_example_trains(make_trainer: Any) -> None:
+    names = _run(BLOCKS[1])
+    data = DataLoader(TensorDataset(torch.randn(32, 1, 28, 28), torch.randint(0, 10, (32,))), batch_size=8)
+    make_trainer(names["mixup"]).fit(names["model"], data)
+    assert names["mixup"].layer_names == ("input", "mix_before.1")
+
+
+def test_the_loop_example_has_the_gradient_of_the_formula() -> None:
+    torch.manual_seed(0)
+    blocks = [nn.Linear(4, 5).double(), nn.Tanh(), nn.Linear(5, 3).double()]
+    x, y = torch.randn(6, 4, dtype=torch.float64), torch.randint(0, 3, (6,))
+    plan = _run(BLOCKS[2], batches=[(x, y)], blocks=blocks)["plan"]
+    got = blocks[0].weight.grad.clone()
+
+    lam, hidden = float(plan.lam[0]), x
+    for name, block in zip(["input", "block1", "block2"], blocks, strict=True):
+        if plan.layer == name:
+            hidden = lam * hidden + (1 - lam) * hidden[plan.partner]
+        hidden = block(hidden)
+    loss = lam * F.cross_entropy(hidden, y) + (1 - lam) * F.cross_entropy(hidden, y[plan.partner])
+    torch.testing.assert_close(got, torch.autograd.grad(loss, blocks[0].weight)[0], rtol=0, atol=1e-12)
