@@ -103,7 +103,12 @@ class MixableModule(pl.LightningModule):
         loss = self._loss(logits, targets)
         self.log("train/loss", loss, prog_bar=True)
         self.log(
-            "train/acc_mixed", mixed_accuracy(logits, targets), on_step=False, on_epoch=True, batch_size=len(logits)
+            "train/acc_mixed",
+            mixed_accuracy(logits, targets),
+            on_step=False,
+            on_epoch=True,
+            sync_dist=True,
+            batch_size=len(logits),
         )
         return loss
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
+
+from mm_lightning.record import whole_file
 
 ClassNames = Mapping[int, str] | Sequence[str]
 
@@ -60,16 +61,8 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # the same folder, so that the final rename stays within one file system and is atomic
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with unfinished.open("wb") as file:
-            figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=FILE_DPI)
-            file.flush()
-            os.fsync(file.fileno())  # a full disk shows here at the latest, before the older file is replaced
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=FILE_DPI)
     return path
 
 

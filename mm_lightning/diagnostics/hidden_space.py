@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from lightning_utilities.core.apply_func import apply_to_collection
 from matplotlib.figure import Figure
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
 from mm_lightning.diagnostics import figures
 from mm_lightning.diagnostics.figures import ClassNames
+from mm_lightning.diagnostics.tap import LayerTap
 
 CAPTIONS = {  # of the picture; the arrow points to the better value
     "davies_bouldin": ("Davies–Bouldin ↓", "{:.2f}"),
@@ -141,9 +139,9 @@ class HiddenSpace(Callback):
     Drawn are the validation epochs n - 1, 2n - 1, ... for n = ``every_n_epochs``, the last one that ``max_epochs`` or
     ``max_steps`` allows (an early stop is not foreseen), every ``trainer.validate`` and every ``trainer.test``; not
     the sanity check. Each picture goes to the loggers and to ``dirpath``, overwriting the one before. With several
-    processes all comes from the share of rank zero, so the numbers cannot be monitored there by other callbacks. Of
-    several dataloaders the first is used. If values are not finite or only one class was seen, a warning says so and
-    nothing is drawn. How to read the picture says :func:`draw_hidden_space`.
+    processes the shares of all are gathered, and rank zero draws. Of several dataloaders the first is used. If values
+    are not finite or only one class was seen, a warning says so and nothing is drawn. How to read the picture says
+    :func:`draw_hidden_space`.
 
     ============================================  ======================================================
     log key                                       what it is
@@ -158,7 +156,7 @@ class HiddenSpace(Callback):
         layer: Dotted name of the submodule whose output, (N, ...), is drawn after flattening, e.g. ``"blocks.2"``.
         every_n_epochs: Period of the validation pictures, in epochs.
         subsets: The classes of each panel; default is the lower half of the classes seen, and all of them.
-        max_points: Only the first so many rows of an epoch are kept.
+        max_points: Only the first so many rows of an epoch are kept, on each process.
         dirpath: Folder of ``hidden_space_val.png`` and ``hidden_space_test.png``; default is ``figures`` in
             ``trainer.default_root_dir``.
         class_names: Text for each class, by class index; default is the index.
@@ -182,27 +180,22 @@ class HiddenSpace(Callback):
         self.layer = layer
         self.every_n_epochs = every_n_epochs
         self.subsets = subsets
-        self.max_points = max_points
         self.dirpath = dirpath
         self.class_names = class_names
-        self.targets = targets
-        self._hook: RemovableHandle | None = None
-        self._output: Tensor | None = None
-        self._hidden: list[Tensor] = []
-        self._targets: list[Tensor] = []
+        self._tap = LayerTap(layer, max_points, targets)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fail now, not epochs later, where the layer is unknown."""
-        _find_layer(pl_module, self.layer)  # not in setup, which may come before the module builds its layers
+        self._tap.find(pl_module)  # not in setup, which may come before the module builds its layers
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook the layer where this epoch is drawn."""
         if not trainer.sanity_checking and (trainer.state.fn != TrainerFn.FITTING or self._is_due(trainer)):
-            self._listen(trainer, pl_module)
+            self._tap.open(pl_module)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook the layer."""
-        self._listen(trainer, pl_module)
+        self._tap.open(pl_module)
 
     def on_validation_batch_end(
         self,
@@ -214,7 +207,8 @@ class HiddenSpace(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the hidden states of this batch beside its targets."""
-        self._keep(batch, dataloader_idx)
+        if dataloader_idx == 0:
+            self._tap.keep(batch)
 
     on_test_batch_end = on_validation_batch_end
 
@@ -228,11 +222,11 @@ class HiddenSpace(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Take the hook off."""
-        self._forget()
+        self._tap.close()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the hook off."""
-        self._forget()
+        self._tap.close()
 
     def _is_due(self, trainer: Trainer) -> bool:
         epoch, period = trainer.current_epoch, trainer.check_val_every_n_epoch or 1
@@ -240,58 +234,30 @@ class HiddenSpace(Callback):
         is_last = is_last or 0 < trainer.max_steps <= trainer.global_step
         return is_last or epoch % self.every_n_epochs == self.every_n_epochs - 1
 
-    def _listen(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._forget()
-        layer = _find_layer(pl_module, self.layer)
-        if trainer.is_global_zero:
-            self._hook = layer.register_forward_hook(self._overhear)
-
-    def _overhear(self, layer: nn.Module, args: Any, output: Any) -> None:
-        if not isinstance(output, Tensor):
-            raise TypeError(f"Layer {self.layer!r} must return a tensor to be drawn, got {type(output).__name__}.")
-        self._output = output.detach().clone()  # the next layer may work in place
-
-    def _keep(self, batch: Any, dataloader_idx: int) -> None:
-        room = self.max_points - sum(map(len, self._targets))
-        if self._hook is None or dataloader_idx != 0 or room <= 0:
-            return
-        if self._output is None:
-            raise RuntimeError(
-                f"Layer {self.layer!r} did not run in this batch, or was compiled before it was hooked. "
-                "Choose a layer that every evaluation step runs, and do not compile it."
-            )
-        hidden = self._output.reshape(len(self._output), -1).cpu()
-        self._output = None
-        targets = self.targets(batch) if self.targets else _last_integers(batch, len(hidden))
-        if targets.shape != hidden.shape[:1]:
-            raise ValueError(f"targets must be ({len(hidden)},), a class per row, got {tuple(targets.shape)}.")
-        self._hidden.append(hidden[:room])
-        self._targets.append(targets[:room].detach().cpu().clone())
-
     def _publish(self, trainer: Trainer, pl_module: LightningModule, split: str, occasion: str) -> None:
-        if self._hook is None or not self._hidden:
+        collected = self._tap.collected(pl_module) if self._tap.is_open else None
+        self._tap.close()
+        if collected is None:
             return
-        hidden, targets = torch.cat(self._hidden), torch.cat(self._targets)
-        self._forget()
+        hidden, targets = collected
         classes = targets.unique().tolist()
         if len(classes) < 2 or not hidden.isfinite().all():
             what = f"only the classes {classes}" if len(classes) < 2 else "values that are not finite"
             rank_zero_warn(f"Layer {self.layer!r} has {what}, {occasion}: hidden space is neither drawn nor logged.")
             return
         numbers = class_separation(hidden, targets)
-        pl_module.log_dict({f"{split}/{name}": value for name, value in numbers.items()}, rank_zero_only=True)
+        pl_module.log_dict({f"{split}/{name}": value for name, value in numbers.items()}, sync_dist=True)
+        if trainer.is_global_zero:
+            self._draw(trainer, hidden, targets, classes, split, occasion)
+
+    def _draw(
+        self, trainer: Trainer, hidden: Tensor, targets: Tensor, classes: list[int], split: str, occasion: str
+    ) -> None:
         title = f"Hidden states of layer {self.layer!r}, {occasion}"
-        subsets = self.subsets or _halves(classes)
-        figure = draw_hidden_space(hidden, targets, subsets, title, self.class_names)
+        figure = draw_hidden_space(hidden, targets, self.subsets or _halves(classes), title, self.class_names)
         figures.log_figure(trainer, f"hidden_space/{split}", figure)
         folder = Path(trainer.default_root_dir, "figures") if self.dirpath is None else Path(self.dirpath)
         figures.save_figure(figure, folder / f"hidden_space_{split}.png")
-
-    def _forget(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-        self._hook, self._output = None, None
-        self._hidden, self._targets = [], []
 
 
 def _checked(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -306,21 +272,3 @@ def _checked(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 def _halves(classes: Sequence[int]) -> list[Sequence[int]]:
     half = classes[: (len(classes) + 1) // 2]
     return [half, classes] if len(half) > 1 else [classes]
-
-
-def _find_layer(module: nn.Module, name: str) -> nn.Module:
-    layers = {known: layer for known, layer in module.named_modules(remove_duplicate=False) if known}
-    if name in layers:
-        return layers[name]
-    near = difflib.get_close_matches(name, layers, n=5, cutoff=0.4) or list(layers)[:10]
-    raise ValueError(f"Layer {name!r} is not in {type(module).__name__}. Nearest names: {', '.join(map(repr, near))}.")
-
-
-def _last_integers(batch: Any, length: int) -> Tensor:
-    leaves: list[Tensor] = []
-    apply_to_collection(batch, Tensor, leaves.append)
-    leaves = [leaf for leaf in leaves if leaf.shape[:1] == (length,) and leaf.numel() == length]
-    leaves = [leaf for leaf in leaves if not leaf.is_floating_point() and leaf.dtype != torch.bool]
-    if not leaves:
-        raise ValueError(f"No integer tensor with {length} entries is in the batch. Pass targets=batch -> Tensor.")
-    return leaves[-1].reshape(-1)

@@ -1,0 +1,71 @@
+"""Imports point one way, and every public name is there."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import mm_lightning
+
+PACKAGE = Path(mm_lightning.__file__).parent
+# What each part may import of the package. The command may import everything.
+ALLOWED = {
+    "mixup": {"mixup"},
+    "models": {"models"},
+    "data": {"data"},
+    "step": {"mixup"},
+    "callback": {"mixup", "step"},
+    "module": {"mixup"},
+    "record": set(),
+    "checkpoint": {"record"},
+    "diagnostics": {"diagnostics", "mixup", "record"},
+    "failure": set(),
+    "interrupt": set(),
+    "progress": set(),
+}
+
+
+def _imports(path: Path) -> set[str]:
+    """Full names of the modules that a file imports, but for those it needs for annotations alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def _files(part: str) -> list[Path]:
+    folder = PACKAGE / part
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [PACKAGE / f"{part}.py"]
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_imports_point_one_way(part: str) -> None:
+    for path in _files(part):
+        parts = {name.split(".")[1] for name in _imports(path) if name.startswith("mm_lightning.")}
+        assert parts <= ALLOWED[part], f"{path.name} imports {parts - ALLOWED[part]}"
+
+
+def test_every_part_is_listed() -> None:
+    parts = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert parts - set(ALLOWED) == {"__init__", "train"}
+
+
+def test_the_core_is_plain_torch() -> None:
+    roots = {name.split(".")[0] for path in _files("mixup") for name in _imports(path)}
+    assert not roots & {"lightning", "pytorch_lightning", "lightning_utilities", "hydra", "omegaconf", "matplotlib"}
+
+
+@pytest.mark.parametrize("name", mm_lightning.__all__)
+def test_public_names_are_there_and_documented(name: str) -> None:
+    assert getattr(mm_lightning, name).__doc__
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Mixup'"):
+        mm_lightning.Mixup  # noqa: B018
