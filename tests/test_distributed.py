@@ -1,0 +1,52 @@
+"""Two processes with DDP and gloo on the CPU."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+SCRIPT = Path(__file__).parent / "scripts" / "train_on_two_processes.py"
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("ddp")
+    subprocess.run([sys.executable, str(SCRIPT), str(folder)], check=True, timeout=240, capture_output=True, cwd=folder)
+    return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
+
+
+def test_ranks_share_the_layer_and_draw_their_own_partners_and_lam(ranks: list[list[dict[str, Any]]]) -> None:
+    assert len(ranks[0]) == 4
+    assert {step["layer"] for step in ranks[0]} == {"input", "first"}
+    for first, second in zip(*ranks, strict=True):
+        assert first["layer"] == second["layer"]
+        assert first["lam"][0] != second["lam"][0]
+        assert not torch.equal(first["partner"], second["partner"])
+
+
+def test_gradients_are_the_mean_over_both_shards(ranks: list[list[dict[str, Any]]]) -> None:
+    for first, second in zip(*ranks, strict=True):
+        shards = [_reference_grads(step) for step in (first, second)]
+        for got, again, *wanted in zip(first["grads"], second["grads"], *shards, strict=True):
+            assert torch.equal(got, again)
+            torch.testing.assert_close(got, sum(wanted) / 2, rtol=0, atol=1e-12)
+
+
+def _reference_grads(step: dict[str, Any]) -> tuple[Tensor, ...]:
+    w1, b1, w2, b2 = leaves = [weight.clone().requires_grad_() for weight in step["weights"]]
+    x, y, partner = step["x"], step["y"], step["partner"]
+    lam = step["lam"].double()[:, None]
+    if step["layer"] == "input":
+        x = lam * x + (1 - lam) * x[partner]
+    hidden = x @ w1.T + b1
+    if step["layer"] == "first":
+        hidden = lam * hidden + (1 - lam) * hidden[partner]
+    log_probs = (torch.tanh(hidden) @ w2.T + b2).log_softmax(dim=1)
+    picked = lam[:, 0] * log_probs[range(8), y] + (1 - lam[:, 0]) * log_probs[range(8), y[partner]]
+    return torch.autograd.grad(-picked.mean(), leaves)
