@@ -157,9 +157,10 @@ class ManifoldMixupCallback(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log the plan."""
+        """Log the plan, in the steps that reach the loggers: Lightning's log costs more than drawing the plan."""
         self._is_armed = False
-        if self.plan is None or not trainer.loggers:
+        every = max(trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
+        if self.plan is None or not trainer.loggers or trainer.global_step % every:
             return
         layer = -1 if self.plan.layer is None else self.layer_names.index(self.plan.layer)
         pl_module.log_dict({"mixup/lam": self._lam, "mixup/layer": float(layer)}, on_step=True, on_epoch=False)

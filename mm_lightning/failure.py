@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf.errors import OmegaConfBaseException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 __all__ = ["JobFailed", "as_one_line"]
 
@@ -27,12 +28,17 @@ _EXPECTED = (
     MisconfigurationException,
 )
 _FULL_ERROR = "HYDRA_FULL_ERROR"
-_INTERRUPTED = 130  # what a shell reports for a command ended by Ctrl-C
+_INTERRUPTED, _TERMINATED = 130, 143  # what a shell reports for a command ended by Ctrl-C, by SIGTERM
+_ELSEWHERE = "another folder with hydra.run.dir=... or, for several runs, hydra.sweep.dir=..."
+_WAYS_OUT = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), f"Free some space, or choose {_ELSEWHERE}"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS), f"Choose {_ELSEWHERE}"),
+}
 
 
 @contextmanager
 def as_one_line() -> Iterator[None]:
-    """Turn an exception into one line on stderr and exit code 1, and Ctrl-C into exit code 130.
+    """Turn an exception into one line on stderr and exit code 1, Ctrl-C into 130 and SIGTERM into 143.
 
     ``HYDRA_FULL_ERROR=1`` shows the whole traceback instead.
 
@@ -50,6 +56,8 @@ def as_one_line() -> Iterator[None]:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
+    except SIGTERMException:
+        sys.exit(_TERMINATED)
     except SystemExit as stop:
         # Lightning answers Ctrl-C with exit code 1.
         sys.exit(_INTERRUPTED if isinstance(stop.__context__, KeyboardInterrupt) else stop.code)
@@ -83,13 +91,24 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _message(error: BaseException, cause: BaseException) -> str:
-    text = " ".join(_sentences(cause))
     if isinstance(cause, MissingConfigException) and cause.missing_cfg_file and cause.options:
-        nearest = difflib.get_close_matches(os.path.basename(cause.missing_cfg_file), cause.options, n=1)
-        meant = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        return f"There is no {cause.missing_cfg_file!r}. Options: {', '.join(cause.options)}.{meant}"
+        return _choices(cause.missing_cfg_file, os.path.basename(cause.missing_cfg_file), cause.options, "Options")
+    if isinstance(key_error := cause.__cause__, (ConfigAttributeError, ConfigKeyError)) and key_error.full_key:
+        names = [str(name) for name in key_error.parent_node or () if name != "_target_"]
+        return _choices(key_error.full_key, str(key_error.key), names, "Names there")
+    text = " ".join(_sentences(cause))
+    if isinstance(cause, OverrideParseException) and cause.override not in text:
+        text = f"Cannot read {cause.override!r}: {text}"
+    if isinstance(cause, OSError) and cause.errno in _WAYS_OUT:
+        text = f"{text} {_WAYS_OUT[cause.errno]}"
     key = re.search(r"full_key: (\S+)", str(error)) if isinstance(error, InstantiationException) else None
     return f"{key.group(1)}: {text}" if key else text
+
+
+def _choices(whole: str, name: str, names: Sequence[str], what: str) -> str:
+    nearest = difflib.get_close_matches(name, names, n=1)
+    meant = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return f"There is no {whole!r}. {what}: {', '.join(names) or '(none)'}.{meant}"
 
 
 def _sentences(error: BaseException) -> list[str]:
@@ -98,4 +117,4 @@ def _sentences(error: BaseException) -> list[str]:
     lines = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type="))]
     if error.__cause__ is not None and isinstance(error, HydraException):
         lines += [line for line in _sentences(error.__cause__) if line not in lines]
-    return [line if line.endswith((".", "?", ":")) else f"{line}." for line in lines]
+    return [line if line.endswith((".", "?", "!", ":")) else f"{line}." for line in lines]

@@ -1,33 +1,41 @@
-"""Ctrl-C that can be resumed from: the step in progress is finished first."""
+"""Ctrl-C that can be resumed from: the step in progress is finished first, then a checkpoint is saved."""
 
 from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 __all__ = ["StopAfterStep"]
 
 
 class StopAfterStep(pl.Callback):
-    """Turns the first Ctrl-C during fit into a KeyboardInterrupt after the training step in progress.
+    """Turns the first Ctrl-C during fit into a KeyboardInterrupt after the training step in progress, and saves there.
 
     Python would raise it anywhere, in the middle of an optimizer step too, and a checkpoint of half-updated weights
-    would not continue as the uninterrupted run does. Place it before the checkpoint callback's turn comes: Lightning
-    runs checkpoint callbacks last. A second Ctrl-C stops at once.
+    would not continue as the uninterrupted run does. A second Ctrl-C stops at once and saves nothing. SIGTERM, which
+    Lightning answers between two steps, saves as well.
+
+    Args:
+        path: The checkpoint to write.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, path: str | Path) -> None:
         super().__init__()
+        self.path = Path(path)
         self._requested = False
+        self._is_between_steps = False
         self._previous: Any = None
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen for Ctrl-C."""
-        self._requested = False
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen for Ctrl-C. Not before: Lightning puts back the handlers of the moment just before training."""
+        self._requested = self._is_between_steps = False
         try:
             self._previous = signal.signal(signal.SIGINT, self._request)
         except ValueError:  # not in the main thread, where Ctrl-C never arrives
@@ -35,22 +43,31 @@ class StopAfterStep(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Stop here if asked to."""
-        if self._requested:
-            raise KeyboardInterrupt
+        self._stop_if_requested()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop listening. A request that came after the last step stops here."""
+        self._stop_if_requested()
         self._stop_listening()
-        if self._requested:
-            raise KeyboardInterrupt
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Stop listening."""
+        """Save where a resumed run can continue, and stop listening."""
+        is_terminated = isinstance(exception, SIGTERMException) and trainer.state.fn == TrainerFn.FITTING
+        if self._is_between_steps or is_terminated:
+            self._is_between_steps = False
+            trainer.save_checkpoint(self.path)
+            if trainer.is_global_zero:
+                print(f"Saved {self.path}. To go on, repeat the command with ckpt_path={self.path}", file=sys.stderr)
         self._stop_listening()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Stop listening."""
         self._stop_listening()
+
+    def _stop_if_requested(self) -> None:
+        if self._requested:
+            self._is_between_steps = True
+            raise KeyboardInterrupt
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         if self._requested:

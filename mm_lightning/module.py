@@ -85,6 +85,7 @@ class MixableModule(pl.LightningModule):
         self.scheduler = scheduler
         self.scheduler_interval = scheduler_interval
         num_classes = num_classes or _num_outputs(self.blocks)
+        self.train_accuracy = MeanMetric(nan_strategy="disable")
         self.val_metrics, self.test_metrics = _Metrics("val/", num_classes), _Metrics("test/", num_classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -102,15 +103,12 @@ class MixableModule(pl.LightningModule):
         logits = self(inputs)
         loss = self._loss(logits, targets)
         self.log("train/loss", loss, prog_bar=True)
-        self.log(
-            "train/acc_mixed",
-            mixed_accuracy(logits, targets),
-            on_step=False,
-            on_epoch=True,
-            sync_dist=True,
-            batch_size=len(logits),
-        )
+        self.train_accuracy.update(mixed_accuracy(logits, targets), weight=len(logits))
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log ``train/acc_mixed``; here and not in every step, because logging is dear."""
+        self.log("train/acc_mixed", self.train_accuracy)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Update and log the metrics ``val/...``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import Any
@@ -37,7 +38,7 @@ class TerminalBar(TQDMProgressBar):
 
 
 class EpochLines(ProgressBar):
-    """Prints one line at the end of every epoch: epoch, loss, validation accuracy, time, time left."""
+    """Prints one line at the end of every epoch: epoch, loss, validation accuracy, time left."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,8 +63,9 @@ class EpochLines(ProgressBar):
             return
         shown = {key: float(value) for key, value in trainer.progress_bar_metrics.items()}
         metrics = "  ".join(f"{key} {value:.4f}" for key, value in shown.items())
-        epoch = f"epoch {trainer.current_epoch + 1:3d}/{trainer.max_epochs}"
-        print(f"{epoch}  {metrics}  left {self._clock.left(trainer, finished_epoch=True)}", flush=True)
+        of = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""
+        epoch = f"epoch {trainer.current_epoch + 1:3d}{of}"
+        print(f"{epoch}  {metrics}  left {self._clock.left(trainer)}", flush=True)
 
 
 class _Clock:
@@ -71,18 +73,21 @@ class _Clock:
 
     def start(self, trainer: pl.Trainer) -> None:
         self._begin = time.monotonic()
-        self._done_before = self._epochs_done(trainer)
+        self._done_before = _batches_done(trainer)
 
-    def left(self, trainer: pl.Trainer, finished_epoch: bool = False) -> str:
-        done = trainer.current_epoch + 1.0 if finished_epoch else self._epochs_done(trainer)
-        total = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
-        if total is None or done <= self._done_before:
+    def left(self, trainer: pl.Trainer) -> str:
+        done, total = _batches_done(trainer), _batches_in_all(trainer)
+        if total == math.inf or done <= self._done_before:
             return "?"
         seconds = (time.monotonic() - self._begin) / (done - self._done_before) * max(total - done, 0.0)
         return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
-    @staticmethod
-    def _epochs_done(trainer: pl.Trainer) -> float:
-        batches = trainer.num_training_batches
-        share = trainer.fit_loop.epoch_loop.batch_progress.current.completed / batches if batches else 0.0
-        return trainer.current_epoch + share
+
+def _batches_done(trainer: pl.Trainer) -> int:
+    return trainer.fit_loop.total_batch_idx + 1
+
+
+def _batches_in_all(trainer: pl.Trainer) -> float:
+    epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else math.inf
+    steps = trainer.max_steps if trainer.max_steps >= 0 else math.inf
+    return min(epochs * trainer.num_training_batches, steps * trainer.accumulate_grad_batches)

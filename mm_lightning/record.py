@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-__all__ = ["claim_folder", "environment", "write_json", "write_text"]
+__all__ = ["claim_folder", "environment", "whole_file", "write_json"]
 
 _PACKAGES = ("mm-lightning", "torch", "lightning", "torchmetrics", "hydra-core", "tensorboard", "matplotlib", "numpy")
 
@@ -53,24 +55,36 @@ def environment() -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` to ``path``, whole or not at all."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    """Write ``content`` to ``path``, whole or not at all (see :func:`whole_file`); NaN and infinity become null."""
+    with whole_file(path) as file:
+        file.write((json.dumps(_finite(content), indent=2, allow_nan=False) + "\n").encode())
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path``, whole or not at all.
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes its place at ``path`` when the block has ended without an exception.
 
     Raises:
         OSError: If the folder cannot be written or is full. ``path`` is as it was before.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # In the same folder: from another file system the rename would be a copy, which can be cut short.
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        with unfinished.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # a full disk shows here at the latest, before an older file is replaced
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _git_revision(folder: Path) -> str | None:

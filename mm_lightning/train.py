@@ -6,6 +6,7 @@ Composes the configuration, trains, tests, and leaves a folder with everything a
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -47,7 +48,7 @@ def run(config: DictConfig) -> dict[str, float]:
     data: pl.LightningDataModule = instantiate(config.data)
     model: pl.LightningModule = instantiate(config.model)
     if config.ckpt_path is not None:
-        check_checkpoint(Path(config.ckpt_path), model)
+        check_checkpoint(Path(config.ckpt_path), model, instantiate(config.optimizer)(model.parameters()))
     trainer = build_trainer(config)
     trainer.fit(model, data, ckpt_path=config.ckpt_path)
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
@@ -81,6 +82,8 @@ def quieten() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*", category=FutureWarning)
+    # A resumed run has a folder of its own, where the best checkpoint is the best since it resumed.
+    warnings.filterwarnings("ignore", message="The dirpath has changed")
 
 
 def _summary(folder: Path, metrics: dict[str, float], seconds: float) -> str:
@@ -111,8 +114,15 @@ def _job(config: DictConfig) -> dict[str, float]:
 
 def main() -> None:
     """Run the command line. Exit code 0 on success, 130 after Ctrl-C, 143 after SIGTERM, 1 otherwise."""
+    sys.argv[1:] = _overrides_last(sys.argv[1:])
     with failure.as_one_line():
         _job()
+
+
+def _overrides_last(arguments: list[str]) -> list[str]:
+    """Move the flags before the overrides: Hydra's parser takes a flag between two overrides for the end of them."""
+    is_override = [not text.startswith("-") and ("=" in text or text.startswith("~")) for text in arguments]
+    return [text for late in (False, True) for text, last in zip(arguments, is_override, strict=True) if last is late]
 
 
 if __name__ == "__main__":

@@ -68,6 +68,11 @@ def cross_entropy_of_pair(
         return F.cross_entropy(logits, targets, weight=weight, reduction=reduction, label_smoothing=label_smoothing)
     log_probs = F.log_softmax(logits, dim=1)
     lam = lam.to(log_probs.dtype)
+    if lam.stride(0) == 0 and label_smoothing == 0:  # one lam for the batch: the same, in fewer operations
+        losses = [
+            F.nll_loss(log_probs, y, weight, ignore_index=ignore_index, reduction=reduction) for y in (own, partner)
+        ]
+        return lam[0] * losses[0] + (1 - lam[0]) * losses[1]
     smooth = _smoothing_loss(log_probs, weight) if label_smoothing > 0 else None
 
     def term(targets: Tensor, ratio: Tensor) -> Tensor:

@@ -1,0 +1,218 @@
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning.pytorch as pl
+import pytest
+import torch
+from hydra.errors import ConfigCompositionException
+from hydra.utils import get_object, instantiate
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins import CheckpointIO
+from omegaconf import DictConfig, OmegaConf
+from torch.optim import SGD, Adam
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, StepLR
+
+from mm_lightning import ManifoldMixupCallback
+from mm_lightning.checkpoint import WholeCheckpointIO
+from mm_lightning.data import mnist
+from mm_lightning.train import CONF, build_trainer
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated")
+
+OPTIONS = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.glob("*/*.yaml"))
+SMALL = ["model=mlp_bottleneck", "model.blocks.sizes=[784,8,8,2,8,8,10]"]
+
+Compose = Callable[..., DictConfig]
+
+
+@pytest.fixture
+def compose(tmp_path: Path) -> Iterator[Compose]:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        # without a job there is no hydra:runtime
+        yield lambda *overrides: hydra.compose("train", [*overrides, f"run_dir={tmp_path}"])
+
+
+def targets_of(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Everything below ``node`` that is to be constructed, with its place."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield place, node
+        for key, value in node.items():
+            yield from targets_of(value, f"{place}.{key}" if place else key)
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from targets_of(value, f"{place}[{i}]")
+
+
+def test_every_group_is_found() -> None:
+    groups = {option.split("/")[0] for option in OPTIONS}
+    expected = "callbacks data diagnostics experiment logger mixup model optimizer scheduler trainer".split()
+    assert groups == set(expected)
+    assert not [path for path in CONF.rglob("*") if path.is_file() and path.suffix not in (".yaml", ".py", ".pyc")]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_option_composes_and_its_targets_take_its_keys(option: str, compose: Compose) -> None:
+    group, name = option.split("/")
+    config = compose(f"{'+' if group == 'experiment' else ''}{group}={name}")
+    content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    targets = dict(targets_of(content))
+    assert {"data", "model", "model.blocks", "optimizer", "scheduler", "trainer", "logger"} <= set(targets)
+    for place, node in targets.items():
+        target = get_object(node["_target_"])
+        parameters = inspect.signature(target).parameters
+        takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
+        unknown = {key for key in node if not key.startswith("_")} - set(parameters)
+        assert takes_any or not unknown, f"{place}: {node['_target_']} does not take {unknown}"
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if not option.startswith("experiment/")])
+def test_option_opens_into_a_node_of_its_group(option: str, compose: Compose) -> None:
+    # a file with a wrong @package would compose, and its values would stand elsewhere
+    group, name = option.split("/")
+    own = OmegaConf.load(CONF / f"{option}.yaml")
+    keys = {key for key in own if key != "defaults"}
+    assert keys <= set(compose(f"{group}={name}")[group])
+
+
+def test_misspelt_key_is_refused(compose: Compose) -> None:
+    with pytest.raises(ConfigCompositionException, match=r"mixup\.alhpa"):
+        compose("mixup.alhpa=1")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        pytest.param([], {"seed": 0, "data.seed": 0, "mixup.seed": 0, "mixup.layers": "auto"}, id="defaults"),
+        pytest.param(["seed=3"], {"data.seed": 3, "mixup.seed": 3}, id="seed"),
+        pytest.param(["seed=3", "mixup=input"], {"mixup.seed": 3, "mixup.layers": "input"}, id="seed of input"),
+        pytest.param(["mixup.alpha=0.5"], {"mixup.alpha": 0.5}, id="alpha"),
+        pytest.param(["mixup.layers=[input,blocks.1]"], {"mixup.layers": ["input", "blocks.1"]}, id="layers"),
+        pytest.param(
+            ["max_epochs=2", "scheduler=cosine"], {"trainer.max_epochs": 2, "scheduler.T_max": 2}, id="epochs"
+        ),
+        pytest.param(
+            ["trainer.max_epochs=2", "scheduler=cosine"], {"scheduler.T_max": 2}, id="epochs of the trainer alone"
+        ),
+        pytest.param(["trainer=smoke", "scheduler=cosine"], {"scheduler.T_max": 1}, id="epochs of smoke"),
+        pytest.param(["optimizer.lr=0.01"], {"model.optimizer.lr": 0.01}, id="learning rate"),
+        pytest.param(
+            ["+experiment=mnist_bottleneck"],
+            {"name": "mnist_bottleneck", "model.blocks.sizes": [784, 1024, 1024, 2, 1024, 1024, 10]},
+            id="experiment",
+        ),
+        pytest.param(
+            ["+experiment=mnist_bottleneck", "mixup=none", "trainer=smoke"],
+            {"mixup": {}, "trainer.max_epochs": 1},
+            id="overrides win over the experiment",
+        ),
+        pytest.param(["trainer=gpu"], {"trainer.accelerator": "gpu", "trainer.devices": 1}, id="gpu"),
+        pytest.param(["trainer=ddp"], {"trainer.strategy": "ddp", "trainer.devices": 2}, id="ddp"),
+    ],
+)
+def test_overrides_reach_what_they_mean(overrides: list[str], expected: dict[str, Any], compose: Compose) -> None:
+    config = compose(*overrides)
+    found = {key: OmegaConf.select(config, key) for key in expected}
+    assert OmegaConf.to_container(OmegaConf.create(found), resolve=True) == expected
+
+
+@pytest.mark.parametrize(
+    ("mixup", "layers"),
+    [("manifold", [("mix_before.3", "mix_before.4")]), ("input", [("input",)]), ("none", [])],
+)
+def test_mixup_options_give_a_callback_with_its_layers(
+    mixup: str, layers: list[tuple[str, ...]], compose: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, labels = torch.zeros(40, 28, 28, dtype=torch.uint8), torch.arange(40) % 10
+    monkeypatch.setattr(mnist, "load_mnist", lambda root: mnist.MNIST(images, labels, images, labels))
+    config = compose(*SMALL, f"mixup={mixup}", "data.batch_size=2", "trainer=smoke", "+data.num_validation=10")
+    trainer = build_trainer(config)
+    trainer.fit(instantiate(config.model), instantiate(config.data))
+    mixing = [callback for callback in trainer.callbacks if isinstance(callback, ManifoldMixupCallback)]
+    assert [callback.layer_names for callback in mixing] == layers
+    assert trainer.global_step == 15
+
+
+def test_mixup_settings_arrive(compose: Compose) -> None:
+    config = compose("mixup.alpha=0.5", "mixup.per_sample=true", "mixup.probability=0.25", "seed=7")
+    callback = instantiate(config.mixup)
+    settings = callback.ratio.alpha, callback.ratio.per_sample, callback.probability, callback.seed
+    assert settings == (0.5, True, 0.25, 7)
+
+
+@pytest.mark.parametrize(
+    ("option", "kind", "settings"),
+    [("adam", Adam, {"lr": 1e-3}), ("sgd", SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4})],
+)
+def test_optimizer_options(option: str, kind: type, settings: dict[str, float], compose: Compose) -> None:
+    optimizer = instantiate(compose(*SMALL, f"optimizer={option}").model).configure_optimizers()["optimizer"]
+    assert type(optimizer) is kind
+    assert {key: optimizer.defaults[key] for key in settings} == settings
+
+
+@pytest.mark.parametrize(
+    ("option", "kind", "rates"),
+    [
+        ("constant", ConstantLR, [1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("cosine", CosineAnnealingLR, [1.0, 0.853553, 0.5, 0.146447, 0.0]),  # (1 + cos(pi * epoch / 4)) / 2
+        ("step", StepLR, [1.0, 1.0, 0.1, 0.1, 0.01]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_scheduler_options(option: str, kind: type, rates: list[float], compose: Compose) -> None:
+    overrides = ["scheduler.step_size=2"] if option == "step" else []
+    config = compose(*SMALL, f"scheduler={option}", "max_epochs=4", *overrides)
+    configured = instantiate(config.model).configure_optimizers()
+    scheduler = configured["lr_scheduler"]["scheduler"]
+    assert type(scheduler) is kind
+    found = []
+    for _ in rates:
+        found.append(configured["optimizer"].param_groups[0]["lr"] / config.optimizer.lr)
+        scheduler.step()
+    assert found == pytest.approx(rates, abs=1e-6)
+
+
+@pytest.mark.parametrize(("option", "kind"), [("tensorboard", TensorBoardLogger), ("csv", CSVLogger)])
+def test_logger_options_write_below_the_run_folder(option: str, kind: type, compose: Compose, tmp_path: Path) -> None:
+    logger = build_trainer(compose(*SMALL, f"logger={option}")).logger
+    assert type(logger) is kind
+    assert Path(logger.log_dir) == tmp_path / option
+
+
+@pytest.mark.parametrize("option", ["cpu", "smoke", "ddp"])
+def test_trainer_options(option: str, compose: Compose, tmp_path: Path) -> None:
+    trainer = build_trainer(compose(f"trainer={option}", "trainer.accelerator=cpu", "seed=5"))
+    assert trainer.world_size == (2 if option == "ddp" else 1)
+    assert trainer.max_epochs == (1 if option == "smoke" else 10)
+    assert trainer.limit_train_batches == (20 if option == "smoke" else 1.0)
+    assert isinstance(trainer.strategy.checkpoint_io, WholeCheckpointIO)
+    assert trainer.default_root_dir == str(tmp_path)
+    assert trainer.checkpoint_callback.dirpath == str(tmp_path / "checkpoints")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_trainer_uses_the_device(compose: Compose) -> None:
+    assert build_trainer(compose("trainer=gpu")).strategy.root_device.type == "cuda"
+
+
+def test_checkpoints_can_be_replaced_by_another_way_to_write(compose: Compose) -> None:
+    config = compose("trainer.plugins._target_=lightning.pytorch.plugins.TorchCheckpointIO")
+    writer = build_trainer(config).strategy.checkpoint_io
+    assert isinstance(writer, CheckpointIO)
+    assert not isinstance(writer, WholeCheckpointIO)
+
+
+def test_callbacks_beyond_the_configuration_come_after_it(compose: Compose) -> None:
+    class Extra(pl.Callback):
+        pass
+
+    callbacks = build_trainer(compose("+experiment=mnist_bottleneck"), [Extra()]).callbacks
+    names = [type(callback).__name__ for callback in callbacks]
+    assert sorted(names) == sorted(
+        "HiddenSpace EpochLines StopAfterStep ManifoldMixupCallback Extra ModelCheckpoint".split()
+    )
+    assert names.index("Extra") > names.index("ManifoldMixupCallback")
