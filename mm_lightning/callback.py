@@ -105,41 +105,32 @@ class ManifoldMixupCallback(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hook the eligible layers. Here, because the module is complete now and nothing has run or compiled yet."""
-        layers = resolve_layers(pl_module, self.layers)
-        self.layer_names = tuple(layer.name for layer in layers)
-        self._source = PlanSource(
-            self.layer_names,
-            ratio=self.ratio,
-            weights=self.layer_weights,
-            probability=self.probability,
-            seed=_global_seed() if self.seed is None else self.seed,
-            **({} if self.pairing is None else {"pairing": self.pairing}),
-        )
-        self._settings = {
-            "alpha": self.ratio.alpha,
-            "per_sample": self.ratio.per_sample,
-            "probability": self.probability,
-            "seed": self._source.seed,
-            "layers": list(self.layer_names),
-        }
-        self._warn_if_resumed_differently()
-        self._mixer = Mixer(layers)
-        self._mixer.attach()
-        self._wrap_training_step(pl_module, self._mixer)
+        self._release()
+        self._attach(pl_module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Hook them for the tuner, too, which trains before fit has started."""
+        if self._mixer is None:
+            self._attach(pl_module)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look closely at the first mix of each layer in each epoch."""
+        if self._mixer is not None:
+            self._mixer.accept_anew()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Draw the batch's plan."""
-        if self._source is None:  # a loop that the tuner runs before fit has started
+        if self._source is None or self.ratio.alpha == 0 or self.probability == 0:
             return
         batch_size = batch_size_of(batch)
         plan = self._source.draw(
             batch_size, epoch=trainer.current_epoch, batch_index=batch_idx, rank=trainer.global_rank
         )
-        if batch_size == 1 and self.ratio.alpha > 0 and not self._warned_of_single_row:
+        if batch_size == 1 and not self._warned_of_single_row:
             self._warned_of_single_row = True
-            rank_zero_warn("A batch of one row has no partner to mix with; it trains unmixed. (Said once.)")
+            rank_zero_warn("A batch of one row has no partner to mix with; it trains unmixed.")
         self._lam = float(plan.lam.mean())  # before it is moved: reading it from a device would wait for the device
         self.plan = plan.to(pl_module.device)
         self._is_armed = True
@@ -147,7 +138,7 @@ class ManifoldMixupCallback(pl.Callback):
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Let forward passes that activation checkpointing recomputes repeat the mix."""
         if self._is_armed and self._mixer is not None and self.plan is not None:
-            self._mixer.begin_backward(self.plan)
+            self._mixer.begin_backward(self.plan, loss)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """End what :meth:`on_before_backward` began."""
@@ -185,6 +176,31 @@ class ManifoldMixupCallback(pl.Callback):
         """Remember the checkpoint's settings until fit starts."""
         self._restored = state_dict
 
+    def _attach(self, pl_module: pl.LightningModule) -> None:
+        layers = resolve_layers(pl_module, self.layers)
+        self.layer_names = tuple(layer.name for layer in layers)
+        self._source = PlanSource(
+            self.layer_names,
+            ratio=self.ratio,
+            weights=self.layer_weights,
+            probability=self.probability,
+            seed=_global_seed() if self.seed is None else int(self.seed),
+            **({} if self.pairing is None else {"pairing": self.pairing}),
+        )
+        self._settings = {
+            "alpha": float(self.ratio.alpha),
+            "per_sample": self.ratio.per_sample,
+            "probability": self.probability,
+            "seed": self._source.seed,
+            "layers": list(self.layer_names),
+            "layer_weights": None if self.layer_weights is None else list(self.layer_weights),
+            "pairing": repr(self._source.pairing),
+        }
+        self._warn_if_resumed_differently()
+        self._mixer = Mixer(layers)
+        self._mixer.attach()
+        self._wrap_training_step(pl_module, self._mixer)
+
     def _warn_if_resumed_differently(self) -> None:
         now, then = self._settings, self._restored
         changes = [f"{key}={now[key]!r} (was {then[key]!r})" for key in now if key in then and then[key] != now[key]]
@@ -196,12 +212,14 @@ class ManifoldMixupCallback(pl.Callback):
         original = pl_module.training_step
         watched = not is_compiled(pl_module)  # the compiler would trace the watch, and compile every graph twice
 
+        may_skip = pl_module.automatic_optimization
+
         @functools.wraps(original)
         def training_step(*args: Any, **kwargs: Any) -> Any:
             # Not armed: a validation_step that calls training_step, or a loop that the tuner runs.
             if not self._is_armed or self.plan is None or not self.plan.mixes:
                 return original(*args, **kwargs)
-            return run_mixed_step(original, args, kwargs, self.plan, mixer, watched)
+            return run_mixed_step(original, args, kwargs, self.plan, mixer, watched=watched, may_skip=may_skip)
 
         # On the instance, where it also stands behind the redirection that DDP and FSDP call training_step through.
         self._patched = (pl_module, pl_module.__dict__.get("training_step"))

@@ -11,11 +11,14 @@ import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from mm_lightning.record import whole_file
 
 __all__ = ["WholeCheckpointIO", "check_checkpoint"]
 
+# What a scheduler's state holds of the time that has passed; the rest are its settings.
+_PROGRESS = {"last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step", "_is_initial"}
 _PLACE = "Checkpoints are checkpoints/best.ckpt and checkpoints/last.ckpt in a run's folder."
 
 
@@ -39,17 +42,19 @@ class WholeCheckpointIO(TorchCheckpointIO):
             file.write(content.getbuffer())
 
 
-def check_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> None:
-    """Refuse a checkpoint that is not there, not a Lightning checkpoint, or of another model or optimizer.
+def check_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler | None = None) -> None:
+    """Refuse a checkpoint that is not there, not a Lightning checkpoint, or of another model, optimizer or schedule.
 
     Args:
         path: File written by a checkpoint callback.
         model: The model that is to resume. Not changed.
         optimizer: One like that which is to resume. Not changed.
+        scheduler: One like that which is to resume, not advanced. None if there is none.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no Lightning checkpoint, or its weights or its optimizer's settings do not fit.
+        ValueError: If it is no Lightning checkpoint, or its weights, its optimizer's settings or its schedule do not
+            fit. The trainer would go on with the checkpoint's schedule, whatever this run's configuration says.
     """
     if not path.is_file():
         raise FileNotFoundError(f"ckpt_path {str(path)!r} is not a file. {_PLACE}")
@@ -57,6 +62,7 @@ def check_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> None
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         theirs = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
         settings = checkpoint["optimizer_states"][0]["param_groups"][0].keys()
+        schedule = checkpoint["lr_schedulers"][0] if scheduler is not None else {}
         checkpoint["loops"]
     except (RuntimeError, pickle.UnpicklingError, EOFError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"ckpt_path {str(path)!r} is not a whole Lightning checkpoint. {_PLACE}") from error
@@ -73,3 +79,9 @@ def check_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> None
             f"ckpt_path {str(path)!r} is of another optimizer than {type(optimizer).__name__}: it lacks "
             f"{', '.join(missing)}. Choose the optimizer of its run, which is in config.yaml of its folder."
         )
+    for name, value in (scheduler.state_dict() if scheduler is not None else {}).items():
+        if name not in _PROGRESS and schedule.get(name) != value:
+            raise ValueError(
+                f"ckpt_path {str(path)!r} is of another schedule, which would go on: {name} is {schedule.get(name)} "
+                f"there and {value} here. Resume with its optimizer, scheduler and max_epochs."
+            )

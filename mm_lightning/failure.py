@@ -32,7 +32,9 @@ _INTERRUPTED, _TERMINATED = 130, 143  # what a shell reports for a command ended
 _ELSEWHERE = "another folder with hydra.run.dir=... or, for several runs, hydra.sweep.dir=..."
 _WAYS_OUT = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), f"Free some space, or choose {_ELSEWHERE}"),
-    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS), f"Choose {_ELSEWHERE}"),
+    **dict.fromkeys(
+        (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS), f"Choose {_ELSEWHERE}"
+    ),
 }
 
 

@@ -42,7 +42,9 @@ class StopAfterStep(pl.Callback):
             self._previous = None
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Stop here if asked to."""
+        """Stop here if asked to, on all processes after the same step."""
+        if trainer.world_size > 1:
+            self._requested = trainer.strategy.reduce_boolean_decision(self._requested, all=False)
         self._stop_if_requested()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -142,8 +142,9 @@ class MixableModule(pl.LightningModule):
         try:
             return self.loss(logits, targets)
         except IndexError as error:
+            wrong = [k for k in targets.flatten().tolist() if k >= logits.shape[1] or (k < 0 and k != -100)]
             raise ValueError(
-                f"The batch holds class {int(targets.max())}, but the network has {logits.shape[1]} outputs, for "
+                f"The batch holds class {max(wrong, default=None)}, but the network has {logits.shape[1]} outputs, for "
                 f"classes 0 to {logits.shape[1] - 1}. Make the last block and the data agree."
             ) from error
 

@@ -30,9 +30,15 @@ def claim_folder(folder: Path, config: str) -> None:
         OSError: If the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.yaml"
     try:
-        with open(folder / "config.yaml", "x", encoding="utf-8") as file:
-            file.write(config)
+        with path.open("x", encoding="utf-8") as claim:
+            try:
+                claim.write(config)
+                claim.flush()
+            except OSError:
+                path.unlink()
+                raise
     except FileExistsError:
         raise FileExistsError(f"{folder} holds a run already. Choose another folder with hydra.run.dir=...") from None
 

@@ -48,7 +48,8 @@ def run(config: DictConfig) -> dict[str, float]:
     data: pl.LightningDataModule = instantiate(config.data)
     model: pl.LightningModule = instantiate(config.model)
     if config.ckpt_path is not None:
-        check_checkpoint(Path(config.ckpt_path), model, instantiate(config.optimizer)(model.parameters()))
+        optimizer = instantiate(config.optimizer)(model.parameters())
+        check_checkpoint(Path(config.ckpt_path), model, optimizer, instantiate(config.scheduler)(optimizer))
     trainer = build_trainer(config)
     trainer.fit(model, data, ckpt_path=config.ckpt_path)
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
@@ -94,7 +95,7 @@ def _summary(folder: Path, metrics: dict[str, float], seconds: float) -> str:
         f"Test         {shown}",
         f"Run folder   {folder}  ({seconds:.0f} s)",
         *(f"Figure       {path}" for path in sorted(folder.glob("figures/*.png"))),
-        f"TensorBoard  tensorboard --logdir {folder}",
+        *(f"TensorBoard  tensorboard --logdir {folder}" for _ in folder.glob("tensorboard")),
     ]
     return "\n".join(lines)
 

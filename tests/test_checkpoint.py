@@ -135,6 +135,18 @@ def test_full_disk_leaves_the_older_checkpoint(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["last.ckpt"]
 
 
+def test_checkpoint_of_another_schedule_is_refused(saved: Callable[[Any], Path]) -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=2)
+    optimizer.step()
+    theirs.step()
+    path = saved({**content_of(model), "lr_schedulers": [theirs.state_dict()]})
+    check_checkpoint(path, model, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=2))
+    with pytest.raises(ValueError, match=r"is of another schedule, which would go on: T_max is 2 there and 4 here\."):
+        check_checkpoint(path, model, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=4))
+
+
 def test_checkpoint_of_another_optimizer_is_refused(saved: Callable[[Any], Path]) -> None:
     model = nn.Linear(3, 2)
     with pytest.raises(ValueError, match=r"is of another optimizer than SGD: it lacks dampening, momentum, nesterov\."):

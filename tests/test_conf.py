@@ -60,7 +60,7 @@ def test_option_composes_and_its_targets_take_its_keys(option: str, compose: Com
     config = compose(f"{'+' if group == 'experiment' else ''}{group}={name}")
     content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     targets = dict(targets_of(content))
-    assert {"data", "model", "model.blocks", "optimizer", "scheduler", "trainer", "logger"} <= set(targets)
+    assert {"data", "model", "model.blocks", "optimizer", "scheduler", "trainer"} <= set(targets)
     for place, node in targets.items():
         target = get_object(node["_target_"])
         parameters = inspect.signature(target).parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ class Net(pl.LightningModule):
     def __init__(self, step: Step) -> None:
         super().__init__()
         self.first, self.second, self.unused = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(3, 3)
+        self.aside = nn.Linear(4, 8)
         self.pair = _Pair()
         self.step = step
 
@@ -77,6 +79,51 @@ def _twice(net: Net, batch: Any) -> Tensor:
 
 def _shared_layer(net: Net, batch: Any) -> Tensor:
     return F.cross_entropy(net.unused(net.unused(net.second(net.first(batch[0])))), batch[1])
+
+
+def _auxiliary_head(net: Net, batch: Any) -> Tensor:
+    hidden = net.first(batch[0])
+    auxiliary = hidden[:, :3] * 2
+    logits = net.unused(net.second(hidden))
+    return F.cross_entropy(logits, batch[1]) + F.cross_entropy(auxiliary, batch[1])
+
+
+def _residual(net: Net, batch: Any) -> Tensor:
+    hidden = net.second(net.first(batch[0]))
+    return F.cross_entropy(hidden + net.unused(hidden), batch[1])
+
+
+def _second_input(net: Net, batch: Any) -> Tensor:
+    other = net.second(torch.tanh(net.aside(batch[0] * 2)))
+    return F.cross_entropy(net.unused(net.first(batch[0])[:, :3]) + other, batch[1])
+
+
+def _loss_on_a_derived_input(net: Net, batch: Any) -> Tensor:
+    wanted = batch[0] * 2
+    hidden = net.first(batch[0])
+    return F.cross_entropy(net.second(hidden), batch[1]) + (hidden[:, :4] - wanted).abs().mean()
+
+
+def _other_targets(net: Net, batch: Any) -> Tensor:
+    logits = net.second(net.first(batch[0]))
+    return F.cross_entropy(logits, batch[1]) + F.cross_entropy(logits, torch.tensor([0, 1, 2, 0, 1, 2]))
+
+
+def _masked_by_chance(net: Net, batch: Any) -> Tensor:
+    logits = net.second(net.first(batch[0]))
+    mask = torch.tensor([True, False, True, False, True, False])
+    return F.cross_entropy(logits, batch[1]) + F.cross_entropy(logits, batch[1].masked_fill(mask, -100))
+
+
+def _kept_targets(net: Net, batch: Any) -> Tensor:
+    logits = net.second(net.first(batch[0]))
+    kept, net.kept = getattr(net, "kept", batch[1]), batch[1]
+    return F.cross_entropy(logits, kept) + F.cross_entropy(logits, batch[1])
+
+
+def _token_bypass(net: Net, batch: Any) -> Tensor:
+    aside = F.embedding(batch[1], net.second.weight.T[:4])  # of another integer tensor, in a real module
+    return F.cross_entropy(net.second(net.first(batch[0])) + aside, batch[1])
 
 
 def _early_loss(net: Net, batch: Any) -> Tensor:
@@ -133,6 +180,15 @@ def _transposed(net: Net, batch: Any) -> Tensor:
     [
         (_no_loss, "first", r"mixed at layer 'first', but training_step computed no F\.cross_entropy"),
         (_twice, "first", "'linear' combines the result with an unmixed tensor of the batch"),
+        (_auxiliary_head, "second", "do not depend on the mixed layer 'second'"),
+        (_residual, "unused", "A path from the input to the loss leads around layer 'unused'"),
+        (_second_input, "first", "A path from the input to the loss leads around layer 'first'"),
+        (_loss_on_a_derived_input, "first", "A path from the input to the loss leads around layer 'first'"),
+        (_token_bypass, "first", "A path from an embedding to the loss leads around layer 'first'"),
+        (_token_bypass, "input", "'embedding' uses the batch's class indices in a differentiable way"),
+        (_other_targets, "first", "a cross_entropy was computed on targets that are not the batch's own class indices"),
+        (_masked_by_chance, "first", "targets that went through 'masked_fill', which cannot be followed"),
+        (_kept_targets, "first", "got targets of another batch than the one that is mixed"),
         (_shared_layer, "unused", "Layer 'unused' ran 2 times in one training_step"),
         (plain, "unused", "before layer 'unused' mixed the batch: the forward pass does not reach that layer"),
         (plain, ["first", "unused"], "does not reach"),
@@ -264,3 +320,121 @@ def test_settings_out_of_range_are_refused_at_once(settings: dict[str, Any], mes
 def test_an_unknown_layer_names_the_nearest(make_trainer: MakeTrainer) -> None:
     with pytest.raises(ValueError, match=r"Layer 'frist' is not in Net\. Nearest names: 'first'"):
         fit(make_trainer, plain, "frist")
+
+
+@pytest.mark.parametrize("step", [_no_loss, _margin, _other_targets], ids=["no-loss", "margin", "other-targets"])
+def test_manual_optimization_is_held_to_the_same(make_trainer: MakeTrainer, step: Step) -> None:
+    def manual(net: Net, batch: Any) -> None:
+        net.manual_backward(step(net, batch))
+        net.optimizers().step()
+
+    class Manual(Net):
+        def __init__(self) -> None:
+            super().__init__(manual)
+            self.automatic_optimization = False
+
+    with pytest.raises(RuntimeError, match="mixed"):
+        make_trainer(ManifoldMixupCallback(layers="first")).fit(Manual(), Batches([(X, ZEROS)] * 3))
+
+
+def test_a_bypass_that_begins_later_is_found_in_the_next_epoch(make_trainer: MakeTrainer) -> None:
+    def step(net: Net, batch: Any) -> Tensor:
+        return _reconstruction(net, batch) if net.current_epoch > 0 else plain(net, batch)
+
+    trainer = make_trainer(ManifoldMixupCallback(layers="first"), max_epochs=3)
+    with pytest.raises(RuntimeError, match="unmixed tensor of the batch"):
+        trainer.fit(Net(step), Batches([(X, ZEROS)] * 3))
+    assert trainer.current_epoch == 1
+
+
+def test_small_labels_and_masks_are_paired_beside_a_floating_point_input(make_trainer: MakeTrainer) -> None:
+    batch = (X, torch.tensor([0, 1, 2, 2, 1, 0], dtype=torch.uint8), torch.tensor([True, False] * 3))
+
+    def step(net: Net, batch: Any) -> Tensor:
+        x, y, ignored = batch
+        return F.cross_entropy(net.second(net.first(x)), y.long().masked_fill(ignored, -100))
+
+    net, callback = Net(step), ManifoldMixupCallback(layers="first", alpha=1.0)
+    losses = []
+    net.on_train_batch_end = lambda outputs, *_: losses.append((outputs["loss"], callback.plan))  # type: ignore
+    net.configure_optimizers = lambda: torch.optim.SGD(net.parameters(), lr=0.0)  # type: ignore
+    make_trainer(callback).fit(net, Batches([batch] * 2))
+    targets = torch.tensor([-100, 1, -100, 2, -100, 0])
+    for loss, plan in losses:
+        lam, hidden = float(plan.lam[0]), net.first(X)
+        logits = net.second(lam * hidden + (1 - lam) * hidden[plan.partner])
+        wanted = lam * F.cross_entropy(logits, targets) + (1 - lam) * F.cross_entropy(logits, targets[plan.partner])
+        torch.testing.assert_close(loss, wanted.detach())
+
+
+def test_images_of_uint8_are_the_input(make_trainer: MakeTrainer) -> None:
+    images = torch.arange(24, dtype=torch.uint8).view(6, 4)
+
+    def step(net: Net, batch: Any) -> Tensor:
+        assert type(batch[0]) is Tensor
+        return F.cross_entropy(net.second(net.first(batch[0].float() / 255)), batch[1])
+
+    fit(make_trainer, step, "first", (images, ZEROS))
+
+
+def test_images_of_uint8_are_not_taken_for_mixed(make_trainer: MakeTrainer) -> None:
+    images, weights = torch.arange(24, dtype=torch.uint8).view(6, 4), torch.ones(6)
+
+    def step(net: Net, batch: Any) -> Tensor:
+        losses = F.cross_entropy(net.second(net.first(batch[0].float() / 255)), batch[1], reduction="none")
+        return (losses * batch[2]).mean()
+
+    with pytest.raises(RuntimeError, match="do not depend on the mixed layer 'input'"):
+        fit(make_trainer, step, "input", (images, ZEROS, weights))
+
+
+def test_pairs_die_with_their_step(make_trainer: MakeTrainer) -> None:
+    def step(net: Net, batch: Any) -> Tensor:
+        net.kept = batch[1]
+        return plain(net, batch)
+
+    net = Net(step)
+    make_trainer(ManifoldMixupCallback(layers="first")).fit(net, Batches([(X, ZEROS)] * 2))
+    logits = net.second(net.first(X))
+    torch.testing.assert_close(F.cross_entropy(logits, net.kept), F.cross_entropy(logits, ZEROS))
+    assert type(net.kept + 1) is Tensor
+
+
+def test_a_stray_tensor_does_not_set_the_batch_size(make_trainer: MakeTrainer) -> None:
+    callback = ManifoldMixupCallback(layers="first")
+    batch = {"epoch": torch.tensor([3]), "x": X, "y": ZEROS}
+    net = Net(lambda net, batch: plain(net, (batch["x"], batch["y"])))
+    make_trainer(callback).fit(net, Batches([batch] * 2))
+    assert callback.plan is not None
+    assert callback.plan.batch_size == 6
+
+
+def test_frozen_and_reentrant_parts_are_no_bypass(make_trainer: MakeTrainer) -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    def frozen(net: Net, batch: Any) -> Tensor:
+        with torch.no_grad():
+            features = net.aside(batch[0])
+        return F.cross_entropy(net.second(features + net.pair(features)[0]), batch[1])
+
+    def reentrant(net: Net, batch: Any) -> Tensor:
+        x = batch[0].detach().requires_grad_()
+        return F.cross_entropy(net.second(checkpoint(net.first, x, use_reentrant=True)), batch[1])
+
+    fit(make_trainer, reentrant, "first")
+    fit(make_trainer, lambda net, batch: plain(net, batch), "first")
+    with pytest.raises(RuntimeError, match=r"before layer 'first' mixed the batch"):
+        fit(make_trainer, frozen, "first")
+
+
+def test_a_copy_made_during_fit_is_never_mixed(make_trainer: MakeTrainer) -> None:
+    class Copying(Net):
+        def on_fit_start(self) -> None:
+            self.teacher = copy.deepcopy(self.first)
+
+    def step(net: Net, batch: Any) -> Tensor:
+        with torch.no_grad():
+            assert torch.equal(net.teacher(X), F.linear(X, net.teacher.weight, net.teacher.bias))
+        return plain(net, batch)
+
+    make_trainer(ManifoldMixupCallback(layers="first")).fit(Copying(step), Batches([(X, ZEROS)] * 3))

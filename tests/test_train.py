@@ -241,7 +241,7 @@ def test_sweep_gives_each_run_its_folder(command: Command, tmp_path: Path) -> No
         config = OmegaConf.load(path.with_name("config.yaml"))
         found[path.parent.name.split("_")[0]] = (bool(config.mixup), config.seed)
         assert f"Run folder   {path.parent}" in finished.out
-        assert f"seed={config.seed}" in path.parent.name
+        assert f"seed-{config.seed}" in path.parent.name
     assert found == {"0": (False, 0), "1": (False, 1), "2": (True, 0), "3": (True, 1)}
     assert len({path.read_text() for path in tmp_path.glob("sweep/*/metrics.json")}) == 4
 

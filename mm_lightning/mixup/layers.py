@@ -62,7 +62,7 @@ def resolve_layers(root: nn.Module, spec: LayerSpec) -> tuple[Layer, ...]:
         TypeError: If a part of ``spec`` is none of the above.
     """
     modules: dict[str, nn.Module] = {}
-    for name, module in root.named_modules():
+    for name, module in root.named_modules(remove_duplicate=False):
         if (shown := _display_name(name, module)) and module is not root:
             modules.setdefault(shown, module)
     parts = list(spec) if isinstance(spec, Iterable) and not isinstance(spec, (str, nn.Module)) else [spec]
@@ -72,7 +72,10 @@ def resolve_layers(root: nn.Module, spec: LayerSpec) -> tuple[Layer, ...]:
     for part in parts:
         found.update(_match(root, modules, part))
     chosen = [Layer(INPUT, None)] if INPUT in found else []
-    return tuple(chosen + [Layer(name, module) for name, module in modules.items() if name in found and name != INPUT])
+    for name, module in modules.items():  # a module with two names is one layer
+        if name in found and name != INPUT and not any(layer.module is module for layer in chosen):
+            chosen.append(Layer(name, module))
+    return tuple(chosen)
 
 
 def _match(root: nn.Module, modules: dict[str, nn.Module], part: object) -> list[str]:

@@ -65,7 +65,14 @@ def cross_entropy_of_pair(
     _check(logits, own, reduction, label_smoothing)
     if own.is_floating_point():
         targets = linear(own, partner, lam)
-        return F.cross_entropy(logits, targets, weight=weight, reduction=reduction, label_smoothing=label_smoothing)
+        return F.cross_entropy(
+            logits,
+            targets,
+            weight=weight,
+            ignore_index=ignore_index,  # refused by PyTorch for class probabilities
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
     log_probs = F.log_softmax(logits, dim=1)
     lam = lam.to(log_probs.dtype)
     if lam.stride(0) == 0 and label_smoothing == 0:  # one lam for the batch: the same, in fewer operations

@@ -197,7 +197,7 @@ def test_recomputed_forward_pass_repeats_the_mix(
     mixer.start(plan)
     loss = Checkpointed(net, use_reentrant=use_reentrant)(make_rows()).square().sum()
     mixer.stop()
-    mixer.begin_backward(plan)
+    mixer.begin_backward(plan, loss)
     loss.backward()
     mixer.end_backward()
     assert [mixer.layers[index].name for index in mixer.ran] == ["0", "2", "4"]  # the recomputation is not recorded
@@ -214,14 +214,14 @@ def test_backward_within_a_step_leaves_the_step_on(net: nn.Sequential, mixer: Mi
     plan, rows = make_plan("2"), make_rows()
     mixer.start(plan)
     loss = net(rows).sum()
-    mixer.begin_backward(plan)
+    mixer.begin_backward(plan, loss)
     loss.backward()
     mixer.end_backward()
     assert (mixer.planned, mixer.times_mixed) == ("2", 1)
     assert_close(net(rows), _reference_forward(make_net(), rows, plan), rtol=0, atol=1e-14)
     assert mixer.times_mixed == 2
     mixer.stop()
-    mixer.begin_backward(plan)
+    mixer.begin_backward(plan, loss)
     mixer.end_backward()
     assert mixer.planned is None
 
