@@ -82,7 +82,7 @@ def test_every_step_equals_the_formulas(make_trainer: MakeTrainer, per_sample: b
                 torch.testing.assert_close(parameter.grad, grad, rtol=0, atol=1e-12)
             torch.testing.assert_close(trainer.callback_metrics["train/loss"].double(), -picked.mean())
 
-    make_trainer(callback, Check(), max_epochs=5).fit(module, loader())
+    make_trainer(callback, Check(), max_epochs=5, log_every_n_steps=1).fit(module, loader())
     assert drawn == {"input", "mix_before.1", "mix_before.2"} == set(callback.layer_names)
 
 
@@ -219,3 +219,17 @@ def test_perceptrons_start_glorot_uniform() -> None:
 def test_mixed_accuracy_without_a_plan_is_plain() -> None:
     logits = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     assert float(mixed_accuracy(logits, torch.tensor([0, 1, 1, 1]))) == 0.75
+
+
+def test_the_loss_is_logged_as_often_as_loggers_take_it(make_trainer: MakeTrainer) -> None:
+    logged = []
+
+    class Watching(MixableModule):
+        def log(self, name: str, *args: Any, **kwargs: Any) -> None:
+            if name == "train/loss":
+                logged.append(self.trainer.global_step)
+            super().log(name, *args, **kwargs)
+
+    module = Watching(mlp_blocks([6, 8, 3])).double()
+    make_trainer(log_every_n_steps=4, max_epochs=2).fit(module, loader(100))  # ten steps an epoch
+    assert logged == [3, 7, 9, 11, 15, 19]

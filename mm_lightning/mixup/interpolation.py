@@ -85,9 +85,7 @@ class _MixPermuted(torch.autograd.Function):
 
     @staticmethod
     def forward(hidden: Tensor, lam: Tensor, partner: Tensor, inverse: Tensor) -> Tensor:
-        # empty_like keeps the memory format, and lerp_ in place saves a second buffer.
-        mixed = torch.index_select(hidden, 0, partner, out=torch.empty_like(hidden))
-        return mixed.lerp_(hidden, _weight(lam, hidden))
+        return _gather_and_mix(hidden, lam, partner)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -99,9 +97,17 @@ class _MixPermuted(torch.autograd.Function):
         # Row j receives lam_j * g_j from itself and (1 - lam_i) * g_i from the row i = inverse[j] it is mixed into.
         lam, partner, inverse = ctx.saved_tensors
         if _is_shared(lam):
-            return _MixPermuted.apply(grad, lam, inverse, partner), None, None, None
+            if torch.is_grad_enabled():  # a gradient of the gradient is wanted
+                return _MixPermuted.apply(grad, lam, inverse, partner), None, None, None
+            return _gather_and_mix(grad, lam, inverse), None, None, None
         into = 1 - _weight(lam[inverse], grad)
         return torch.addcmul(grad * _weight(lam, grad), grad[inverse], into), None, None, None
+
+
+def _gather_and_mix(rows: Tensor, lam: Tensor, partner: Tensor) -> Tensor:
+    # empty_like keeps the memory format, and lerp_ in place saves a second buffer.
+    mixed = torch.index_select(rows, 0, partner, out=torch.empty_like(rows))
+    return mixed.lerp_(rows, _weight(lam, rows))
 
 
 def _is_shared(lam: Tensor) -> bool:
