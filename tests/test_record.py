@@ -5,6 +5,7 @@ import resource
 import stat
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,13 +14,15 @@ import pytest
 from mm_lightning import record
 
 
-@pytest.fixture
+@contextmanager
 def no_space() -> Iterator[None]:
-    """Let no file of this process grow beyond 64 bytes, as a full disk would."""
+    """Let no file grow beyond 64 bytes, as a full disk would. Not for a whole test: its report may go to a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_json_is_read_back(tmp_path: Path) -> None:
@@ -38,11 +41,10 @@ def test_json_is_readable_as_the_umask_allows(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "metrics.json").stat().st_mode) == 0o644
 
 
-@pytest.mark.usefixtures("no_space")
 def test_full_disk_leaves_the_older_json(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     record.write_json(path, {"older": 1})
-    with pytest.raises(OSError, match="File too large"):
+    with no_space(), pytest.raises(OSError, match="File too large"):
         record.write_json(path, {"newer": "x" * 100})
     assert json.loads(path.read_text()) == {"older": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
@@ -145,3 +147,10 @@ def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
         "b": [None, 1.5],
         "c": {"d": None},
     }
+
+
+def test_full_disk_leaves_the_folder_unclaimed(tmp_path: Path) -> None:
+    with no_space(), pytest.raises(OSError, match="File too large"):
+        record.claim_folder(tmp_path / "run", "x: " + "y" * 100)
+    record.claim_folder(tmp_path / "run", "x: 1")
+    assert (tmp_path / "run" / "config.yaml").read_text() == "x: 1"
