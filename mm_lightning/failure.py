@@ -97,7 +97,12 @@ def _message(error: BaseException, cause: BaseException) -> str:
         return _choices(cause.missing_cfg_file, os.path.basename(cause.missing_cfg_file), cause.options, "Options")
     if isinstance(key_error := cause.__cause__, (ConfigAttributeError, ConfigKeyError)) and key_error.full_key:
         names = [str(name) for name in key_error.parent_node or () if name != "_target_"]
-        return _choices(key_error.full_key, str(key_error.key), names, "Names there")
+        known = _choices(key_error.full_key, str(key_error.key), names, "Names there")
+        return (
+            known
+            if not names or "Did you mean" in known
+            else f"{known} A new one is added with +{key_error.full_key}=..."
+        )
     text = " ".join(_sentences(cause))
     if isinstance(cause, OverrideParseException) and cause.override not in text:
         text = f"Cannot read {cause.override!r}: {text}"
