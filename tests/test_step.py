@@ -45,11 +45,16 @@ class Batches(list[Any]):
     """A plain loader of given batches."""
 
 
-def fit(make_trainer: MakeTrainer, step: Step, layers: Any, batch: Any = None, **settings: Any) -> None:
+def fit(make_trainer: MakeTrainer, step: Step, layers: Any, batch: Any = None, **settings: Any) -> Net:
+    """Train a new network, always the same at first, for 20 steps; without the callback if ``layers`` is None."""
+    torch.manual_seed(0)
+    net = Net(step)
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(6, 4, generator=generator), torch.randint(0, 3, (6,), generator=generator)
     batches = Batches([(x, y) if batch is None else batch] * 20)
-    make_trainer(ManifoldMixupCallback(layers=layers, **settings)).fit(Net(step), batches)
+    callbacks = [] if layers is None else [ManifoldMixupCallback(layers=layers, **settings)]
+    make_trainer(*callbacks).fit(net, batches)
+    return net
 
 
 def plain(net: Net, batch: Any) -> Tensor:
@@ -217,10 +222,13 @@ def test_half_mixed_steps_are_refused(make_trainer: MakeTrainer, step: Step, lay
         fit(make_trainer, step, layers)
 
 
-def test_the_same_steps_train_without_mixing(make_trainer: MakeTrainer) -> None:
+@pytest.mark.parametrize("off", [{"alpha": 0}, {"probability": 0.0}], ids=["alpha", "probability"])
+def test_without_mixing_the_same_steps_train_as_without_the_callback(
+    make_trainer: MakeTrainer, off: dict[str, Any]
+) -> None:
     for step in (_no_loss, _twice, _early_loss_of_three, _reconstruction, _by_hand, _margin, _sorted):
-        fit(make_trainer, step, "first", alpha=0)
-        fit(make_trainer, step, "first", probability=0.0)
+        wanted, got = fit(make_trainer, step, None), fit(make_trainer, step, "first", **off)
+        assert all(torch.equal(a, b) for a, b in zip(wanted.parameters(), got.parameters(), strict=True))
 
 
 def _early_loss_of_three(net: Net, batch: Any) -> Tensor:
@@ -247,10 +255,14 @@ def test_token_indices_may_be_the_input(make_trainer: MakeTrainer) -> None:
     tokens, y = torch.randint(0, 5, (6, 7)), torch.randint(0, 3, (6,))
     table = nn.Embedding(5, 4)
 
+    embedded: list[list[list[int]]] = []
+
     def step(net: Net, batch: Any) -> Tensor:
+        embedded.append(batch[0].tolist())
         return F.cross_entropy(net.second(net.first(table(batch[0])).mean(dim=1)), batch[1])
 
     fit(make_trainer, step, "first", (tokens, y))
+    assert embedded == [tokens.tolist()] * 20
 
 
 @pytest.mark.filterwarnings("ignore:.*returned `None`")
