@@ -4,27 +4,52 @@ from __future__ import annotations
 
 import functools
 import os
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from mm_lightning.mixup import BetaRatio, LayerSpec, Mixer, MixPlan, PlanSource, resolve_layers
+from mm_lightning.losses import LossSite, LossSpec, find_losses, mixed_at
+
+from mm_lightning.mixup import (
+    INPUT,
+    BetaRatio,
+    Layer,
+    LayerSpec,
+    Mixer,
+    MixPlan,
+    PlanSource,
+    has_auto,
+    resolve_layers,
+)
+from mm_lightning.mixup.choice import choose_places
 from mm_lightning.mixup.plan import Pairing, check_probability, check_seed
+from mm_lightning.probe import Roles, View, look_at, signature_of
 from mm_lightning.step import batch_size_of, is_compiled, run_mixed_step
 
 __all__ = ["ManifoldMixupCallback"]
+
+UNMIXED = "unmixed"
+"""Key of the summary for batches that were not mixed."""
 
 
 class ManifoldMixupCallback(pl.Callback):
     """Trains an unmodified LightningModule with manifold mixup (Verma et al., ICML 2019).
 
     In every training step one eligible layer is drawn, its output is mixed row by row with a partner's,
-    ``lam * h + (1 - lam) * h[partner]``, and every ``F.cross_entropy`` or ``nn.CrossEntropyLoss`` on the batch's class
-    indices becomes ``lam * loss(targets) + (1 - lam) * loss(targets[partner])``. Validation, test and prediction are
-    left alone. A step that would mix only one of the two raises an error instead.
+    ``lam * h + (1 - lam) * h[partner]``, and the loss that ``training_step`` returns, however it is computed, becomes
+    ``lam * loss(targets) + (1 - lam) * loss(targets[partner])``. Validation, test and prediction are left alone. A step
+    that would mix only one of the two raises an error instead.
+
+    Before the first training step, ``training_step`` is run once without training on the first batch, to see which of
+    its tensors are targets and which layers the whole computation runs through. Weights, buffers, metrics and random
+    states are as they were afterwards.
 
     Plans depend on (seed, epoch, batch index, rank) and nothing else: no random state is read or moved, a resumed run
     continues the sequence, ranks share the layer and draw their own partners and ``lam``.
@@ -40,15 +65,24 @@ class ManifoldMixupCallback(pl.Callback):
 
     Args:
         alpha: Parameter of ``lam ~ Beta(alpha, alpha)``, >= 0. 0 switches mixing off.
-        layers: The eligible layers. ``"auto"`` means the module's MixPoints; ``"input"`` the batch itself; a dotted
-            module name (``*`` for any text without a dot), a module class or a module object means the output of that
-            module; or a list of these. Choose places that the whole computation runs through, such as the end of a
-            residual stage: a skip connection around the layer would carry unmixed features past it.
+        layers: The eligible layers. ``"auto"`` means the module's MixPoints; where there are none, the input and at most
+            three ends of early stages that the whole computation runs through. ``"input"`` means the batch itself, or
+            the embeddings of its integers; a dotted module name (``*`` for any text without a dot), a module class or a
+            module object means the output of that module; or a list of these. A skip connection around a layer would
+            carry unmixed features past it, of which a warning tells: ``mm_lightning.inspect(module, batch)`` lists the
+            layers without one.
         per_sample: Draw a ``lam`` for each row instead of one for the batch.
         probability: Share of the training batches that is mixed, in [0, 1].
         seed: Seed of the plans, in [0, 2**64). None takes the one given to ``seed_everything``, or 0.
         pairing: Draws the partners; :class:`RandomPermutation` (default) or :class:`Roll`.
         layer_weights: Probability of each eligible layer up to a factor, in the order of ``layer_names``.
+        loss: Names the losses to mix, where they cannot be followed or others must stay unmixed: an attribute's name
+            (``"criterion"``), a module or a function, or a list of these. Such a loss is evaluated on the targets and on
+            the partners' and interpolated, whatever it is; everything else that ``training_step`` computes from the
+            targets is left as it is.
+        batch_dim: Dimension of the layers' outputs that holds the batch, 1 for sequence-first networks; or a dict of the
+            layers for which it is not 0.
+        strict: Refuse layers that a path leads around, instead of warning of them.
 
     Attributes:
         plan: The current batch's :class:`MixPlan`; None before the first.
@@ -57,7 +91,9 @@ class ManifoldMixupCallback(pl.Callback):
     Raises:
         ValueError: At construction, if ``alpha``, ``probability`` or ``seed`` is out of range. At the start of fit, if
             ``layers`` names something that is not there.
-        RuntimeError: In the first training step, if features and targets would not be mixed alike.
+        ValueError: In the first training step, if ``layers="auto"`` finds no place to mix, or with ``strict`` if a path
+            leads around a layer.
+        RuntimeError: In a training step, if features and targets would not be mixed alike.
 
     Example:
         >>> trainer = pl.Trainer(callbacks=[ManifoldMixupCallback(layers=["input", "layer1", "layer2"])])
@@ -73,6 +109,9 @@ class ManifoldMixupCallback(pl.Callback):
         *,
         pairing: Pairing | None = None,
         layer_weights: Sequence[float] | None = None,
+        loss: LossSpec | None = None,
+        batch_dim: int | dict[str, int] = 0,
+        strict: bool = False,
     ) -> None:
         super().__init__()
         self.ratio = BetaRatio(alpha, per_sample)
@@ -84,16 +123,28 @@ class ManifoldMixupCallback(pl.Callback):
         self.seed = seed
         self.pairing = pairing
         self.layer_weights = layer_weights
+        self.loss = loss
+        self.batch_dim = batch_dim
+        self.strict = strict
         self.plan: MixPlan | None = None
         self.layer_names: tuple[str, ...] = ()
         self._source: PlanSource | None = None
         self._mixer: Mixer | None = None
+        self._views: dict[Any, View] = {}
+        self._roles: Roles | None = None
+        self._losses: list[LossSite] = []
         self._patched: tuple[pl.LightningModule, Any] | None = None
         self._is_armed = False
-        self._warned_of_single_row = False
+        self._warned_of: set[str] = set()
         self._lam = 1.0
+        self._lams: list[float] = []
+        self._counts: Counter[str] = Counter()
         self._settings: dict[str, Any] = {}
         self._restored: dict[str, Any] = {}
+
+    def summary(self) -> dict[str, int]:
+        """How many training batches of this or the last fit were mixed at each layer, and how many at none."""
+        return {name: self._counts[name] for name in (*self.layer_names, UNMIXED)}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse a second callback of this kind: the batch would be mixed twice."""
@@ -106,12 +157,13 @@ class ManifoldMixupCallback(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hook the eligible layers. Here, because the module is complete now and nothing has run or compiled yet."""
         self._release()
-        self._attach(pl_module)
+        self._counts.clear()
+        self._wrap_training_step(pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hook them for the tuner, too, which trains before fit has started."""
-        if self._mixer is None:
-            self._attach(pl_module)
+        if self._patched is None:
+            self._wrap_training_step(pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look closely at the first mix of each layer in each epoch."""
@@ -121,16 +173,20 @@ class ManifoldMixupCallback(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Draw the batch's plan."""
-        if self._source is None or self.ratio.alpha == 0 or self.probability == 0:
+        """Draw the batch's plan. Before the first one, see what the training step does with a batch."""
+        if self._patched is None or self.ratio.alpha == 0 or self.probability == 0:
             return
         batch_size = batch_size_of(batch)
+        if (signature := signature_of(batch)) not in self._views:
+            with trainer.precision_plugin.train_step_context():
+                self._views[signature] = self._look(pl_module, batch, batch_idx, batch_size)
+        self._roles = self._views[signature].roles
+        assert self._source is not None
         plan = self._source.draw(
             batch_size, epoch=trainer.current_epoch, batch_index=batch_idx, rank=trainer.global_rank
         )
-        if batch_size == 1 and not self._warned_of_single_row:
-            self._warned_of_single_row = True
-            rank_zero_warn("A batch of one row has no partner to mix with; it trains unmixed.")
+        if batch_size == 1:
+            self._warn_once("A batch of one row has no partner to mix with; it trains unmixed.")
         self._lam = float(plan.lam.mean())  # before it is moved: reading it from a device would wait for the device
         self.plan = plan.to(pl_module.device)
         self._is_armed = True
@@ -149,12 +205,29 @@ class ManifoldMixupCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the plan, in the steps that reach the loggers: Lightning's log costs more than drawing the plan."""
+        if not self._is_armed or self.plan is None or self._mixer is None:
+            return
         self._is_armed = False
+        self._counts[self.plan.layer or UNMIXED] += 1
+        self._lams.append(self._lam)
+        if self._mixer.reads:
+            self._warn_once(
+                f"training_step takes the classes of single rows out of tensors ({', '.join(sorted(self._mixer.reads))})."
+                " What a metric makes of them is right; a loss computed from them would not be mixed. Under "
+                "torch.no_grad() this is not said."
+            )
         every = max(trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
-        if self.plan is None or not trainer.loggers or trainer.global_step % every:
+        if not trainer.loggers or trainer.global_step % every:
             return
         layer = -1 if self.plan.layer is None else self.layer_names.index(self.plan.layer)
         pl_module.log_dict({"mixup/lam": self._lam, "mixup/layer": float(layer)}, on_step=True, on_epoch=False)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give TensorBoard the histogram of the epoch's ``lam``."""
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and self._lams:
+                logger.experiment.add_histogram("mixup/lam_of_epoch", np.array(self._lams), trainer.global_step)
+        self._lams.clear()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put everything back."""
@@ -176,8 +249,57 @@ class ManifoldMixupCallback(pl.Callback):
         """Remember the checkpoint's settings until fit starts."""
         self._restored = state_dict
 
-    def _attach(self, pl_module: pl.LightningModule) -> None:
-        layers = resolve_layers(pl_module, self.layers)
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to a running fit."""
+        fresh = {"_mixer": None, "_patched": None, "_is_armed": False, "_views": {}, "_losses": [], "_source": None}
+        return {**self.__dict__, **fresh}
+
+    def _look(self, pl_module: pl.LightningModule, batch: Any, batch_idx: int, batch_size: int) -> View:
+        """See what the step does with such a batch; the first time, settle the layers."""
+        view = look_at(pl_module, batch, batch_idx, batch_size, self.batch_dim)
+        if self._views:
+            return view
+        if has_auto(pl_module, self.layers):
+            chosen = [place.name for place in choose_places(view.places)]
+            chosen = chosen if view.input_problem else [INPUT, *chosen]
+            layers = resolve_layers(pl_module, self.layers, chosen)
+            if not layers:
+                raise ValueError(
+                    f"layers='auto' found no layer of {type(pl_module).__name__} that the whole computation runs through "
+                    f"({view.input_problem}). mm_lightning.inspect(module, batch) tells why; name the layers."
+                )
+            if is_compiled(pl_module):
+                torch.compiler.reset()  # hooks are ignored where a validation was compiled before they were attached
+        else:
+            layers = self._mixer.layers if self._mixer is not None else resolve_layers(pl_module, self.layers)
+            self._judge(layers, view)
+        if any(layer.name == INPUT for layer in layers):
+            layers = (view.input_layer(pl_module), *layers[1:])
+        self._attach(layers, tolerated=[place.name for place in view.places if place.verdict == "bypassed"])
+        self._warn_if_resumed_differently()
+        embedded = f" ('input' means after {', '.join(view.embeddings)})" if view.embeddings else ""
+        rank_zero_info(f"Manifold mixup mixes at {', '.join(map(repr, self.layer_names))}{embedded}.")
+        return view
+
+    def _judge(self, layers: Sequence[Layer], view: View) -> None:
+        """Refuse layers that cannot be mixed, and warn of those that a path leads around."""
+        places = {place.name: place for place in view.places}
+        see = "mm_lightning.inspect(module, batch) lists the layers that can be mixed."
+        for layer in layers:
+            if layer.name == INPUT:
+                if view.input_problem:
+                    raise ValueError(f"Layer 'input' cannot be mixed: {view.input_problem}. {see}")
+                continue
+            place = places[layer.name]
+            if place.verdict == "unusable" or (self.strict and not place.is_safe):
+                raise ValueError(f"Layer {layer.name!r} cannot be mixed: {place.reason}. {see}")
+            if place.verdict == "bypassed":
+                self._warn_once(
+                    f"Layer {layer.name!r} is mixed, but {place.reason}, which carries unmixed features to the mixed "
+                    f"targets. {see}"
+                )
+
+    def _attach(self, layers: Sequence[Layer], tolerated: Sequence[str] = ()) -> None:
         self.layer_names = tuple(layer.name for layer in layers)
         self._source = PlanSource(
             self.layer_names,
@@ -196,10 +318,10 @@ class ManifoldMixupCallback(pl.Callback):
             "layer_weights": None if self.layer_weights is None else list(self.layer_weights),
             "pairing": repr(self._source.pairing),
         }
-        self._warn_if_resumed_differently()
-        self._mixer = Mixer(layers)
+        if self._mixer is not None:
+            self._mixer.detach()
+        self._mixer = Mixer(layers, batch_dim=self.batch_dim, tolerated=tolerated, is_explicit=self.loss is not None)
         self._mixer.attach()
-        self._wrap_training_step(pl_module, self._mixer)
 
     def _warn_if_resumed_differently(self) -> None:
         now, then = self._settings, self._restored
@@ -208,18 +330,28 @@ class ManifoldMixupCallback(pl.Callback):
             rank_zero_warn(f"Manifold mixup resumes with other settings than the checkpoint's: {', '.join(changes)}.")
         self._restored = {}
 
-    def _wrap_training_step(self, pl_module: pl.LightningModule, mixer: Mixer) -> None:
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned_of:
+            self._warned_of.add(message)
+            rank_zero_warn(message)
+
+    def _wrap_training_step(self, pl_module: pl.LightningModule) -> None:
+        if self.loss is not None:
+            self._losses = find_losses(pl_module, self.loss)
+        if not has_auto(pl_module, self.layers):
+            self._attach(resolve_layers(pl_module, self.layers))
         original = pl_module.training_step
         watched = not is_compiled(pl_module)  # the compiler would trace the watch, and compile every graph twice
-
         may_skip = pl_module.automatic_optimization
 
         @functools.wraps(original)
         def training_step(*args: Any, **kwargs: Any) -> Any:
             # Not armed: a validation_step that calls training_step, or a loop that the tuner runs.
-            if not self._is_armed or self.plan is None or not self.plan.mixes:
+            plan, mixer, roles = self.plan, self._mixer, self._roles
+            if not self._is_armed or plan is None or not plan.mixes or mixer is None or roles is None:
                 return original(*args, **kwargs)
-            return run_mixed_step(original, args, kwargs, self.plan, mixer, watched=watched, may_skip=may_skip)
+            with mixed_at(self._losses):
+                return run_mixed_step(original, args, kwargs, plan, mixer, roles, watched=watched, may_skip=may_skip)
 
         # On the instance, where it also stands behind the redirection that DDP and FSDP call training_step through.
         self._patched = (pl_module, pl_module.__dict__.get("training_step"))
@@ -229,6 +361,8 @@ class ManifoldMixupCallback(pl.Callback):
         """Remove the hooks and the wrapper. Safe to call at any time, any number of times."""
         self._is_armed = False
         self._source = None
+        self._views.clear()
+        self._losses = []
         if self._mixer is not None:
             self._mixer.detach()
             self._mixer = None

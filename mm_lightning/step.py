@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from mm_lightning.mixup import INPUT, Mixer, MixPlan, TargetPair
+from mm_lightning.probe import Roles
 
 __all__ = ["batch_size_of", "is_compiled", "run_mixed_step"]
 
-# In a batch without floating point inputs these hold the input rather than class indices.
-_IMAGE_DTYPES = (torch.uint8, torch.int8, torch.bool)
+_LOSSES = frozenset(
+    """
+    cross_entropy nll_loss binary_cross_entropy binary_cross_entropy_with_logits mse_loss l1_loss smooth_l1_loss
+    huber_loss kl_div gaussian_nll_loss poisson_nll_loss multi_margin_loss multilabel_margin_loss
+    multilabel_soft_margin_loss soft_margin_loss hinge_embedding_loss cosine_embedding_loss margin_ranking_loss ctc_loss
+    """.split()
+)
 
 
 def batch_size_of(batch: Any) -> int:
@@ -51,6 +56,7 @@ def run_mixed_step(
     kwargs: dict[str, Any],
     plan: MixPlan,
     mixer: Mixer,
+    roles: Roles,
     *,
     watched: bool = True,
     may_skip: bool = True,
@@ -63,30 +69,36 @@ def run_mixed_step(
         kwargs: Its keyword arguments.
         plan: A plan that mixes.
         mixer: Attached to the eligible layers.
+        roles: Which tensors of the batch are targets, and which are inputs.
         watched: Look for unmixed tensors of the batch behind each layer the first time it is mixed.
         may_skip: Whether a step that returns None trains on nothing, as in automatic optimization.
 
     Returns:
-        What ``training_step`` returns.
+        What ``training_step`` returns, its tensors plain.
 
     Raises:
         RuntimeError: If not exactly one layer mixed the batch once, or if no loss was computed on mixed targets.
-        ValueError: If the batch holds no class indices for its rows.
-        TypeError: If the input is to be mixed and is not floating point.
+        ValueError: If a target has no row for each row of the batch.
     """
     mixer.start(plan)
     watched = watched and mixer.is_first_mix
     try:
-        batch = _hand_over(args[0], plan, mixer, watched)
-        with _Watch(batch, mixer) if watched else nullcontext():
+        batch = _hand_over(args[0], plan, mixer, roles, watched)
+        with _Watch(batch, mixer, plan.partner) if watched else nullcontext():
             output = training_step(batch, *args[1:], **kwargs)
-        _prove(plan, mixer, skipped=output is None and may_skip)
-        loss = output.get("loss") if isinstance(output, dict) else output
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        _prove(plan, mixer, loss, is_automatic=may_skip)
         if isinstance(loss, Tensor):
-            mixer.check_no_path_around(loss)
+            mixer.check_no_path_around(_plain(loss))
+        if mixer.pairs:
+            output = _plain(output) if isinstance(output, Tensor) else apply_to_collection(output, TargetPair, _plain)
     finally:
         mixer.stop()
     return output
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.value if isinstance(tensor, TargetPair) else tensor
 
 
 def _tensors(batch: Any) -> list[Tensor]:
@@ -95,44 +107,45 @@ def _tensors(batch: Any) -> list[Tensor]:
     return found
 
 
-def _hand_over(batch: Any, plan: MixPlan, mixer: Mixer, watched: bool) -> Any:
-    """Rebuild the batch: class indices become pairs, and for the layer ``"input"`` the inputs are mixed."""
+def _hand_over(batch: Any, plan: MixPlan, mixer: Mixer, roles: Roles, watched: bool) -> Any:
+    """Rebuild the batch: targets become pairs, and for the layer ``"input"`` the inputs are mixed."""
     rows = plan.batch_size
-    tensors = [tensor for tensor in _tensors(batch) if tensor.dim() > 0]
-    has_inputs = any(tensor.is_floating_point() and tensor.shape[0] == rows for tensor in tensors)
-
-    def is_paired(tensor: Tensor) -> bool:
-        is_integer = not (tensor.is_floating_point() or tensor.is_complex())
-        return is_integer and (has_inputs or tensor.dtype not in _IMAGE_DTYPES)
-
-    integers = [tensor for tensor in tensors if is_paired(tensor)]
-    if not any(tensor.shape[0] == rows for tensor in integers):
-        lengths = _listed(tensor.shape[0] for tensor in integers)
-        found = f"integer tensors of {lengths} rows" if integers else "no integers"
-        raise ValueError(
-            f"Manifold mixup found no class indices for the {rows} rows of the batch, but {found}. The batch needs one "
-            "integer class index a row, on which training_step computes a cross-entropy."
-        )
-    if plan.layer == INPUT:
-        if not has_inputs:
-            raise TypeError(
-                "layers names 'input', but the batch holds no floating point tensor to mix. Name the layer that turns "
-                "it into floating point numbers, an embedding for example."
-            )
-        mixer.record_input()
+    index = -1
+    mixes_input = plan.layer == INPUT
+    mixed = False
 
     def replace(tensor: Tensor) -> Tensor:
-        if tensor.dim() == 0 or tensor.shape[0] != rows:
+        nonlocal index, mixed
+        if tensor.dim() == 0:
             return tensor
-        if is_paired(tensor):
-            return TargetPair.wrap(tensor, plan, mixer)
-        if not tensor.is_floating_point():
+        index += 1
+        if index not in roles.targets and index not in roles.inputs:
             return tensor
-        if plan.layer == INPUT:
+        if index in roles.targets:
+            _check_rows(tensor, rows, mixer)
+            is_input = mixes_input and index in roles.inputs
+            mixed |= is_input and tensor.is_floating_point()
+            return TargetPair.wrap(tensor, plan, mixer, is_input=is_input) if len(tensor) == rows else tensor
+        if not tensor.is_floating_point() or len(tensor) != rows:
+            return tensor
+        if mixes_input:
+            mixed = True
             return mixer.mix_input(tensor)
         return _with_a_source(tensor, mixer) if watched and torch.is_grad_enabled() else tensor
 
-    return apply_to_collection(batch, Tensor, replace)
+    handed = apply_to_collection(batch, Tensor, replace)
+    if mixed:
+        mixer.record_input()
+    return handed
+
+
+def _check_rows(targets: Tensor, rows: int, mixer: Mixer) -> None:
+    if len(targets) != rows and not mixer.is_explicit:
+        raise ValueError(
+            f"A tensor of shape {tuple(targets.shape)} of the batch takes part in the loss, but has no row for each of "
+            f"the {rows} rows of the batch, so partners cannot be found in it. Give it the batch in dimension 0 "
+            "(padded, say), or keep what is the same for every batch in the module."
+        )
 
 
 def _with_a_source(tensor: Tensor, mixer: Mixer) -> Tensor:
@@ -143,26 +156,28 @@ def _with_a_source(tensor: Tensor, mixer: Mixer) -> Tensor:
     return copy
 
 
-def _prove(plan: MixPlan, mixer: Mixer, skipped: bool) -> None:
+def _prove(plan: MixPlan, mixer: Mixer, loss: Any, is_automatic: bool) -> None:
     """Raise unless the hidden state and the targets were both mixed, once."""
-    if not mixer.losses and (skipped or not mixer.ran):
+    if is_automatic and loss is None and not mixer.losses:
         return  # the user trains on nothing of this batch
+    if not mixer.losses and not mixer.ran:
+        return
     if mixer.is_first_mix and mixer.unreached:
         raise RuntimeError(
             f"The forward pass in training_step does not reach the eligible layers {_listed(mixer.unreached)}. Remove "
             "them from layers."
         )
-    runs = mixer.times_mixed
-    if runs != 1:
+    if mixer.times_mixed != mixer.times_expected:
         raise RuntimeError(
-            f"Layer {plan.layer!r} ran {runs} times in one training_step, so its mix would not match the targets'. "
-            "Choose a layer that runs exactly once, keep other forward passes out of training_step, and in manual "
-            "optimization call self.manual_backward."
+            f"Layer {plan.layer!r} ran {mixer.times_mixed} times in one training_step, so its mix would not match the "
+            "targets'. Choose a layer that runs exactly once, keep other forward passes out of training_step, and in "
+            "manual optimization call self.manual_backward."
         )
-    if not mixer.losses:
+    if not mixer.losses or (is_automatic and not (isinstance(loss, TargetPair) and loss.is_mixed)):
         raise RuntimeError(
-            f"The hidden state was mixed at layer {plan.layer!r}, but training_step computed no F.cross_entropy or "
-            "nn.CrossEntropyLoss on the batch's class indices, so the targets were not. Compute the loss there."
+            f"The hidden state was mixed at layer {plan.layer!r}, but no loss on the batch's targets was seen in what "
+            "training_step returns, so the targets were not mixed. Compute the loss from the batch's tensors with "
+            "PyTorch functions, or name the function that computes it: ManifoldMixupCallback(loss=...)."
         )
     mixer.accept()
 
@@ -170,15 +185,17 @@ def _prove(plan: MixPlan, mixer: Mixer, skipped: bool) -> None:
 class _Watch(TorchFunctionMode):
     """Refuses to combine the mixed hidden state with unmixed tensors of the batch: a bypass, or a loss on them.
 
-    Pairs see only the functions they are handed to. A reconstruction loss against the input, say, would compare a mixed
-    output with an unmixed target. The first mixed step at each layer finds that; later steps pay nothing.
+    Pairs see only the functions they are handed to. A tensor that was an input when the step was looked at, and is a
+    target now, would be an unmixed one. The first mixed step at each layer in each epoch finds that; later steps pay
+    nothing.
     """
 
-    def __init__(self, batch: Any, mixer: Mixer) -> None:
+    def __init__(self, batch: Any, mixer: Mixer, rows: Tensor) -> None:
         super().__init__()
         self.mixer = mixer
-        unmixed = mixer.planned != INPUT
-        self.storages = {_storage(x) for x in _tensors(batch) if unmixed and x.is_floating_point()} - {None}
+        self.rows = rows
+        unmixed = [x for x in _tensors(batch) if x.is_floating_point() and not isinstance(x, TargetPair)]
+        self.storages = {_storage(x) for x in unmixed if mixer.planned != INPUT} - {None}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -186,25 +203,32 @@ class _Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.mixer.has_mixed and torch.is_grad_enabled():
             operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            self._check_targets(func, operands)
-            unmixed = [tensor for tensor in operands if _storage(tensor) in self.storages]
-            if unmixed and any(tensor.requires_grad for tensor in operands) and len(unmixed) < len(operands):
-                raise RuntimeError(
-                    f"After layer {self.mixer.planned!r} was mixed, '{getattr(func, '__name__', func)}' combines the "
-                    f"result with an unmixed tensor of the batch, of shape {tuple(unmixed[0].shape)}. That is a "
-                    "path around the layer, a second forward pass, or a loss on this tensor: none can be mixed. Mix at "
-                    "a layer that everything runs through."
-                )
+            if not any(isinstance(tensor, TargetPair) for tensor in operands):
+                self._check(getattr(func, "__name__", str(func)), operands)
         return func(*args, **kwargs)
 
-    def _check_targets(self, func: Callable[..., Any], operands: list[Tensor]) -> None:
-        is_loss = func is F.cross_entropy and any(tensor.requires_grad for tensor in operands)
-        if is_loss and not any(isinstance(tensor, TargetPair) and tensor.is_live for tensor in operands):
+    def _check(self, name: str, operands: list[Tensor]) -> None:
+        constants = [tensor for tensor in operands if not tensor.requires_grad]
+        if not constants or len(constants) == len(operands):
+            return
+        unmixed = [tensor for tensor in constants if _storage(tensor) in self.storages]
+        if unmixed and self.mixer.planned not in self.mixer.tolerated:
             raise RuntimeError(
-                f"After layer {self.mixer.planned!r} was mixed, a cross_entropy was computed on targets that are not "
-                "the batch's own class indices, or were derived from them in a way that cannot be followed, so they "
-                "would be unmixed. Put them into the batch."
+                f"After layer {self.mixer.planned!r} was mixed, '{name}' combines the result with an unmixed tensor of "
+                f"the batch, of shape {tuple(unmixed[0].shape)}. That is a path around the layer, or a loss that was not "
+                "there when fit began: neither can be mixed. Mix at a layer that everything runs through."
             )
+        if name in _LOSSES and not self.mixer.is_explicit and any(self._differs_by_row(tensor) for tensor in constants):
+            raise RuntimeError(
+                f"After layer {self.mixer.planned!r} was mixed, '{name}' was computed on targets that are not the "
+                "batch's, or were derived from them in a way that cannot be followed, so they would be unmixed. Put "
+                "them into the batch, or name the losses to mix: ManifoldMixupCallback(loss=...)."
+            )
+
+    def _differs_by_row(self, tensor: Tensor) -> bool:
+        """Whether partners would have other values: constants, such as a discriminator's ones, are no targets."""
+        rows = self.rows
+        return tensor.dim() > 0 and len(tensor) == len(rows) and not torch.equal(tensor[rows], tensor)
 
 
 def _storage(tensor: Tensor) -> int | None:

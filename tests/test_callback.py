@@ -206,7 +206,7 @@ def test_the_batch_is_not_changed_and_metrics_see_own_targets(make_trainer: Make
             assert y.dtype == torch.int64
             assert y.tolist() == wanted.tolist()
             hits = (logits.argmax(dim=1) == y).sum()
-            assert type(hits) is Tensor
+            assert isinstance(hits, Tensor)
             assert hits == sum(int(a == b) for a, b in zip(logits.argmax(dim=1).tolist(), wanted.tolist(), strict=True))
             return super().training_step(batch, batch_idx)
 

@@ -1,13 +1,66 @@
-"""Whether logits see the batch through the mixed layer, and through nothing else: a walk over the autograd graph."""
+"""Where may a batch be mixed? Where every path from the batch to the loss runs through: the dominators of the graph."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import deque
+from collections.abc import Collection, Hashable, Iterable
+from dataclasses import dataclass
 
+import networkx as nx
 from torch import Tensor
 from torch.autograd.graph import Node
 
-__all__ = ["find_sources"]
+from mm_lightning.mixup.trace import Call, Trace
+
+__all__ = ["Place", "find_places", "find_sources"]
+
+_BATCH, _LOSS = "the batch", "the loss"
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A module as a place to mix at.
+
+    Attributes:
+        name: Dotted name of the module.
+        shape: Shape of its output, of the first if there are several; None if it did not run.
+        verdict: ``"safe"`` if every path from the batch to the loss runs through its output, ``"bypassed"`` if a path
+            leads around it, ``"unusable"`` if it cannot be mixed at all, ``"unknown"`` if the graph does not tell.
+        reason: Why it is not safe; empty if it is.
+        depth: Share of the network's weighted layers that the batch has passed at its end, in [0, 1].
+        order: Position along the path from the batch to the loss.
+        output: The same object for modules that return the same tensors.
+        embeds: Whether integers of the batch become floating point numbers here, so that this is the input k = 0.
+    """
+
+    name: str
+    shape: tuple[int, ...] | None
+    verdict: str
+    reason: str
+    depth: float
+    order: int
+    output: Hashable
+    embeds: bool = False
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether the batch may be mixed here."""
+        return self.verdict == "safe"
+
+
+def find_places(trace: Trace, names: Iterable[str], batch_size: int, batch_dim: int = 0) -> list[Place]:
+    """Judge modules by one traced forward pass.
+
+    Args:
+        trace: The record.
+        names: Names of the modules to judge.
+        batch_size: Number of rows.
+        batch_dim: Dimension of module outputs that holds the batch.
+
+    Returns:
+        A place for each name, in their order.
+    """
+    return _Graph(trace).judge(names, batch_size, batch_dim)
 
 
 def find_sources(output: Tensor, mixed: Collection[Node], batch: Collection[Node]) -> tuple[bool, str | None]:
@@ -40,3 +93,149 @@ def find_sources(output: Tensor, mixed: Collection[Node], batch: Collection[Node
             around = "the input" if node in batch else "an embedding"
         waiting.extend(parent for parent, _ in node.next_functions)
     return meets_mix, around
+
+
+class _Graph:
+    """The computation from the batch's inputs to the losses, an edge for each step."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.entries: dict[Hashable, list[Hashable]] = {}
+        for entry in trace.entries:
+            if entry.is_input and entry.is_value:
+                self.entries.setdefault(entry.node, []).extend(entry.parents)
+        upstream = nx.DiGraph()
+        upstream.add_node(_LOSS)
+        waiting: list[Hashable] = [_LOSS]
+        while waiting:
+            node = waiting.pop()
+            for parent in self._parents(node):
+                if parent not in upstream:
+                    waiting.append(parent)
+                upstream.add_edge(parent, node)
+        sources = [leaf for leaf in trace.leaves if leaf in upstream]
+        upstream.add_edges_from((_BATCH, leaf) for leaf in sources)
+        self.is_connected = _BATCH in upstream
+        below = nx.descendants(upstream, _BATCH) | {_BATCH} if self.is_connected else set()
+        self.graph = upstream.subgraph(below)
+        self.dominators = self._dominators()
+        targets = [entry.node for entry in trace.entries if not entry.is_input and entry.node in self.graph]
+        self.after_targets = set(targets).union(*(nx.descendants(self.graph, node) for node in targets))
+        self.weighted = [
+            node
+            for call in trace.calls.values()
+            if call.has_weights and (node := next((n for n in call.nodes if n in self.graph), None)) is not None
+        ]
+        self.names = {
+            node: name for name, call in reversed(trace.calls.items()) for node in call.nodes if node is not None
+        }
+
+    def judge(self, names: Iterable[str], batch_size: int, batch_dim: int) -> list[Place]:
+        order = {node: i for i, node in enumerate(self.dominators)}
+        places = []
+        for name in names:
+            call = self.trace.calls.get(name)
+            mixable = [] if call is None else _mixable(call, batch_size, batch_dim)
+            verdict, reason = self._verdict(call, mixable, batch_size, batch_dim)
+            node = mixable[0] if mixable else None
+            places.append(
+                Place(
+                    name,
+                    call.shapes[0] if call is not None and call.shapes else None,
+                    verdict,
+                    reason,
+                    self._depth(node) if node in self.graph else 0.0,
+                    order.get(node, -1),
+                    tuple(mixable),
+                    all(self._embeds(node) for node in mixable) and bool(mixable),
+                )
+            )
+        return places
+
+    def _parents(self, node: Hashable) -> list[Hashable]:
+        if node == _LOSS:
+            return list(self.trace.losses)
+        if isinstance(node, Node):
+            return [parent for parent, _ in node.next_functions if parent is not None] + self.entries.get(node, [])
+        return list(self.trace.parents.get(node, ()))
+
+    def _dominators(self) -> list[Hashable]:
+        """What every path from the batch to the loss runs through, in this order."""
+        if not self.is_connected:
+            return []
+        immediate = nx.immediate_dominators(self.graph, _BATCH)
+        chain = [_LOSS]
+        while chain[-1] != _BATCH:
+            chain.append(immediate[chain[-1]])
+        return chain[::-1]
+
+    def _verdict(self, call: Call | None, mixable: list[Hashable], batch_size: int, batch_dim: int) -> tuple[str, str]:
+        if call is None:
+            return "unusable", "does not run in training_step"
+        if call.count > 1:
+            return "unusable", f"runs {call.count} times in training_step"
+        if not mixable:
+            shapes = ", ".join(str(shape) for shape in call.shapes) or "no tensor"
+            return (
+                "unusable",
+                f"has no floating point output with the {batch_size} rows in dimension {batch_dim}: {shapes}",
+            )
+        inside = [node for node in mixable if node in self.graph]
+        if not inside:
+            return "unknown", "the loss does not depend on its output, or no gradient passes it"
+        if any(node in self.after_targets for node in inside):
+            return "unusable", "computes the loss: its output depends on the targets"
+        if len(inside) == 1 and inside[0] in self.dominators:
+            return "safe", ""
+        path = self._path_around(set(inside))
+        return ("safe", "") if path is None else ("bypassed", path)
+
+    def _path_around(self, nodes: set[Hashable]) -> str | None:
+        """Describe a path from the batch to the loss beside ``nodes``; None if there is none."""
+        came_from: dict[Hashable, Hashable] = {_BATCH: _BATCH}
+        waiting = deque([_BATCH])
+        while waiting and _LOSS not in came_from:
+            node = waiting.popleft()
+            for child in self.graph.successors(node):
+                if child not in came_from and child not in nodes:
+                    came_from[child] = node
+                    waiting.append(child)
+        if _LOSS not in came_from:
+            return None
+        path = [_LOSS]
+        while path[-1] != _BATCH:
+            path.append(came_from[path[-1]])
+        # What the path shares with all paths says where it leaves and comes back; the rest is the way around.
+        path = path[::-1]
+        chain = set(self.dominators)
+        beside = [self.names[node] for node in path if node in self.names and node not in chain]
+        ancestors = set().union(*(nx.ancestors(self.graph, node) for node in nodes))
+        shared = [node for node in path if node in chain and (node in self.names or node in (_BATCH, _LOSS))]
+        before = next((node for node in reversed(shared) if node in ancestors), _BATCH)
+        after = next((node for node in shared if node not in ancestors), _LOSS)
+        through = f" through {beside[0]!r}" if beside else ""
+        return f"a path from {self._called(before)} to {self._called(after)}{through} leads around it"
+
+    def _called(self, node: Hashable) -> str:
+        return str(node) if node in (_BATCH, _LOSS) else repr(self.names[node])
+
+    def _depth(self, node: Hashable) -> float:
+        if not self.weighted:
+            return 0.0
+        before = nx.ancestors(self.graph, node) | {node}
+        return sum(weighted in before for weighted in self.weighted) / len(self.weighted)
+
+    def _embeds(self, node: Hashable) -> bool:
+        entered = self.entries.get(node, [])
+        return bool(entered) and all(
+            self.trace.is_integer[index] for parent in entered for index in self.trace.origins[parent]
+        )
+
+
+def _mixable(call: Call, batch_size: int, batch_dim: int) -> list[Hashable | None]:
+    """Nodes of the output tensors that can be mixed."""
+    return [
+        node
+        for node, shape, dtype in zip(call.nodes, call.shapes, call.dtypes, strict=True)
+        if len(shape) > batch_dim and shape[batch_dim] == batch_size and dtype.is_floating_point
+    ]

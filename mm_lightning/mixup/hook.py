@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from mm_lightning.mixup.graph import find_sources
 from mm_lightning.mixup.interpolation import mix_rows
 from mm_lightning.mixup.layers import Layer
 from mm_lightning.mixup.plan import MixPlan
+from mm_lightning.mixup.trees import map_tensors
 
 __all__ = ["Mixer"]
 
@@ -26,23 +28,45 @@ class Mixer:
     The plan decides, never the number of calls: a recomputed forward pass (activation checkpointing) repeats the mix.
     The hooks read plain attributes only, so they trace into a compiled graph if attached before its first call.
 
-    Attributes:
+    Args:
         layers: The eligible layers, S.
+        batch_dim: Dimension of the layers' outputs that holds the batch; or that of some layers, by name.
+        tolerated: Names of layers at which the user wants to mix although a path leads around them.
+        is_explicit: Whether the user has named the losses to mix, so that others are left alone.
+
+    Attributes:
         ran: Indices into ``layers`` of those whose output was seen since :meth:`start`, in order.
-        losses: Names of the loss functions that were computed on mixed targets since :meth:`start`, in order.
+        losses: Names of the functions in which mixed targets met the hidden state since :meth:`start`, in order.
+        reads: Names of the functions that took class indices out of tensors.
         sources: Autograd nodes that the batch's own tensors came from, for :meth:`check_path`; empty if not followed.
+        pairs: The targets that know their partners', which end with the step.
     """
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        *,
+        batch_dim: int | Mapping[str, int] = 0,
+        tolerated: Collection[str] = (),
+        is_explicit: bool = False,
+    ) -> None:
         self.layers = tuple(layers)
+        self.tolerated = frozenset(tolerated)
+        self.is_explicit = is_explicit
         self.ran: list[int] = []
         self.losses: list[str] = []
+        self.reads: set[str] = set()
         self.sources: set[Node] = set()
+        self.pairs: list[weakref.ref[Any]] = []
+        self._batch_dims = [
+            batch_dim if isinstance(batch_dim, int) else batch_dim.get(layer.name, 0) for layer in self.layers
+        ]
         self._nodes: set[Node] = set()
         self._index = {layer.name: i for i, layer in enumerate(self.layers)}
         self._mixed = _OFF
         self._recording = False
         self._in_step = False
+        self._mixed_batch = False
         self._accepted: set[int] = set()
         self._plan: MixPlan | None = None
         self._handles: list[RemovableHandle] = []
@@ -51,9 +75,9 @@ class Mixer:
         """Hook every eligible layer, once."""
         self.detach()
         for index, layer in enumerate(self.layers):
-            if layer.module is not None:
+            for module in layer.modules:
                 # The hook comes last, so that it mixes what the module's user made of the output.
-                self._handles.append(layer.module.register_forward_hook(_MixHook(self, index)))
+                self._handles.append(module.register_forward_hook(_MixHook(self, index)))
 
     def detach(self) -> None:
         """Remove every hook. Nothing is mixed any more."""
@@ -67,14 +91,20 @@ class Mixer:
         self._recording = True
         self.ran = []
         self.losses = []
+        self._mixed_batch = False
 
     def stop(self) -> None:
-        """Mix and record nothing from now on."""
+        """Mix and record nothing from now on. What is left of targets that know their partners' is plain again."""
         self._plan = None
         self._mixed = _OFF
         self._recording = False
         self.sources = set()
         self._nodes = set()
+        for reference in self.pairs:
+            pair = reference()
+            if pair is not None:
+                pair.retire()
+        self.pairs.clear()
 
     def begin_backward(self, plan: MixPlan, loss: Tensor) -> None:
         """Mix without recording: activation checkpointing recomputes forward passes during the backward pass."""
@@ -90,10 +120,6 @@ class Mixer:
         else:
             self.stop()
         self._in_step = False
-
-    def is_on(self, plan: MixPlan) -> bool:
-        """Whether batches are being mixed by ``plan`` now."""
-        return self._plan is plan
 
     @property
     def planned(self) -> str | None:
@@ -111,9 +137,14 @@ class Mixer:
         return self.ran.count(self._mixed)
 
     @property
+    def times_expected(self) -> int:
+        """How often the planned layer runs in one forward pass: at each of its modules, and in the batch itself."""
+        return len(self.layers[self._mixed].modules) + self._mixed_batch
+
+    @property
     def unreached(self) -> list[str]:
         """Names of the hooked layers that have not run since :meth:`start`."""
-        return [layer.name for i, layer in enumerate(self.layers) if layer.module is not None and i not in self.ran]
+        return [layer.name for i, layer in enumerate(self.layers) if layer.modules and i not in self.ran]
 
     @property
     def is_first_mix(self) -> bool:
@@ -128,36 +159,45 @@ class Mixer:
         """Look closely again at the next step at each layer: what a module does may change with the epoch."""
         self._accepted.clear()
 
-    def check_path(self, logits: Tensor) -> None:
-        """Raise RuntimeError unless the batch reaches ``logits``, and through the mixed layer alone.
+    def check_path(self, hidden: Tensor, consumer: str) -> None:
+        """Raise RuntimeError if mixed targets meet a tensor to which the batch comes past the mixed layer alone.
 
         Only where the graph can tell: not in a compiled region, nor where the layer ran without gradient under
         reentrant checkpointing.
         """
-        if self._nodes and not find_sources(logits, self._nodes, self.sources)[0]:
+        if not self._nodes:
+            return
+        meets_mix, around = find_sources(hidden, self._nodes, self.sources)
+        if around is not None and not meets_mix:
             raise RuntimeError(
-                f"cross_entropy got logits that do not depend on the mixed layer {self.planned!r}, so they would be "
-                "unmixed beside mixed targets. Choose a layer that every loss depends on."
+                f"'{consumer}' compares the batch's targets with a result that does not depend on the mixed layer "
+                f"{self.planned!r}, so unmixed features would meet mixed targets. Choose layers that every loss depends "
+                "on; mm_lightning.inspect(module, batch) lists them."
             )
-        self.check_no_path_around(logits)
 
     def check_no_path_around(self, loss: Tensor) -> None:
         """Raise RuntimeError if the batch reaches ``loss`` on a path that the mixed layer is not on."""
-        around = find_sources(loss, self._nodes, self.sources)[1] if self._nodes else None
+        if not self._nodes or self.planned in self.tolerated:
+            return
+        around = find_sources(loss, self._nodes, self.sources)[1]
         if around is not None:
             raise RuntimeError(
                 f"A path from {around} to the loss leads around layer {self.planned!r}, so unmixed features would meet "
-                "mixed targets. Choose a layer that everything runs through, such as the end of a residual block."
+                "mixed targets. Choose a layer that everything runs through, such as the end of a residual block; "
+                "mm_lightning.inspect(module, batch) lists them."
             )
 
     def mix_input(self, rows: Tensor) -> Tensor:
-        """Mix a tensor of the batch itself, the layer ``"input"``."""
+        """Mix a tensor of the batch itself, the layer ``"input"``. Integers are mixed after their embedding."""
         assert self._plan is not None
+        if not rows.is_floating_point():
+            return rows
         return self._followed(mix_rows(rows, self._plan.lam, self._plan.partner, self._plan.inverse))
 
     def record_input(self) -> None:
         """Note that the batch itself was mixed."""
         self.ran.append(self._mixed)
+        self._mixed_batch = True
 
     def _switch_on(self, plan: MixPlan) -> None:
         self._plan = plan
@@ -178,17 +218,43 @@ class Mixer:
             self.ran.append(index)
         if self._mixed != index:
             return None
-        if not isinstance(output, Tensor):
-            raise TypeError(
-                f"Layer {self.layers[index].name!r} returns a {type(output).__name__}; only the output of a layer that "
-                "returns one tensor can be mixed. Choose a layer inside or after it."
-            )
-        plan = self._plan
+        if isinstance(output, Tensor):
+            if output.is_floating_point() and _has_rows(output, self._batch_dims[index], self._plan):
+                return self._mix_output(index, output)
+        else:
+            found: list[Tensor] = []
+
+            def mix_if_batch(tensor: Tensor) -> Tensor:
+                if not tensor.is_floating_point() or not _has_rows(tensor, self._batch_dims[index], self._plan):
+                    return tensor
+                found.append(tensor)
+                return self._mix_output(index, tensor)
+
+            mixed = map_tensors(mix_if_batch, output)
+            if found:
+                return mixed
+        raise self._unmixable(index, output)
+
+    def _mix_output(self, index: int, hidden: Tensor) -> Tensor:
+        plan, dim = self._plan, self._batch_dims[index]
         assert plan is not None
-        try:
-            return self._followed(mix_rows(output, plan.lam, plan.partner, plan.inverse))
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"Layer {self.layers[index].name!r} cannot be mixed: {error}") from error
+        hidden = getattr(hidden, "value", hidden)  # of targets that are the input, too
+        if dim == 0:
+            return self._followed(mix_rows(hidden, plan.lam, plan.partner, plan.inverse))
+        mixed = mix_rows(hidden.movedim(dim, 0), plan.lam, plan.partner, plan.inverse)
+        return self._followed(mixed).movedim(0, dim)
+
+    def _unmixable(self, index: int, output: Any) -> Exception:
+        plan, name, dim = self._plan, self.layers[index].name, self._batch_dims[index]
+        assert plan is not None
+        if isinstance(output, Tensor):
+            what = f"the output has shape {tuple(output.shape)} and type {output.dtype}"
+        else:
+            what = f"no tensor of its {type(output).__name__} is that"
+        return ValueError(
+            f"Layer {name!r} cannot be mixed: the batch of {plan.batch_size} rows must be in dimension {dim} of a "
+            f"floating point output, but {what}. Choose another layer, or name the dimension with batch_dim."
+        )
 
 
 class _MixHook:
@@ -201,5 +267,12 @@ class _MixHook:
     def __deepcopy__(self, memo: Any) -> _MixHook:
         return _MixHook(Mixer(()), 0)  # a copied module, an averaged teacher say, is never mixed
 
+    def __reduce__(self) -> Any:
+        return _MixHook, (Mixer(()), 0)  # nor is a loaded one
+
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return self.mixer._on_output(self.index, output)
+
+
+def _has_rows(tensor: Tensor, dim: int, plan: MixPlan | None) -> bool:
+    return plan is not None and tensor.dim() > dim and tensor.shape[dim] == plan.batch_size

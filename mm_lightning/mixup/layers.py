@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-__all__ = ["INPUT", "Layer", "LayerSpec", "MixPoint", "resolve_layers"]
+__all__ = ["INPUT", "Layer", "LayerSpec", "MixPoint", "has_auto", "named_layers", "resolve_layers"]
 
 INPUT = "input"
 """Name of layer k = 0: the batch itself."""
@@ -39,20 +39,32 @@ class MixPoint(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A place where the batch may be mixed: after ``module``, or in the batch itself if ``module`` is None."""
+    """A place where the batch may be mixed.
+
+    Attributes:
+        name: Dotted name of the module, or ``"input"``.
+        modules: The module whose output is mixed. For ``"input"`` those that embed integers of the batch.
+    """
 
     name: str
-    module: nn.Module | None
+    modules: tuple[nn.Module, ...] = ()
 
 
-def resolve_layers(root: nn.Module, spec: LayerSpec) -> tuple[Layer, ...]:
+def has_auto(root: nn.Module, spec: LayerSpec) -> bool:
+    """Whether a forward pass must be looked at to tell what ``spec`` means in ``root``."""
+    is_auto = any(isinstance(part, str) and part == "auto" for part in _parts(spec))
+    return is_auto and not any(isinstance(module, MixPoint) for module in root.modules())
+
+
+def resolve_layers(root: nn.Module, spec: LayerSpec, chosen: Sequence[str] | None = None) -> tuple[Layer, ...]:
     """Find the layers that ``spec`` names in ``root``.
 
     Args:
         root: The network or LightningModule.
-        spec: ``"auto"`` (the network's MixPoints), ``"input"`` (the batch), a dotted module name in which ``*`` stands
-            for any text without a dot, a module class, a module object, or a list of these. Naming a module means
-            "after it".
+        spec: ``"auto"`` (the network's MixPoints; where there are none, ``chosen``), ``"input"`` (the batch), a dotted
+            module name in which ``*`` stands for any text without a dot, a module class, a module object, or a list of
+            these. Naming a module means "after it".
+        chosen: What ``"auto"`` means in a network without MixPoints.
 
     Returns:
         The layers without repetition, ``"input"`` first, the others in the order of ``root.named_modules()``.
@@ -61,29 +73,40 @@ def resolve_layers(root: nn.Module, spec: LayerSpec) -> tuple[Layer, ...]:
         ValueError: If a part of ``spec`` matches nothing, or matches ``root`` itself.
         TypeError: If a part of ``spec`` is none of the above.
     """
-    modules: dict[str, nn.Module] = {}
-    for name, module in root.named_modules(remove_duplicate=False):
-        if (shown := _display_name(name, module)) and module is not root:
-            modules.setdefault(shown, module)
-    parts = list(spec) if isinstance(spec, Iterable) and not isinstance(spec, (str, nn.Module)) else [spec]
+    modules = named_layers(root)
+    parts = _parts(spec)
     if not parts:
         raise ValueError("layers is empty. Name at least one layer, or use 'auto' or 'input'.")
     found: set[str] = set()
     for part in parts:
-        found.update(_match(root, modules, part))
-    chosen = [Layer(INPUT, None)] if INPUT in found else []
+        found.update(_match(root, modules, part, chosen))
+    layers = [Layer(INPUT)] if INPUT in found else []
     for name, module in modules.items():  # a module with two names is one layer
-        if name in found and name != INPUT and not any(layer.module is module for layer in chosen):
-            chosen.append(Layer(name, module))
-    return tuple(chosen)
+        if name in found and name != INPUT and not any(module in layer.modules for layer in layers):
+            layers.append(Layer(name, (module,)))
+    return tuple(layers)
 
 
-def _match(root: nn.Module, modules: dict[str, nn.Module], part: object) -> list[str]:
+def named_layers(root: nn.Module) -> dict[str, nn.Module]:
+    """The modules below ``root`` by the names that layers have: as in ``named_modules``, without wrappers' parts."""
+    modules: dict[str, nn.Module] = {}
+    for name, module in root.named_modules(remove_duplicate=False):
+        if (shown := _display_name(name, module)) and module is not root:
+            modules.setdefault(shown, module)
+    return modules
+
+
+def _parts(spec: LayerSpec) -> list[object]:
+    return list(spec) if isinstance(spec, Iterable) and not isinstance(spec, (str, nn.Module)) else [spec]
+
+
+def _match(root: nn.Module, modules: dict[str, nn.Module], part: object, chosen: Sequence[str] | None) -> Iterable[str]:
     """Names of the layers that one part of a specification means."""
-    if part == INPUT:
+    if isinstance(part, str) and part == INPUT:
         return [INPUT]
-    if part == "auto":
-        return _mix_points(root, modules)
+    if isinstance(part, str) and part == "auto":
+        points = _where(modules, lambda module: isinstance(module, MixPoint))
+        return points or chosen or []
     if isinstance(part, str):
         # As in a path, the star stays within one component: "layer*" is not "layer1.0.conv".
         pattern = re.compile(r"[^.]*".join(re.escape(text) for text in part.split("*")))
@@ -114,21 +137,12 @@ def _where(modules: dict[str, nn.Module], wanted: Callable[[nn.Module], bool]) -
     return [name for name, module in modules.items() if wanted(module)]
 
 
-def _mix_points(root: nn.Module, modules: dict[str, nn.Module]) -> list[str]:
-    names = _where(modules, lambda module: isinstance(module, MixPoint))
-    if not names:
-        raise ValueError(
-            f"layers='auto' found no MixPoint in {type(root).__name__}. Put MixPoint() between two of its layers, or "
-            f"name the layers, for example layers=['input', {next(iter(modules), 'encoder')!r}]. "
-            f"Top-level modules: {_listing(name for name in modules if '.' not in name)}."
-        )
-    return names
-
-
 def _refuse(root: nn.Module, modules: dict[str, nn.Module], part: str) -> list[str]:
     nearest = difflib.get_close_matches(part, [INPUT, *modules], n=5, cutoff=0.4)
     known = f"Nearest names: {_listing(nearest)}." if nearest else f"It has {_listing([INPUT, *modules])}."
-    raise ValueError(f"Layer {part!r} is not in {type(root).__name__}. {known}")
+    raise ValueError(
+        f"Layer {part!r} is not in {type(root).__name__}. {known} mm_lightning.inspect(module, batch) lists all layers."
+    )
 
 
 def _listing(names: Iterable[str], most: int = 12) -> str:

@@ -270,7 +270,7 @@ def test_output_that_cannot_be_mixed_is_refused_by_name(
 
 
 def test_layer_without_module_needs_no_hook() -> None:
-    mixer = Mixer([Layer("input", None)])
+    mixer = Mixer([Layer("input")])
     mixer.attach()
     mixer.start(make_plan("input"))
     assert mixer.unreached == []

@@ -34,7 +34,7 @@ def pair_up(targets: Tensor, per_sample: bool = False, mixed: bool = True) -> tu
     """A pair within a step whose layer was mixed already, or not yet."""
     lam = LAMS if per_sample else torch.tensor([LAM]).expand(N)
     plan = MixPlan(INPUT, PARTNER, lam, INVERSE)
-    mixer = Mixer([Layer(INPUT, None)])
+    mixer = Mixer([Layer(INPUT)])
     mixer.start(plan)
     if mixed:
         mixer.record_input()
@@ -390,7 +390,7 @@ ACCURACY_PARTNER = torch.tensor([1, 0, 3, 2])  # of the classes 1, 0, 2, 0
 )
 def test_mixed_accuracy_by_hand(lam: Tensor, expected: float) -> None:
     plan = MixPlan(INPUT, ACCURACY_PARTNER, lam)
-    mixer = Mixer([Layer(INPUT, None)])
+    mixer = Mixer([Layer(INPUT)])
     mixer.start(plan)
     pair = TargetPair.wrap(ACCURACY_TARGETS, plan, mixer)
     for accuracy in (

@@ -1,0 +1,140 @@
+"""Function calls that can be made again for the partners' targets, and what is known of functions by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+__all__ = [
+    "Expression",
+    "is_by_row",
+    "is_in_place",
+    "is_linear",
+    "is_network",
+    "is_random",
+    "keeps_rows",
+]
+
+_VIEWS = frozenset(
+    """
+    view reshape flatten unflatten squeeze unsqueeze permute transpose movedim expand ravel t chunk split unbind narrow
+    select __getitem__ __get__ detach view_as swapaxes
+    """.split()
+)
+# Layers of networks. Row i of the result depends on row i of the input, and on parameters.
+_LAYERS = frozenset(
+    """
+    linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d embedding embedding_bag
+    batch_norm layer_norm group_norm instance_norm rms_norm multi_head_attention_forward scaled_dot_product_attention
+    lstm gru rnn_tanh rnn_relu lstm_cell gru_cell
+    """.split()
+)
+_PRODUCTS = frozenset(
+    {"matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "tensordot", "__matmul__", "__rmatmul__", "mv"}
+)
+_NOISE = frozenset(
+    """
+    dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout rrelu gumbel_softmax
+    """.split()
+)
+_RANDOM = _NOISE | frozenset({"bernoulli", "multinomial", "normal", "poisson", "binomial"})
+_LINEAR = frozenset(
+    """
+    add sub neg sum mean __add__ __radd__ __sub__ __rsub__ __neg__ rsub negative positive __pos__
+    view reshape flatten squeeze unsqueeze permute transpose movedim expand contiguous clone detach ravel to type
+    float double half bfloat16 cpu cuda stack cat chunk split unbind select narrow index_select
+    """.split()
+)
+_SCALING = frozenset({"mul", "div", "true_divide", "multiply", "divide", "__mul__", "__rmul__", "__truediv__"})
+_REORDERING = frozenset(
+    """
+    gather index_select take transpose permute movedim expand stack cat chunk split unbind t roll flip sort argsort
+    topk select masked_select nonzero
+    """.split()
+)
+_IN_PLACE_OPERATORS = frozenset(
+    """
+    __setitem__ __iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __imod__ __ipow__ __iand__ __ior__ __ixor__
+    """.split()
+)
+
+
+class Expression:
+    """A call whose operands may be pairs, kept to be made again with their other halves."""
+
+    def __init__(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]
+    ) -> None:
+        self.func, self.args, self.kwargs = func, args, kwargs
+        self.versions = [(tensor, _version(tensor)) for tensor in tensors]
+        self.has_grad = torch.is_grad_enabled()
+
+    def evaluate(self, side: Callable[[Any], Tensor]) -> list[Tensor]:
+        """The tensors that the call returns for one side of its pairs.
+
+        Raises:
+            RuntimeError: If an operand was changed in place meanwhile.
+        """
+        name = getattr(self.func, "__name__", str(self.func))
+        if name not in _VIEWS and any(_version(tensor) != version for tensor, version in self.versions):
+            raise RuntimeError(
+                f"An operand of '{name}', which was computed from the batch's targets, was changed in place before the "
+                "loss was computed, so the partners' targets cannot be followed. Change a copy instead."
+            )
+        with torch.set_grad_enabled(self.has_grad), torch._C.DisableTorchFunctionSubclass():
+            args, kwargs = _map_pairs(side, (self.args, self.kwargs))
+            return [leaf for leaf in tree_leaves(self.func(*args, **kwargs)) if isinstance(leaf, Tensor)]
+
+
+def is_in_place(name: str, kwargs: dict[str, Any]) -> bool:
+    """Whether the function of this name changes its first argument, or ``out``."""
+    return name in _IN_PLACE_OPERATORS or (name[-1] == "_" and name[-2:] != "__") or kwargs.get("out") is not None
+
+
+def is_network(name: str, tensors: Sequence[Tensor]) -> bool:
+    """Whether the function is a layer of a network: it applies weights."""
+    if name in _LAYERS:
+        return True
+    return name in _PRODUCTS and any(tensor.is_leaf and tensor.requires_grad for tensor in tensors)
+
+
+def is_by_row(name: str) -> bool:
+    """Whether the partners' result is best taken from the result's rows: frozen layers, and one draw of noise."""
+    return name in _LAYERS or name in _NOISE
+
+
+def is_random(name: str) -> bool:
+    """Whether the function draws random numbers that would differ between two calls."""
+    return name in _RANDOM
+
+
+def is_linear(name: str, pairs: Sequence[Tensor], args: tuple[Any, ...]) -> bool:
+    """Whether the function is affine in all pairs together."""
+    if name == "__getitem__":
+        return len(pairs) == 1  # of a loss, not with one
+    if name in _SCALING:
+        return len(pairs) == 1 and (args[0] is pairs[0] or "mul" in name)
+    return name in _LINEAR
+
+
+def keeps_rows(name: str, args: tuple[Any, ...], result: Tensor, batch_size: int) -> bool:
+    """Whether row i of the result is row i of the operands."""
+    if result.dim() == 0 or result.shape[0] != batch_size or name in _REORDERING:
+        return False
+    if name == "__getitem__":
+        index = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1]
+        return (isinstance(index, slice) and index == slice(None)) or index is Ellipsis
+    return True
+
+
+def _map_pairs(side: Callable[[Any], Tensor], tree: Any) -> Any:
+    return tree_map_only(Tensor, lambda tensor: side(tensor) if hasattr(tensor, "_halves") else tensor, tree)
+
+
+def _version(tensor: Tensor) -> int:
+    plain = tensor.__dict__.get("value", tensor)
+    return 0 if plain.is_inference() else plain._version

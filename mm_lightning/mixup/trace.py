@@ -1,0 +1,271 @@
+"""How a batch becomes a loss: one forward pass followed from each tensor of the batch to what is trained on."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from mm_lightning.mixup.expression import is_in_place, is_network
+from mm_lightning.mixup.trees import map_tensors, tensors_in
+
+__all__ = ["Call", "Entry", "Trace", "Traced", "trace_modules"]
+
+# Functions that hand their operands' values on, rather than select or scale by them, as masks do.
+_JOINS = frozenset({"cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack"})
+
+
+@dataclass(eq=False)
+class Entry:
+    """A place where tensors of the batch enter what is trained: the autograd graph.
+
+    Attributes:
+        node: The node of the autograd graph.
+        parents: What entered: tensors of the batch, or what was computed from them without gradient.
+        is_input: Whether the result went through weights later, so that the batch was an input here and not a target.
+        is_value: Whether values entered. Integers that only select or scale, such as masks, do not count as input.
+        name: The function.
+    """
+
+    node: Hashable
+    parents: tuple[Hashable, ...]
+    is_input: bool
+    is_value: bool
+    name: str
+
+
+@dataclass(eq=False)
+class Call:
+    """What a module was seen to do.
+
+    Attributes:
+        nodes: Where its output tensors are in the graph; None for one that nothing is trained through.
+        shapes: Their shapes.
+        dtypes: Their types.
+        has_weights: Whether it applied weights of two or more dimensions of its own to floating point numbers.
+        count: How often it ran.
+    """
+
+    nodes: list[Hashable | None]
+    shapes: list[tuple[int, ...]]
+    dtypes: list[torch.dtype]
+    has_weights: bool
+    count: int = 1
+
+
+@dataclass(eq=False)
+class Trace:
+    """The record of one forward pass.
+
+    Attributes:
+        leaves: Node of each tensor of the batch, in order.
+        is_integer: Whether it holds integers, booleans or nothing but 0 and 1.
+        parents: Parents of nodes that are not of the autograd graph.
+        origins: The tensors of the batch that each such node was computed from.
+        entries: Where they entered the autograd graph.
+        calls: What each module did, by name, in the order in which they ended.
+        losses: Nodes of what is trained on.
+        targets: Indices of the tensors of the batch that the losses compare with, rather than being computed through.
+    """
+
+    leaves: list[Hashable] = field(default_factory=list)
+    is_integer: list[bool] = field(default_factory=list)
+    parents: dict[Hashable, tuple[Hashable, ...]] = field(default_factory=dict)
+    origins: dict[Hashable, frozenset[int]] = field(default_factory=dict)
+    entries: list[Entry] = field(default_factory=list)
+    calls: dict[str, Call] = field(default_factory=dict)
+    losses: list[Hashable] = field(default_factory=list)
+    targets: set[int] = field(default_factory=set)
+    made: list[weakref.ref[Tensor]] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Leave plain tensors wherever user code kept traced ones."""
+        for reference in self.made:
+            tensor = reference()
+            if isinstance(tensor, Traced):
+                tensor.retire()
+
+    def follow(self, tensor: Tensor) -> Traced:
+        """Begin to follow a tensor of the batch, which is not changed."""
+        node = object()
+        index = len(self.leaves)
+        self.leaves.append(node)
+        is_integer = not (tensor.is_floating_point() or tensor.is_complex())
+        self.is_integer.append(is_integer or bool(((tensor == 0) | (tensor == 1)).all()))
+        self.parents[node] = ()
+        self.origins[node] = frozenset({index})
+        return _traced(tensor.detach(), self, node, frozenset({index}))
+
+    def end_in(self, loss: Tensor) -> None:
+        """Note that ``loss`` is trained on."""
+        if isinstance(loss, Traced):
+            self.targets |= loss.origins
+        node = node_of(loss)
+        if node is not None and node not in self.losses:
+            self.losses.append(node)
+
+
+class Traced(Tensor):
+    """A tensor that knows which tensors of the batch it was computed from, until weights are applied to it."""
+
+    value: Tensor
+    trace: Trace
+    node: Hashable | None
+    origins: frozenset[int]
+    entries: frozenset[Entry]
+
+    def retire(self) -> None:
+        """Become a plain tensor."""
+        self.__dict__.clear()
+        self.__class__ = Tensor  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Apply ``func`` to the values and note where they go."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", str(func))
+        leaves = tree_leaves((args, kwargs))
+        traced = [leaf for leaf in leaves if isinstance(leaf, Traced)]
+        with torch._C.DisableTorchFunctionSubclass():
+            for tensor in traced:
+                _enter_through_function(tensor)
+            values, named_values = tree_map_only(Traced, lambda tensor: tensor.value, (args, kwargs))
+            result = func(*values, **named_values)
+            tensors = [leaf.value if isinstance(leaf, Traced) else leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            if is_in_place(name, kwargs):
+                return _changed(kwargs.get("out", args[0] if args else None), name, traced, tensors, result)
+            first = args[0] if args else None
+            return tree_map_only(Tensor, lambda value: _result_of(value, name, traced, tensors, first), result)
+
+
+def node_of(tensor: Tensor) -> Hashable | None:
+    """Where the tensor is in the graph."""
+    if isinstance(tensor, Traced):
+        return tensor.value.grad_fn or tensor.node
+    return tensor.grad_fn
+
+
+@contextmanager
+def trace_modules(modules: dict[str, nn.Module], trace: Trace) -> Iterator[None]:
+    """Record what the modules do until the end of the ``with`` block."""
+
+    def watch(name: str) -> Callable[[nn.Module, Any, Any, Any], Any]:
+        def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+            call = trace.calls.pop(name, None)
+            # A module that returns its input itself must not be taken for the module before it.
+            output = map_tensors(lambda tensor: tensor.view_as(tensor), output)
+            with torch._C.DisableTorchFunctionSubclass():
+                tensors = tensors_in(output)
+                trace.calls[name] = Call(
+                    [node_of(tensor) for tensor in tensors],
+                    [tuple(tensor.shape) for tensor in tensors],
+                    [tensor.dtype for tensor in tensors],
+                    _applies_weights(module, args, kwargs),
+                    1 if call is None else call.count + 1,
+                )
+            return output
+
+        return note
+
+    handles = [module.register_forward_hook(watch(name), with_kwargs=True) for name, module in modules.items()]
+    try:
+        with _CatchBackward(trace):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _applies_weights(module: nn.Module, args: Any, kwargs: Any) -> bool:
+    if not any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)):
+        return False
+    return any(tensor.is_floating_point() for tensor in tensors_in((args, kwargs)))
+
+
+def _traced(
+    value: Tensor,
+    trace: Trace,
+    node: Hashable | None,
+    origins: frozenset[int],
+    entries: frozenset[Entry] = frozenset(),
+    tensor: Any = None,
+) -> Traced:
+    tensor = value.as_subclass(Traced) if tensor is None else tensor
+    tensor.value, tensor.trace, tensor.node, tensor.origins, tensor.entries = value, trace, node, origins, entries
+    trace.made.append(weakref.ref(tensor))
+    return tensor
+
+
+def _result_of(
+    value: Tensor, name: str, traced: Sequence[Traced], tensors: Sequence[Tensor], first: Any, into: Any = None
+) -> Tensor:
+    """Note what became of traced tensors in one call, and follow the result where it may still be a target."""
+    trace = traced[0].trace
+    origins = frozenset().union(*(tensor.origins for tensor in traced))
+    entries = frozenset().union(*(tensor.entries for tensor in traced))
+    parents = tuple(tensor.node for tensor in traced if tensor.node is not None)
+    if not value.requires_grad:
+        node = object()
+        trace.parents[node] = parents
+        trace.origins[node] = origins
+        return _traced(value, trace, node, origins, entries, into)
+    # An embedding may belong to the network (of words) or to the loss (of class centres): what follows will tell.
+    is_layer = is_network(name, tensors) and not name.startswith("embedding")
+    if parents:
+        is_integer = all(trace.is_integer[index] for node in parents for index in trace.origins[node])
+        meets_weights = any(tensor.is_leaf and tensor.requires_grad for tensor in tensors)
+        is_applied_to = isinstance(first, Traced) if is_layer else meets_weights
+        entry = Entry(value.grad_fn, parents, False, not is_integer or is_applied_to or name in _JOINS, name)
+        trace.entries.append(entry)
+        entries |= {entry}
+    if not is_layer:
+        return _traced(value, trace, None, origins, entries, into)
+    for entry in entries:
+        entry.is_input = True
+    return value
+
+
+def _enter_through_function(tensor: Traced) -> None:
+    """A ``torch.autograd.Function`` that took a traced tensor returned it with a gradient: take it for a layer."""
+    if tensor.requires_grad and not tensor.value.requires_grad and tensor.grad_fn is not None:
+        node = tensor.grad_fn
+        tensor.trace.entries.append(Entry(node, (tensor.node,), True, True, node.name()))
+        tensor.value = tensor.as_subclass(Tensor)
+        tensor.node, tensor.origins, tensor.entries = None, frozenset(), frozenset()
+
+
+def _changed(changed: Any, name: str, traced: Sequence[Traced], tensors: Sequence[Tensor], result: Any) -> Any:
+    """Follow a tensor that was changed in place, and the one that it is a part of."""
+    if isinstance(changed, Tensor) and name != "requires_grad_":
+        value = changed.value if isinstance(changed, Traced) else changed
+        for tensor in {id(changed): changed, id(value._base): value._base}.values():
+            if tensor is not None:
+                alias = tensor.value if isinstance(tensor, Traced) else tensor.as_subclass(Tensor)
+                tensor.__class__ = Traced
+                _result_of(alias, name, traced, tensors, None, tensor)
+    return None if result is None else changed
+
+
+class _CatchBackward(TorchFunctionMode):
+    """A backward pass ends a loss and is not run."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self.trace = trace
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.backward:
+            self.trace.end_in(args[0])
+            return None
+        return func(*args, **(kwargs or {}))
