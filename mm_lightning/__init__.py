@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mm_lightning import inspect as inspect
     from mm_lightning.callback import ManifoldMixupCallback
     from mm_lightning.mixup import (
         BetaRatio,
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         mix,
         mixed_accuracy,
         mixed_cross_entropy,
+        mixed_target_entropy,
     )
     from mm_lightning.module import MixableModule
 
@@ -29,9 +31,11 @@ __all__ = [
     "PlanSource",
     "RandomPermutation",
     "Roll",
+    "inspect",
     "mix",
     "mixed_accuracy",
     "mixed_cross_entropy",
+    "mixed_target_entropy",
 ]
 
 _HOMES = {"ManifoldMixupCallback": "mm_lightning.callback", "MixableModule": "mm_lightning.module"}
@@ -41,6 +45,8 @@ def __getattr__(name: str) -> Any:
     # Names are loaded on first use, so that mm_lightning.mixup can be had without importing lightning.
     if name not in __all__:
         raise AttributeError(f"module 'mm_lightning' has no attribute {name!r}.")
+    if name == "inspect":  # the module is the command, and may be called as the function
+        return import_module("mm_lightning.inspect")
     return getattr(import_module(_HOMES.get(name, "mm_lightning.mixup")), name)
 
 

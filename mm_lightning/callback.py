@@ -14,9 +14,10 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from mm_lightning.losses import LossSite, LossSpec, find_losses, mixed_at
-
+from mm_lightning.metrics import show_own_targets
 from mm_lightning.mixup import (
     INPUT,
     BetaRatio,
@@ -133,8 +134,10 @@ class ManifoldMixupCallback(pl.Callback):
         self._views: dict[Any, View] = {}
         self._roles: Roles | None = None
         self._losses: list[LossSite] = []
+        self._handles: list[RemovableHandle] = []
         self._patched: tuple[pl.LightningModule, Any] | None = None
         self._is_armed = False
+        self._has_no_loss = False
         self._warned_of: set[str] = set()
         self._lam = 1.0
         self._lams: list[float] = []
@@ -174,12 +177,17 @@ class ManifoldMixupCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Draw the batch's plan. Before the first one, see what the training step does with a batch."""
+        self._has_no_loss = False
         if self._patched is None or self.ratio.alpha == 0 or self.probability == 0:
             return
         batch_size = batch_size_of(batch)
         if (signature := signature_of(batch)) not in self._views:
             with trainer.precision_plugin.train_step_context():
-                self._views[signature] = self._look(pl_module, batch, batch_idx, batch_size)
+                view = self._look(pl_module, batch, batch_idx, batch_size)
+            if view is None:
+                self._has_no_loss = True
+                return
+            self._views[signature] = view
         self._roles = self._views[signature].roles
         assert self._source is not None
         plan = self._source.draw(
@@ -193,6 +201,7 @@ class ManifoldMixupCallback(pl.Callback):
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Let forward passes that activation checkpointing recomputes repeat the mix."""
+        self._refuse_unseen_loss(loss)
         if self._is_armed and self._mixer is not None and self.plan is not None:
             self._mixer.begin_backward(self.plan, loss)
 
@@ -251,12 +260,14 @@ class ManifoldMixupCallback(pl.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit."""
-        fresh = {"_mixer": None, "_patched": None, "_is_armed": False, "_views": {}, "_losses": [], "_source": None}
+        fresh = {"_mixer": None, "_patched": None, "_is_armed": False, "_views": {}, "_losses": [], "_source": None, "_handles": []}
         return {**self.__dict__, **fresh}
 
-    def _look(self, pl_module: pl.LightningModule, batch: Any, batch_idx: int, batch_size: int) -> View:
-        """See what the step does with such a batch; the first time, settle the layers."""
+    def _look(self, pl_module: pl.LightningModule, batch: Any, batch_idx: int, batch_size: int) -> View | None:
+        """See what the step does with such a batch; the first time, settle the layers. None if it trains on nothing."""
         view = look_at(pl_module, batch, batch_idx, batch_size, self.batch_dim)
+        if not view.has_loss:
+            return None
         if self._views:
             return view
         if has_auto(pl_module, self.layers):
@@ -349,20 +360,33 @@ class ManifoldMixupCallback(pl.Callback):
             # Not armed: a validation_step that calls training_step, or a loop that the tuner runs.
             plan, mixer, roles = self.plan, self._mixer, self._roles
             if not self._is_armed or plan is None or not plan.mixes or mixer is None or roles is None:
-                return original(*args, **kwargs)
+                output = original(*args, **kwargs)
+                self._refuse_unseen_loss(output)
+                return output
             with mixed_at(self._losses):
                 return run_mixed_step(original, args, kwargs, plan, mixer, roles, watched=watched, may_skip=may_skip)
 
         # On the instance, where it also stands behind the redirection that DDP and FSDP call training_step through.
+        self._handles = show_own_targets(pl_module)
         self._patched = (pl_module, pl_module.__dict__.get("training_step"))
         pl_module.training_step = training_step  # type: ignore[method-assign]
+
+    def _refuse_unseen_loss(self, loss: Any) -> None:
+        if self._has_no_loss and loss is not None:
+            raise RuntimeError(
+                "training_step returned no loss when it was looked at, but does now, for the same batch. It must do the "
+                "same when it is run again, or the batch would train unmixed."
+            )
 
     def _release(self) -> None:
         """Remove the hooks and the wrapper. Safe to call at any time, any number of times."""
         self._is_armed = False
+        self._has_no_loss = False
         self._source = None
         self._views.clear()
         self._losses = []
+        while self._handles:
+            self._handles.pop().remove()
         if self._mixer is not None:
             self._mixer.detach()
             self._mixer = None

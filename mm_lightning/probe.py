@@ -6,7 +6,7 @@ import collections
 import inspect
 import random
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,7 @@ class View:
         embeddings: The modules at whose output integers of the batch become floating point numbers.
         input_problem: Why the batch itself cannot be mixed; empty if it can.
         input_shape: Shape of the first tensor that is computed through.
+        has_loss: Whether there is anything to train on.
     """
 
     roles: Roles
@@ -59,6 +60,7 @@ class View:
     embeddings: tuple[str, ...]
     input_problem: str
     input_shape: tuple[int, ...] | None
+    has_loss: bool
 
     def input_layer(self, root: nn.Module) -> Layer:
         """The layer ``"input"``: the batch, and the embeddings of its integers."""
@@ -104,10 +106,8 @@ def look_at(
         traced = apply_to_collection(batch, Tensor, follow)
         with trace_modules(modules, trace):
             output = None
-            try:
+            with suppress(_Stop):
                 output = _call(module.training_step, traced, batch_idx)
-            except _Stop:
-                pass
         loss = output.get("loss") if isinstance(output, dict) else output
         if isinstance(loss, Tensor):
             trace.end_in(loss)
@@ -136,7 +136,7 @@ def _view(trace: Trace, places: tuple[Place, ...], tensors: list[Tensor]) -> Vie
     embeddings, problem = [], ""
     for entry in entered:
         if all(trace.is_integer[i] for parent in entry.parents for i in trace.origins[parent]):
-            at = [place for place in places if entry.node in place.output and place.embeds]
+            at = [place for place in places if entry.node in place.embeds]
             if at:
                 embeddings.append(at[0].name)
             elif not problem:
@@ -152,6 +152,7 @@ def _view(trace: Trace, places: tuple[Place, ...], tensors: list[Tensor]) -> Vie
         tuple(dict.fromkeys(embeddings)),
         problem,
         next((tuple(tensors[i].shape) for i in sorted(inputs)), None),
+        bool(trace.losses),
     )
 
 
@@ -201,7 +202,7 @@ def _without_effects(module: pl.LightningModule, trace: Trace) -> Iterator[None]
         raise _Stop
 
     silenced = ("log", "log_dict", "print", "toggle_optimizer", "untoggle_optimizer", "clip_gradients")
-    replaced: dict[str, Any] = {name: nothing for name in silenced} | {"manual_backward": backward}
+    replaced: dict[str, Any] = dict.fromkeys(silenced, nothing) | {"manual_backward": backward}
     if not module.automatic_optimization:
         optimizers = _optimizers(module)
         replaced["optimizers"] = lambda *_, **__: optimizers[0] if len(optimizers) == 1 else optimizers
@@ -242,14 +243,14 @@ def _optimizers(module: pl.LightningModule) -> list[_InertOptimizer]:
 
 @contextmanager
 def _kept_random_states(tensors: list[Tensor]) -> Iterator[None]:
-    python, array = random.getstate(), np.random.get_state()
+    python, array = random.getstate(), np.random.get_state()  # noqa: NPY002 (the user's own)
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
         random.setstate(python)
-        np.random.set_state(array)
+        np.random.set_state(array)  # noqa: NPY002
 
 
 @contextmanager

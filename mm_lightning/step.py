@@ -119,9 +119,10 @@ def _hand_over(batch: Any, plan: MixPlan, mixer: Mixer, roles: Roles, watched: b
         if tensor.dim() == 0:
             return tensor
         index += 1
-        if index not in roles.targets and index not in roles.inputs:
+        is_target = index in roles.targets or (mixer.is_explicit and index not in roles.inputs)
+        if not is_target and index not in roles.inputs:
             return tensor
-        if index in roles.targets:
+        if is_target:
             _check_rows(tensor, rows, mixer)
             is_input = mixes_input and index in roles.inputs
             mixed |= is_input and tensor.is_floating_point()

@@ -204,7 +204,7 @@ def test_the_batch_is_not_changed_and_metrics_see_own_targets(make_trainer: Make
                 logits = self.head(x.repeat(1, 2))  # a metric's forward pass, past the mixed layers
             wanted = rows()[1][batch_idx * 8 : batch_idx * 8 + 8]
             assert y.dtype == torch.int64
-            assert y.tolist() == wanted.tolist()
+            assert torch.equal(y, wanted)
             hits = (logits.argmax(dim=1) == y).sum()
             assert isinstance(hits, Tensor)
             assert hits == sum(int(a == b) for a, b in zip(logits.argmax(dim=1).tolist(), wanted.tolist(), strict=True))

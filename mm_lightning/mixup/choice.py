@@ -42,9 +42,8 @@ def _children(places: Sequence[Place], parent: str) -> list[Place]:
     prefix = f"{parent}." if parent else ""
     children = []
     for place in places:
-        if place.name.startswith(prefix) and place.name and "." not in place.name[len(prefix) :]:
-            if place.name != parent:
-                children.extend([place] if place.shape is not None else _children(places, place.name))
+        if place.name.startswith(prefix) and "." not in place.name[len(prefix) :]:
+            children.extend([place] if place.shape is not None else _children(places, place.name))
     return children
 
 

@@ -13,6 +13,7 @@ __all__ = [
     "Expression",
     "is_by_row",
     "is_in_place",
+    "is_independent",
     "is_linear",
     "is_network",
     "is_random",
@@ -47,9 +48,12 @@ _LINEAR = frozenset(
     add sub neg sum mean __add__ __radd__ __sub__ __rsub__ __neg__ rsub negative positive __pos__
     view reshape flatten squeeze unsqueeze permute transpose movedim expand contiguous clone detach ravel to type
     float double half bfloat16 cpu cuda stack cat chunk split unbind select narrow index_select
+    add_ sub_ copy_ __iadd__ __isub__ index_add_ fill_
     """.split()
 )
-_SCALING = frozenset({"mul", "div", "true_divide", "multiply", "divide", "__mul__", "__rmul__", "__truediv__"})
+_SCALING = frozenset(
+    {"mul_", "div_", "mul", "div", "true_divide", "multiply", "divide", "__mul__", "__rmul__", "__truediv__"}
+)
 _REORDERING = frozenset(
     """
     gather index_select take transpose permute movedim expand stack cat chunk split unbind t roll flip sort argsort
@@ -90,6 +94,11 @@ class Expression:
             return [leaf for leaf in tree_leaves(self.func(*args, **kwargs)) if isinstance(leaf, Tensor)]
 
 
+def is_independent(name: str) -> bool:
+    """Whether the result has nothing of the operand but its shape, type and device."""
+    return name.endswith("_like") or name.startswith("new_")
+
+
 def is_in_place(name: str, kwargs: dict[str, Any]) -> bool:
     """Whether the function of this name changes its first argument, or ``out``."""
     return name in _IN_PLACE_OPERATORS or (name[-1] == "_" and name[-2:] != "__") or kwargs.get("out") is not None
@@ -114,8 +123,8 @@ def is_random(name: str) -> bool:
 
 def is_linear(name: str, pairs: Sequence[Tensor], args: tuple[Any, ...]) -> bool:
     """Whether the function is affine in all pairs together."""
-    if name == "__getitem__":
-        return len(pairs) == 1  # of a loss, not with one
+    if name in ("__getitem__", "__setitem__"):
+        return len(pairs) == 1 and (args[0] is pairs[0] or args[-1] is pairs[0])  # not where a pair is the index
     if name in _SCALING:
         return len(pairs) == 1 and (args[0] is pairs[0] or "mul" in name)
     return name in _LINEAR

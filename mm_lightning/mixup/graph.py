@@ -29,8 +29,7 @@ class Place:
         reason: Why it is not safe; empty if it is.
         depth: Share of the network's weighted layers that the batch has passed at its end, in [0, 1].
         order: Position along the path from the batch to the loss.
-        output: The same object for modules that return the same tensors.
-        embeds: Whether integers of the batch become floating point numbers here, so that this is the input k = 0.
+        embeds: Entries at which integers of the batch become floating point numbers in this module: the input k = 0.
     """
 
     name: str
@@ -39,8 +38,7 @@ class Place:
     reason: str
     depth: float
     order: int
-    output: Hashable
-    embeds: bool = False
+    embeds: tuple[Hashable, ...] = ()
 
     @property
     def is_safe(self) -> bool:
@@ -63,7 +61,9 @@ def find_places(trace: Trace, names: Iterable[str], batch_size: int, batch_dim: 
     return _Graph(trace).judge(names, batch_size, batch_dim)
 
 
-def find_sources(output: Tensor, mixed: Collection[Node], batch: Collection[Node]) -> tuple[bool, str | None]:
+def find_sources(
+    output: Tensor, mixed: Collection[Node], batch: Collection[Node], targets: Collection[Node] = ()
+) -> tuple[bool, str | None]:
     """Walk back from ``output`` to where it comes from, not past the mix.
 
     A layer may be mixed if every path from the batch to the output runs through it. So the walk must meet the mix, and
@@ -73,6 +73,7 @@ def find_sources(output: Tensor, mixed: Collection[Node], batch: Collection[Node
         output: A tensor with a graph, the logits.
         mixed: The nodes that made the mixed hidden states.
         batch: The nodes that the batch's floating point tensors came from.
+        targets: Nodes that look up targets, class centres for example.
 
     Returns:
         Whether the mix was met, and the name of a node of the batch that was met beside it, or None. An embedding
@@ -88,6 +89,8 @@ def find_sources(output: Tensor, mixed: Collection[Node], batch: Collection[Node
         seen.add(node)
         if node in mixed:
             meets_mix = True
+            continue
+        if node in targets:
             continue
         if node in batch or node.name().startswith("EmbeddingBackward"):
             around = "the input" if node in batch else "an embedding"
@@ -115,6 +118,7 @@ class _Graph:
                 upstream.add_edge(parent, node)
         sources = [leaf for leaf in trace.leaves if leaf in upstream]
         upstream.add_edges_from((_BATCH, leaf) for leaf in sources)
+        self.upstream = upstream
         self.is_connected = _BATCH in upstream
         below = nx.descendants(upstream, _BATCH) | {_BATCH} if self.is_connected else set()
         self.graph = upstream.subgraph(below)
@@ -137,17 +141,16 @@ class _Graph:
             call = self.trace.calls.get(name)
             mixable = [] if call is None else _mixable(call, batch_size, batch_dim)
             verdict, reason = self._verdict(call, mixable, batch_size, batch_dim)
-            node = mixable[0] if mixable else None
+            inside = [node for node in mixable if node in self.graph]
             places.append(
                 Place(
                     name,
                     call.shapes[0] if call is not None and call.shapes else None,
                     verdict,
                     reason,
-                    self._depth(node) if node in self.graph else 0.0,
-                    order.get(node, -1),
-                    tuple(mixable),
-                    all(self._embeds(node) for node in mixable) and bool(mixable),
+                    max(map(self._depth, inside), default=0.0),
+                    max((order.get(node, -1) for node in inside), default=-1),
+                    tuple(node for parent in inside for node in self.graph.predecessors(parent) if self._embeds(node)),
                 )
             )
         return places
@@ -181,8 +184,10 @@ class _Graph:
                 f"has no floating point output with the {batch_size} rows in dimension {batch_dim}: {shapes}",
             )
         inside = [node for node in mixable if node in self.graph]
+        if not inside and any(node in self.upstream for node in mixable):
+            return "unknown", "nothing of the batch passes through it"
         if not inside:
-            return "unknown", "the loss does not depend on its output, or no gradient passes it"
+            return "unknown", "its output is not used, or no gradient passes it"
         if any(node in self.after_targets for node in inside):
             return "unusable", "computes the loss: its output depends on the targets"
         if len(inside) == 1 and inside[0] in self.dominators:

@@ -39,6 +39,7 @@ class Mixer:
         losses: Names of the functions in which mixed targets met the hidden state since :meth:`start`, in order.
         reads: Names of the functions that took class indices out of tensors.
         sources: Autograd nodes that the batch's own tensors came from, for :meth:`check_path`; empty if not followed.
+        looked_up: Autograd nodes of embeddings of targets, such as class centres.
         pairs: The targets that know their partners', which end with the step.
     """
 
@@ -57,6 +58,7 @@ class Mixer:
         self.losses: list[str] = []
         self.reads: set[str] = set()
         self.sources: set[Node] = set()
+        self.looked_up: set[Node] = set()
         self.pairs: list[weakref.ref[Any]] = []
         self._batch_dims = [
             batch_dim if isinstance(batch_dim, int) else batch_dim.get(layer.name, 0) for layer in self.layers
@@ -99,10 +101,11 @@ class Mixer:
         self._mixed = _OFF
         self._recording = False
         self.sources = set()
+        self.looked_up = set()
         self._nodes = set()
         for reference in self.pairs:
             pair = reference()
-            if pair is not None:
+            if type(pair) not in (Tensor, type(None)):
                 pair.retire()
         self.pairs.clear()
 
@@ -167,7 +170,7 @@ class Mixer:
         """
         if not self._nodes:
             return
-        meets_mix, around = find_sources(hidden, self._nodes, self.sources)
+        meets_mix, around = find_sources(hidden, self._nodes, self.sources, self.looked_up)
         if around is not None and not meets_mix:
             raise RuntimeError(
                 f"'{consumer}' compares the batch's targets with a result that does not depend on the mixed layer "
@@ -179,7 +182,7 @@ class Mixer:
         """Raise RuntimeError if the batch reaches ``loss`` on a path that the mixed layer is not on."""
         if not self._nodes or self.planned in self.tolerated:
             return
-        around = find_sources(loss, self._nodes, self.sources)[1]
+        around = find_sources(loss, self._nodes, self.sources, self.looked_up)[1]
         if around is not None:
             raise RuntimeError(
                 f"A path from {around} to the loss leads around layer {self.planned!r}, so unmixed features would meet "

@@ -20,6 +20,7 @@ from mm_lightning.mixup.expression import (
     Expression,
     is_by_row,
     is_in_place,
+    is_independent,
     is_linear,
     is_network,
     is_random,
@@ -28,8 +29,8 @@ from mm_lightning.mixup.expression import (
 from mm_lightning.mixup.hook import Mixer
 from mm_lightning.mixup.layers import INPUT
 from mm_lightning.mixup.plan import MixPlan
-from mm_lightning.mixup.trees import map_tensors, tensors_in
 from mm_lightning.mixup.targets import cross_entropy_of_pair
+from mm_lightning.mixup.trees import map_tensors, tensors_in
 
 __all__ = ["TargetPair", "mix_loss", "mixed_accuracy", "mixed_target_entropy"]
 
@@ -98,7 +99,7 @@ class TargetPair(Tensor):
     @property
     def own(self) -> Tensor:
         """What the tensor is for the batch's own targets."""
-        if not self.is_mixed or self.is_ragged:
+        if not self.is_mixed or (self.is_ragged and self._halves is None):
             return self.value
         return self._both()[0]
 
@@ -109,7 +110,7 @@ class TargetPair(Tensor):
             raise RuntimeError(self.lost)
         if self._partner is not None:
             return self._partner
-        if self.is_mixed:
+        if self.is_mixed and not (self.is_ragged and self._halves is None):
             return self._both()[1]
         if self._expression is None:  # row by row: the batch's own tensors, and what a frozen network makes of them
             self._partner = self.value.index_select(0, self.plan.partner)
@@ -123,6 +124,10 @@ class TargetPair(Tensor):
         if self._expression is None:
             return self.mixer.mix_input(self.value)
         return self._expression.evaluate(_input_of)[self._index]
+
+    def lose(self, value: Tensor, reason: str) -> TargetPair:
+        """A pair of the same step whose partner's half is not known; a loss that asks for it raises ``reason``."""
+        return _pair(value, self.plan, self.mixer, is_pure=False, lost=reason)
 
     def retire(self) -> None:
         """Become a plain tensor."""
@@ -247,7 +252,7 @@ class _Call:
 
     def result(self) -> Any:
         """What user code gets."""
-        if self.name in _COPIES:
+        if self.name in _COPIES or is_independent(self.name):
             return self._run(_value_of)
         self._refuse_what_cannot_be_followed()
         if is_in_place(self.name, self.kwargs):
@@ -338,6 +343,8 @@ class _Call:
             return self._sum_over_rows()
         partner = self._run(_partner_of)
         partners = [leaf for leaf in tree_leaves(partner) if isinstance(leaf, Tensor)]
+        if self.name.startswith("embedding"):
+            self.mixer.looked_up.update(t.grad_fn for t in (own, partner) if t.grad_fn is not None)
 
         def interpolate(value: Tensor, index: int) -> TargetPair:
             other = partners[index]
@@ -385,48 +392,44 @@ class _Call:
     def _in_place(self) -> Any:
         """Change both halves; for a plain tensor, make it a pair of what it becomes with each."""
         changed = self.kwargs["out"] if self.kwargs.get("out") is not None else self.args[0]
-        wants_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in map(_value_of, self.tensors))
-        if self.name.startswith("__i") and (wants_grad or (isinstance(changed, TargetPair) and changed.is_mixed)):
-            return _Call(getattr(Tensor, self.name.replace("__i", "__", 1)), self.args, self.kwargs).result()
-        if self.has_mixed_operand and not (wants_grad or isinstance(changed, TargetPair)):
-            return self._run(_value_of)  # a metric of losses
-        if self.has_mixed_operand or (wants_grad and isinstance(changed, TargetPair)):
-            raise RuntimeError(
-                f"'{self.name}' writes what was computed from the batch's targets into another tensor, which cannot be "
-                "followed. Write it without changing a tensor in place, with torch.stack or torch.where for example."
-            )
-        if isinstance(changed, TargetPair):
-            partner_args, partner_kwargs = tree_map_only(TargetPair, _partner_of, (self.args, self.kwargs))
-            result = self._run(_value_of)
-            self.func(*partner_args, **partner_kwargs)
-            return None if result is None else changed
-        if wants_grad and not self.mixer.has_mixed:
+        wants_grad = torch.is_grad_enabled() and any(_value_of(tensor).requires_grad for tensor in self.tensors)
+        is_pair = isinstance(changed, TargetPair)
+        if (wants_grad and not self.mixer.has_mixed) or (self.mixer.is_explicit and not is_pair):
             return self._run(_value_of)
-        return self._adopt(changed, wants_grad)
-
-    def _adopt(self, changed: Tensor, wants_grad: bool) -> Any:
-        """``changed`` becomes a pair: one-hot targets filled by ``scatter_``, logits lowered at their class."""
-        if wants_grad:
+        if self.has_mixed_operand and not wants_grad and not is_pair:
+            return self._run(_value_of)  # a metric of losses
+        if wants_grad and not self.has_mixed_operand:
             self._check_operands()
             self.mixer.losses.append(self.name)
-        base = changed._base if changed._base is not None else changed
-        partner_base = base.clone()
-        view = partner_base.as_strided(changed.size(), changed.stride(), changed.storage_offset())
-        partner = partner_base if base is changed else view
-        partner_args, partner_kwargs = tree_map_only(TargetPair, _partner_of, (self.args, self.kwargs))
-        if partner_kwargs.get("out") is not None:
-            partner_kwargs = {**partner_kwargs, "out": partner}
-        else:
-            partner_args = (partner, *partner_args[1:])
-        self.func(*partner_args, **partner_kwargs)
+        is_mixed = wants_grad or self.has_mixed_operand
+        base = changed if is_pair or changed._base is None else changed._base
+        own = self._changed_half(_own_of, changed, base) if is_mixed else None
+        partner = self._changed_half(_partner_of, changed, base)
         result = self._run(_value_of)
-        for tensor, other in {id(changed): (changed, partner), id(base): (base, partner_base)}.values():
-            alias = tensor.as_subclass(Tensor)
+        for tensor, index in {id(base): (base, 0), id(changed): (changed, 1)}.values():
+            alias = tensor.value if isinstance(tensor, TargetPair) else tensor.as_subclass(Tensor)
             tensor.__class__ = TargetPair
-            _pair(alias, self.plan, self.mixer, is_mixed=wants_grad, is_ragged=wants_grad, is_pure=False, pair=tensor)
-            tensor._partner = other  # type: ignore[attr-defined]
-            tensor._halves = (alias, other)  # type: ignore[attr-defined]
+            is_linear_change = is_linear(self.name, self.pairs, self.args)
+            ragged = is_mixed and not is_linear_change
+            _pair(alias, self.plan, self.mixer, is_mixed=is_mixed, is_ragged=ragged, is_pure=False, pair=tensor)
+            tensor._partner = partner[index]
+            tensor._halves = None if own is None else (own[index], partner[index])
         return None if result is None else changed
+
+    def _changed_half(
+        self, side: Callable[[TargetPair], Tensor], changed: Tensor, base: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the changed tensor becomes with one half of its operands: the whole that it is part of, and itself."""
+        half = _side_of(side, base)
+        keeps_identity = isinstance(base, TargetPair) and side is _partner_of and not base.is_mixed
+        whole = half if keeps_identity else half.clone()
+        part = whole
+        if changed is not base:
+            part = whole.as_strided(changed.size(), changed.stride(), changed.storage_offset())
+        swap: Callable[[Any], Any] = lambda tensor: part if tensor is changed else _side_of(side, tensor)  # noqa: E731
+        args, kwargs = map_tensors(swap, (self.args, self.kwargs))
+        self.func(*args, **kwargs)
+        return whole, part
 
     def _is_input_use(self) -> bool:
         return (
@@ -479,7 +482,8 @@ class _Call:
 
     def _compares_rows(self) -> bool:
         """Whether two operands hold the batch in different places, seen from their last dimension."""
-        places = [_places_of_rows(pair) for pair in self.pairs if pair.is_pure and not pair.lost]
+        pure = [pair for pair in self.pairs if pair.is_pure and not pair.is_mixed and not pair.lost]
+        places = [_places_of_rows(pair) for pair in pure] if len(pure) > 1 else []
         places = [place for place in places if place is not None]
         return len(places) > 1 and not set.intersection(*places)
 
@@ -594,6 +598,10 @@ def _map_with_index(derive: Callable[[Tensor, int], TargetPair], result: Any) ->
 
 def _value_of(pair: Tensor) -> Tensor:
     return pair.value if isinstance(pair, TargetPair) else pair
+
+
+def _side_of(side: Callable[[TargetPair], Tensor], tensor: Tensor) -> Tensor:
+    return side(tensor) if isinstance(tensor, TargetPair) else tensor
 
 
 def _own_of(pair: TargetPair) -> Tensor:

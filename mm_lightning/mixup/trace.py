@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from mm_lightning.mixup.expression import is_in_place, is_network
+from mm_lightning.mixup.expression import is_in_place, is_independent, is_network
 from mm_lightning.mixup.trees import map_tensors, tensors_in
 
 __all__ = ["Call", "Entry", "Trace", "Traced", "trace_modules"]
@@ -141,6 +141,8 @@ class Traced(Tensor):
             values, named_values = tree_map_only(Traced, lambda tensor: tensor.value, (args, kwargs))
             result = func(*values, **named_values)
             tensors = [leaf.value if isinstance(leaf, Traced) else leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            if is_independent(name):
+                return result
             if is_in_place(name, kwargs):
                 return _changed(kwargs.get("out", args[0] if args else None), name, traced, tensors, result)
             first = args[0] if args else None
@@ -161,8 +163,9 @@ def trace_modules(modules: dict[str, nn.Module], trace: Trace) -> Iterator[None]
     def watch(name: str) -> Callable[[nn.Module, Any, Any, Any], Any]:
         def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             call = trace.calls.pop(name, None)
-            # A module that returns its input itself must not be taken for the module before it.
-            output = map_tensors(lambda tensor: tensor.view_as(tensor), output)
+            # A module that returns its input itself must not be taken for the module before it, nor may a function that
+            # changes the output in place take its node from the graph.
+            output = map_tensors(lambda tensor: tensor.clone() if tensor.is_floating_point() else tensor, output)
             with torch._C.DisableTorchFunctionSubclass():
                 tensors = tensors_in(output)
                 trace.calls[name] = Call(
@@ -223,7 +226,7 @@ def _result_of(
     if parents:
         is_integer = all(trace.is_integer[index] for node in parents for index in trace.origins[node])
         meets_weights = any(tensor.is_leaf and tensor.requires_grad for tensor in tensors)
-        is_applied_to = isinstance(first, Traced) if is_layer else meets_weights
+        is_applied_to = getattr(first, "node", None) in parents if is_layer else meets_weights
         entry = Entry(value.grad_fn, parents, False, not is_integer or is_applied_to or name in _JOINS, name)
         trace.entries.append(entry)
         entries |= {entry}

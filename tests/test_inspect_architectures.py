@@ -1,0 +1,56 @@
+"""What ``mm_lightning.inspect`` finds in networks of many families."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, Architecture, cuts, run_once
+from torch.utils._pytree import tree_leaves
+
+import mm_lightning
+
+
+@pytest.fixture(params=ARCHITECTURES, ids=lambda architecture: architecture.name)
+def architecture(request: pytest.FixtureRequest) -> Architecture:
+    if request.param.needs:
+        pytest.importorskip(request.param.needs)
+    return request.param
+
+
+def test_safe_and_unsafe_layers_are_told_apart(architecture: Architecture) -> None:
+    rows = {row.name: row for row in mm_lightning.inspect(architecture.make(), architecture.batch()).layers}
+    assert {name for name in architecture.safe if not rows[name].safe} == set()
+    assert {name for name in architecture.unsafe if rows[name].safe} == set()
+    assert [name for name, row in rows.items() if not row.safe and not row.reason] == []
+
+
+def test_a_layer_is_safe_if_the_loss_sees_the_batch_through_it_alone(architecture: Architecture) -> None:
+    module, batch = architecture.make(), architecture.batch()
+    names = run_once(module, batch)
+    found = {row.name: row.safe for row in mm_lightning.inspect(module, batch).layers if row.name in names}
+    assert found == {name: cuts(module, batch, name) for name in found}
+    assert architecture.safe <= found.keys()
+
+
+def test_the_early_stages_are_chosen(architecture: Architecture) -> None:
+    inspection = mm_lightning.inspect(architecture.make(), architecture.batch())
+    assert tuple(inspection.chosen) == architecture.chosen
+    assert {row.name for row in inspection.layers if row.chosen} - {"input"} == set(architecture.chosen) - {"input"}
+
+
+def test_everything_is_as_before(architecture: Architecture) -> None:
+    module, batch = architecture.make(), architecture.batch()
+    list(module.modules())[-1].eval()  # modes differ
+    weights = {name: value.clone() for name, value in module.state_dict().items()}
+    modes = [part.training for part in module.modules()]
+    inputs = [leaf.clone() for leaf in tree_leaves(batch)]
+    random_state = torch.get_rng_state()
+    mm_lightning.inspect(module, batch)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert [part.training for part in module.modules()] == modes
+    assert list(module.state_dict()) == list(weights)
+    assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
+    assert all(parameter.grad is None for parameter in module.parameters())
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+    assert all(torch.equal(leaf, before) for leaf, before in zip(tree_leaves(batch), inputs, strict=True))
+    assert not any(leaf.requires_grad for leaf in tree_leaves(batch))
