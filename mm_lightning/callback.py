@@ -83,6 +83,8 @@ class ManifoldMixupCallback(pl.Callback):
             targets is left as it is.
         batch_dim: Dimension of the layers' outputs that holds the batch, 1 for sequence-first networks; or a dict of the
             layers for which it is not 0.
+        union_masks: Give a mixed row the tokens of both its parents: from the mixed layer on, modules that are handed a
+            mask of padded sequences get the union of both rows' masks. Without masks it changes nothing.
         strict: Refuse layers that a path leads around, instead of warning of them.
 
     Attributes:
@@ -112,6 +114,7 @@ class ManifoldMixupCallback(pl.Callback):
         layer_weights: Sequence[float] | None = None,
         loss: LossSpec | None = None,
         batch_dim: int | dict[str, int] = 0,
+        union_masks: bool = True,
         strict: bool = False,
     ) -> None:
         super().__init__()
@@ -126,6 +129,7 @@ class ManifoldMixupCallback(pl.Callback):
         self.layer_weights = layer_weights
         self.loss = loss
         self.batch_dim = batch_dim
+        self.union_masks = union_masks
         self.strict = strict
         self.plan: MixPlan | None = None
         self.layer_names: tuple[str, ...] = ()
@@ -286,7 +290,11 @@ class ManifoldMixupCallback(pl.Callback):
             self._judge(layers, view)
         if any(layer.name == INPUT for layer in layers):
             layers = (view.input_layer(pl_module), *layers[1:])
-        self._attach(layers, tolerated=[place.name for place in view.places if place.verdict == "bypassed"])
+        self._attach(
+            layers,
+            tolerated=[place.name for place in view.places if place.verdict == "bypassed"],
+            masks=view.masks_after(layers, pl_module) if self.union_masks else {},
+        )
         self._warn_if_resumed_differently()
         embedded = f" ('input' means after {', '.join(view.embeddings)})" if view.embeddings else ""
         rank_zero_info(f"Manifold mixup mixes at {', '.join(map(repr, self.layer_names))}{embedded}.")
@@ -310,7 +318,7 @@ class ManifoldMixupCallback(pl.Callback):
                     f"targets. {see}"
                 )
 
-    def _attach(self, layers: Sequence[Layer], tolerated: Sequence[str] = ()) -> None:
+    def _attach(self, layers: Sequence[Layer], **found: Any) -> None:
         self.layer_names = tuple(layer.name for layer in layers)
         self._source = PlanSource(
             self.layer_names,
@@ -331,7 +339,7 @@ class ManifoldMixupCallback(pl.Callback):
         }
         if self._mixer is not None:
             self._mixer.detach()
-        self._mixer = Mixer(layers, batch_dim=self.batch_dim, tolerated=tolerated, is_explicit=self.loss is not None)
+        self._mixer = Mixer(layers, batch_dim=self.batch_dim, **found, is_explicit=self.loss is not None)
         self._mixer.attach()
 
     def _warn_if_resumed_differently(self) -> None:

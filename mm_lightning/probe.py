@@ -5,9 +5,9 @@ from __future__ import annotations
 import collections
 import inspect
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,6 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mm_lightning.mixup import INPUT, Layer, named_layers
 from mm_lightning.mixup.graph import Place, find_places
+from mm_lightning.mixup.masks import MaskSite, sites_after
 from mm_lightning.mixup.trace import Trace, trace_modules
 
 __all__ = ["Roles", "View", "look_at", "signature_of"]
@@ -53,6 +54,8 @@ class View:
         input_problem: Why the batch itself cannot be mixed; empty if it can.
         input_shape: Shape of the first tensor that is computed through.
         has_loss: Whether there is anything to train on.
+        masks: Arguments in which modules take masks of the batch.
+        ends: When each module ended, on the clock of ``masks``.
     """
 
     roles: Roles
@@ -61,6 +64,21 @@ class View:
     input_problem: str
     input_shape: tuple[int, ...] | None
     has_loss: bool
+    masks: tuple[MaskSite, ...] = ()
+    ends: Mapping[str, int] = field(default_factory=dict)
+
+    def masks_after(self, layers: Sequence[Layer], root: nn.Module) -> dict[str, list[tuple[nn.Module, MaskSite]]]:
+        """For each layer the modules that take a mask after it, and in which argument."""
+        modules = named_layers(root)
+        names = {layer.name: [name for name in modules if modules[name] in layer.modules] for layer in layers}
+        return {
+            layer.name: [
+                (modules[site.name], site)
+                for site in sites_after(layer, self.masks, self.ends, names[layer.name])
+                if site.name not in names[layer.name]
+            ]
+            for layer in layers
+        }
 
     def input_layer(self, root: nn.Module) -> Layer:
         """The layer ``"input"``: the batch, and the embeddings of its integers."""
@@ -146,6 +164,7 @@ def _view(trace: Trace, places: tuple[Place, ...], tensors: list[Tensor]) -> Vie
                 )
     if not entered:
         problem = "nothing of the batch reaches the loss through weights that are trained"
+    unusable = {place.name for place in places if place.verdict == "unusable"}
     return View(
         Roles(frozenset(trace.targets), frozenset(inputs), frozenset(modulating - inputs)),
         places,
@@ -153,6 +172,8 @@ def _view(trace: Trace, places: tuple[Place, ...], tensors: list[Tensor]) -> Vie
         problem,
         next((tuple(tensors[i].shape) for i in sorted(inputs)), None),
         bool(trace.losses),
+        tuple(mask for mask in trace.masks if mask.name not in unusable),  # a loss module takes targets so
+        {name: call.end for name, call in trace.calls.items()},
     )
 
 

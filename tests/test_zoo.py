@@ -68,7 +68,8 @@ def test_metrics_see_the_batch_s_own_targets(name: str, metric: str) -> None:
     update = getattr(module, metric).update
 
     def spy(preds: Tensor, target: Tensor) -> None:
-        seen.append(target.flatten().tolist())
+        with torch.no_grad():
+            seen.append(target.flatten().tolist())
         update(preds, target)
 
     getattr(module, metric).update = spy

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from mm_lightning.mixup.graph import find_sources
 from mm_lightning.mixup.interpolation import mix_rows
 from mm_lightning.mixup.layers import Layer
+from mm_lightning.mixup.masks import MaskSite, UnionHook
 from mm_lightning.mixup.plan import MixPlan
 from mm_lightning.mixup.trees import map_tensors
 
@@ -32,6 +33,7 @@ class Mixer:
         layers: The eligible layers, S.
         batch_dim: Dimension of the layers' outputs that holds the batch; or that of some layers, by name.
         tolerated: Names of layers at which the user wants to mix although a path leads around them.
+        masks: For each layer's name the arguments of later modules that take masks, with the modules.
         is_explicit: Whether the user has named the losses to mix, so that others are left alone.
 
     Attributes:
@@ -49,11 +51,13 @@ class Mixer:
         *,
         batch_dim: int | Mapping[str, int] = 0,
         tolerated: Collection[str] = (),
+        masks: Mapping[str, Sequence[tuple[nn.Module, MaskSite]]] | None = None,
         is_explicit: bool = False,
     ) -> None:
         self.layers = tuple(layers)
         self.tolerated = frozenset(tolerated)
         self.is_explicit = is_explicit
+        self.masks = dict(masks or {})
         self.ran: list[int] = []
         self.losses: list[str] = []
         self.reads: set[str] = set()
@@ -80,6 +84,15 @@ class Mixer:
             for module in layer.modules:
                 # The hook comes last, so that it mixes what the module's user made of the output.
                 self._handles.append(module.register_forward_hook(_MixHook(self, index)))
+        for module, sites in self._mask_sites().items():
+            self._handles.append(module.register_forward_pre_hook(UnionHook(self, sites), with_kwargs=True))
+
+    def _mask_sites(self) -> dict[nn.Module, dict[int, list[MaskSite]]]:
+        found: dict[nn.Module, dict[int, list[MaskSite]]] = {}
+        for name, sites in self.masks.items():
+            for module, site in sites:
+                found.setdefault(module, {}).setdefault(self._index[name], []).append(site)
+        return found
 
     def detach(self) -> None:
         """Remove every hook. Nothing is mixed any more."""
@@ -123,6 +136,17 @@ class Mixer:
         else:
             self.stop()
         self._in_step = False
+
+    @property
+    def mixed_index(self) -> int:
+        """Index into ``layers`` of the layer that is to be mixed; -1 if none is."""
+        return self._mixed
+
+    @property
+    def partner(self) -> Tensor:
+        """Each row's partner, (N,)."""
+        assert self._plan is not None
+        return self._plan.partner
 
     @property
     def planned(self) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mm_lightning.mixup.expression import is_in_place, is_independent, is_network
+from mm_lightning.mixup.masks import MaskSite, keep_value
 from mm_lightning.mixup.trees import map_tensors, tensors_in
 
 __all__ = ["Call", "Entry", "Trace", "Traced", "trace_modules"]
@@ -51,6 +52,7 @@ class Call:
         dtypes: Their types.
         has_weights: Whether it applied weights of two or more dimensions of its own to floating point numbers.
         count: How often it ran.
+        end: When it ended, counted in calls of modules.
     """
 
     nodes: list[Hashable | None]
@@ -58,6 +60,7 @@ class Call:
     dtypes: list[torch.dtype]
     has_weights: bool
     count: int = 1
+    end: int = 0
 
 
 @dataclass(eq=False)
@@ -72,6 +75,7 @@ class Trace:
         entries: Where they entered the autograd graph.
         calls: What each module did, by name, in the order in which they ended.
         losses: Nodes of what is trained on.
+        masks: Arguments in which modules took masks.
         targets: Indices of the tensors of the batch that the losses compare with, rather than being computed through.
     """
 
@@ -83,6 +87,8 @@ class Trace:
     calls: dict[str, Call] = field(default_factory=dict)
     losses: list[Hashable] = field(default_factory=list)
     targets: set[int] = field(default_factory=set)
+    masks: list[MaskSite] = field(default_factory=list)
+    clock: int = 0
     made: list[weakref.ref[Tensor]] = field(default_factory=list)
 
     def close(self) -> None:
@@ -91,6 +97,11 @@ class Trace:
             tensor = reference()
             if isinstance(tensor, Traced):
                 tensor.retire()
+
+    def tick(self) -> int:
+        """The time, which passes with every call."""
+        self.clock += 1
+        return self.clock
 
     def follow(self, tensor: Tensor) -> Traced:
         """Begin to follow a tensor of the batch, which is not changed."""
@@ -120,6 +131,11 @@ class Traced(Tensor):
     node: Hashable | None
     origins: frozenset[int]
     entries: frozenset[Entry]
+
+    @property
+    def is_of_integers(self) -> bool:
+        """Whether it was computed, without gradient, from integers of the batch alone."""
+        return self.node is not None and all(self.trace.is_integer[index] for index in self.origins)
 
     def retire(self) -> None:
         """Become a plain tensor."""
@@ -160,6 +176,15 @@ def node_of(tensor: Tensor) -> Hashable | None:
 def trace_modules(modules: dict[str, nn.Module], trace: Trace) -> Iterator[None]:
     """Record what the modules do until the end of the ``with`` block."""
 
+    began: dict[str, list[tuple[int, list[MaskSite]]]] = {name: [] for name in modules}
+
+    def begin(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+            with torch._C.DisableTorchFunctionSubclass():
+                began[name].append((trace.tick(), _masks_in(name, module, args, kwargs)))
+
+        return note
+
     def watch(name: str) -> Callable[[nn.Module, Any, Any, Any], Any]:
         def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             call = trace.calls.pop(name, None)
@@ -174,18 +199,32 @@ def trace_modules(modules: dict[str, nn.Module], trace: Trace) -> Iterator[None]
                     [tensor.dtype for tensor in tensors],
                     _applies_weights(module, args, kwargs),
                     1 if call is None else call.count + 1,
+                    trace.tick(),
                 )
+                begin, masks = began[name].pop()
+                trace.masks += [replace(mask, begin=begin, end=trace.clock) for mask in masks]
             return output
 
         return note
 
     handles = [module.register_forward_hook(watch(name), with_kwargs=True) for name, module in modules.items()]
+    handles += [module.register_forward_pre_hook(begin(name), with_kwargs=True) for name, module in modules.items()]
     try:
         with _CatchBackward(trace):
             yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _masks_in(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[MaskSite]:
+    """Tensors made of the batch's integers that the module takes beside hidden states."""
+    items = [*enumerate(args), *kwargs.items()]
+    masks = [(key, item) for key, item in items if isinstance(item, Traced) and item.is_of_integers and item.dim() > 1]
+    hidden = [item for _, item in items if isinstance(item, Tensor) and item.is_floating_point()]
+    if not any(all(item is not mask for _, mask in masks) for item in hidden):
+        return []
+    return [MaskSite(name, key, keep_value(mask.value, module, key), 0, 0) for key, mask in masks]
 
 
 def _applies_weights(module: nn.Module, args: Any, kwargs: Any) -> bool:

@@ -287,6 +287,7 @@ ENTRIES = [
         ("embed",),
         lambda: {"tokens": _padded(), "label": classes(K)},
         targets("label"),
+        options={"union_masks": False},
     ),
     _entry("BagOfWords", "CrossEntropyLoss; EmbeddingBag on flat tokens", BagOfWords, ("embedding",), _bag, targets(0)),
     _entry(
