@@ -81,7 +81,7 @@ def run_mixed_step(
         ValueError: If a target has no row for each row of the batch.
     """
     mixer.start(plan)
-    watched = watched and mixer.is_first_mix
+    watched = watched and mixer.is_watched
     try:
         batch = _hand_over(args[0], plan, mixer, roles, watched)
         with _Watch(batch, mixer, plan.partner) if watched else nullcontext():
@@ -163,7 +163,7 @@ def _prove(plan: MixPlan, mixer: Mixer, loss: Any, is_automatic: bool) -> None:
         return  # the user trains on nothing of this batch
     if not mixer.losses and not mixer.ran:
         return
-    if mixer.is_first_mix and mixer.unreached:
+    if mixer.is_watched and mixer.unreached:
         raise RuntimeError(
             f"The forward pass in training_step does not reach the eligible layers {_listed(mixer.unreached)}. Remove "
             "them from layers."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from mm_lightning.mixup.trees import map_tensors
 __all__ = ["Mixer"]
 
 _OFF = -1
+_WATCHED_STEPS = 2
 
 
 class Mixer:
@@ -73,7 +75,7 @@ class Mixer:
         self._recording = False
         self._in_step = False
         self._mixed_batch = False
-        self._accepted: set[int] = set()
+        self._accepted: Counter[int] = Counter()
         self._plan: MixPlan | None = None
         self._handles: list[RemovableHandle] = []
 
@@ -174,16 +176,16 @@ class Mixer:
         return [layer.name for i, layer in enumerate(self.layers) if layer.modules and i not in self.ran]
 
     @property
-    def is_first_mix(self) -> bool:
-        """Whether no step at the planned layer was accepted before."""
-        return self._mixed not in self._accepted
+    def is_watched(self) -> bool:
+        """Whether the step is looked at closely: the first two at each layer, as the second may see the first's state."""
+        return self._accepted[self._mixed] < _WATCHED_STEPS
 
     def accept(self) -> None:
         """Note that a step at the planned layer was proved right."""
-        self._accepted.add(self._mixed)
+        self._accepted[self._mixed] += 1
 
     def accept_anew(self) -> None:
-        """Look closely again at the next step at each layer: what a module does may change with the epoch."""
+        """Look closely again at the next steps at each layer: what a module does may change with the epoch."""
         self._accepted.clear()
 
     def check_path(self, hidden: Tensor, consumer: str) -> None:
@@ -232,7 +234,7 @@ class Mixer:
 
     def _followed(self, mixed: Tensor) -> Tensor:
         """Keep the mixed tensor's place in the graph, where the first step at a layer is looked at closely."""
-        if torch.compiler.is_compiling() or not (self._recording and self.is_first_mix and torch.is_grad_enabled()):
+        if torch.compiler.is_compiling() or not (self._recording and self.is_watched and torch.is_grad_enabled()):
             return mixed
         if mixed.grad_fn is None:  # nothing before it is trained: give it a place
             mixed = mixed.detach().requires_grad_().clone()

@@ -472,7 +472,7 @@ class _Call:
                 f"The batch's targets went through '{self.name}', which draws random numbers, so they cannot be mixed. "
                 "Compute them in the data loader instead."
             )
-        if lost is None and self.mixer.is_first_mix and self.name in _COMPARISONS and self._compares_rows():
+        if lost is None and self.mixer.is_watched and self.name in _COMPARISONS and self._compares_rows():
             lost = (
                 f"'{self.name}' compares the targets of different rows with each other, as contrastive and triplet "
                 "losses do. Such a loss cannot be mixed; train it without the callback, or leave this part of it "
