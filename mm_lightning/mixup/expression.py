@@ -132,12 +132,16 @@ def is_linear(name: str, pairs: Sequence[Tensor], args: tuple[Any, ...]) -> bool
 
 def keeps_rows(name: str, args: tuple[Any, ...], result: Tensor, batch_size: int) -> bool:
     """Whether row i of the result is row i of the operands."""
-    if result.dim() == 0 or result.shape[0] != batch_size or name in _REORDERING:
+    if result.dim() == 0 or result.shape[0] != batch_size:
         return False
+    if name == "gather":
+        return len(args) > 1 and args[1] != 0
     if name == "__getitem__":
         index = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1]
-        return (isinstance(index, slice) and index == slice(None)) or index is Ellipsis
-    return True
+        if isinstance(index, Tensor):
+            return index.dim() == 1 and torch.equal(index, torch.arange(batch_size, device=index.device))
+        return index is Ellipsis or index in (slice(None), range(batch_size))
+    return name not in _REORDERING
 
 
 def _map_pairs(side: Callable[[Any], Tensor], tree: Any) -> Any:

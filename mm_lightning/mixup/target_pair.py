@@ -74,15 +74,15 @@ class TargetPair(Tensor):
     plan: MixPlan
     mixer: Mixer
     is_mixed: bool
-    is_ragged: bool
-    is_aligned: bool
-    is_pure: bool
-    is_input: bool
-    lost: str | None
-    _halves: tuple[Tensor, Tensor] | None
-    _partner: Tensor | None
-    _expression: Expression | None
-    _index: int
+    is_ragged: bool = False
+    is_aligned: bool = True
+    is_pure: bool = False
+    is_input: bool = False
+    lost: str | None = None
+    _halves: tuple[Tensor, Tensor] | None = None
+    _partner: Tensor | None = None
+    _expression: Expression | None = None
+    _index: int = 0
 
     @classmethod
     def wrap(cls, targets: Tensor, plan: MixPlan, mixer: Mixer, *, is_input: bool = False) -> TargetPair:
@@ -153,6 +153,8 @@ class TargetPair(Tensor):
     ) -> Any:
         """Apply ``func`` to the values and see to it that the result is a pair where its operands are."""
         kwargs = kwargs or {}
+        if torch.compiler.is_compiling():
+            return _compiled_call(func, args, kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             if func is F.cross_entropy and (loss := _fused_cross_entropy(*args, **kwargs)) is not None:
                 return loss
@@ -384,8 +386,9 @@ class _Call:
         return self._pair(total, is_mixed=True)
 
     def _pair(self, value: Tensor, **settings: Any) -> TargetPair:
-        is_aligned = all(pair.is_aligned or pair.value.dim() == 0 for pair in self.pairs) and keeps_rows(
-            self.name, self.args, value, self.plan.batch_size
+        is_aligned = self.plan.lam.stride(0) == 0 or (
+            all(pair.is_aligned or pair.value.dim() == 0 for pair in self.pairs)
+            and keeps_rows(self.name, self.args, value, self.plan.batch_size)
         )
         return _pair(value, self.plan, self.mixer, is_aligned=is_aligned, **settings)
 
@@ -524,6 +527,73 @@ def _pair(
     pair._expression, pair._index, pair._halves, pair._partner = expression, index, None, None
     mixer.pairs.append(weakref.ref(pair))
     return pair
+
+
+def _compiled_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A call while a region is compiled: both halves at once, in few and plain operations that trace without a break."""
+    name = getattr(func, "__name__", str(func))
+    first, *_ = pairs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, TargetPair)]
+    if is_in_place(name, kwargs) or is_random(name):
+        raise RuntimeError(f"'{name}' on the batch's targets cannot be followed in a compiled training_step.")
+    if all(pair.is_mixed for pair in pairs) and is_linear(name, pairs, args):
+        value = func(*tree_map_only(TargetPair, _value_of, args), **tree_map_only(TargetPair, _value_of, kwargs))
+        if first.plan.lam.stride(0) != 0:
+            return _compiled_pair(value, first, True, None)
+    own = func(*tree_map_only(TargetPair, _compiled_own, args), **tree_map_only(TargetPair, _compiled_own, kwargs))
+    if not isinstance(own, Tensor):
+        return own
+    if own.requires_grad and (first.mixer.is_explicit or not first.mixer.has_mixed):
+        return own
+    partner = func(
+        *tree_map_only(TargetPair, _compiled_partner, args), **tree_map_only(TargetPair, _compiled_partner, kwargs)
+    )
+    if not own.requires_grad and not any(pair.is_mixed for pair in pairs):
+        return _compiled_pair(own, first, False, (own, partner))
+    first.mixer.losses.append(name)
+    lam = first.plan.lam[0] if first.plan.lam.stride(0) == 0 else first.plan.lam
+    if lam.dim() == 0:
+        return _compiled_pair(lam.to(own.dtype) * own + (1 - lam.to(own.dtype)) * partner, first, True, (own, partner))
+    if func is F.cross_entropy and len(pairs) == 1:
+        return _compiled_pair(_compiled_cross_entropy(first, lam, *args, **kwargs), first, True, None)
+    if own.dim() == 0 or own.shape[0] != lam.shape[0]:
+        raise RuntimeError(f"'{name}' cannot be mixed with one lam per sample in a compiled training_step.")
+    lam = lam.to(own.dtype).view(-1, *[1] * (own.dim() - 1))  # (N,) -> (N, 1, ...)
+    return _compiled_pair(lam * own + (1 - lam) * partner, first, True, (own, partner))
+
+
+def _compiled_cross_entropy(
+    pair: TargetPair,
+    lam: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    own, partner = _compiled_own(pair), _compiled_partner(pair)
+    return cross_entropy_of_pair(logits, own, partner, lam, weight, ignore_index, reduction, label_smoothing)
+
+
+def _compiled_pair(value: Tensor, like: TargetPair, is_mixed: bool, halves: tuple[Tensor, Tensor] | None) -> TargetPair:
+    pair = value.as_subclass(TargetPair)
+    pair.value, pair.plan, pair.mixer, pair.is_mixed = value, like.plan, like.mixer, is_mixed
+    pair._halves, pair._partner = halves, None if halves is None else halves[1]
+    return pair
+
+
+def _compiled_own(pair: TargetPair) -> Tensor:
+    if pair._halves is None and pair.is_mixed:
+        raise RuntimeError("The mean of losses with one lam per sample cannot be transformed further.")
+    return pair.value if pair._halves is None else pair._halves[0]
+
+
+def _compiled_partner(pair: TargetPair) -> Tensor:
+    if pair._partner is None:
+        return pair.value.index_select(0, pair.plan.partner)
+    return pair._partner
 
 
 def _fused_cross_entropy(
