@@ -57,12 +57,18 @@ class ManifoldMixupCallback(pl.Callback):
 
     Logged, where a logger is attached, at the trainer's rate:
 
-    ============== =====================================================================================
-    key            meaning
-    ============== =====================================================================================
-    mixup/lam      mean weight of the rows themselves in this batch, in [0, 1]; 1 for an unmixed batch
-    mixup/layer    index of the mixed layer in ``callback.layer_names``; -1 for an unmixed batch
-    ============== =====================================================================================
+    ================ ===================================================================================
+    key              meaning
+    ================ ===================================================================================
+    mixup/lam        mean weight of the rows themselves in this batch, in [0, 1]; 1 for an unmixed batch
+    mixup/layer      index of the mixed layer in ``callback.layer_names``; -1 for an unmixed batch
+    mixup/acc_mixed  accuracy on the mixed targets (:func:`mixed_accuracy`), of a cross-entropy on
+                     class indices (N,)
+    mixup/loss_floor their entropy in nats, below which that loss cannot fall
+                     (:func:`mixed_target_entropy`)
+    ================ ===================================================================================
+
+    TensorBoard gets histograms of ``lam`` and the layer over each epoch.
 
     Args:
         alpha: Parameter of ``lam ~ Beta(alpha, alpha)``, >= 0. 0 switches mixing off.
@@ -144,7 +150,7 @@ class ManifoldMixupCallback(pl.Callback):
         self._has_no_loss = False
         self._warned_of: set[str] = set()
         self._lam = 1.0
-        self._lams: list[float] = []
+        self._epoch: list[tuple[float, int]] = []
         self._counts: Counter[str] = Counter()
         self._settings: dict[str, Any] = {}
         self._restored: dict[str, Any] = {}
@@ -193,7 +199,7 @@ class ManifoldMixupCallback(pl.Callback):
                 return
             self._views[signature] = view
         self._roles = self._views[signature].roles
-        assert self._source is not None
+        assert self._source is not None and self._mixer is not None
         plan = self._source.draw(
             batch_size, epoch=trainer.current_epoch, batch_index=batch_idx, rank=trainer.global_rank
         )
@@ -201,6 +207,7 @@ class ManifoldMixupCallback(pl.Callback):
             self._warn_once("A batch of one row has no partner to mix with; it trains unmixed.")
         self._lam = float(plan.lam.mean())  # before it is moved: reading it from a device would wait for the device
         self.plan = plan.to(pl_module.device)
+        self._mixer.measures = _is_logged(trainer, trainer.global_step + 1)
         self._is_armed = True
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
@@ -222,25 +229,26 @@ class ManifoldMixupCallback(pl.Callback):
             return
         self._is_armed = False
         self._counts[self.plan.layer or UNMIXED] += 1
-        self._lams.append(self._lam)
+        layer = -1 if self.plan.layer is None else self.layer_names.index(self.plan.layer)
+        self._epoch.append((self._lam, layer))
         if self._mixer.reads:
             self._warn_once(
                 f"training_step takes the classes of single rows out of tensors ({', '.join(sorted(self._mixer.reads))})."
                 " What a metric makes of them is right; a loss computed from them would not be mixed. Under "
                 "torch.no_grad() this is not said."
             )
-        every = max(trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
-        if not trainer.loggers or trainer.global_step % every:
-            return
-        layer = -1 if self.plan.layer is None else self.layer_names.index(self.plan.layer)
-        pl_module.log_dict({"mixup/lam": self._lam, "mixup/layer": float(layer)}, on_step=True, on_epoch=False)
+        if _is_logged(trainer, trainer.global_step):
+            values = {"lam": self._lam, "layer": float(layer), **self._mixer.measured}
+            values = {f"mixup/{name}": value for name, value in values.items()}
+            pl_module.log_dict(values, on_step=True, on_epoch=False)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give TensorBoard the histogram of the epoch's ``lam``."""
+        """Give TensorBoard the histograms of the epoch's ``lam`` and layers."""
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and self._lams:
-                logger.experiment.add_histogram("mixup/lam_of_epoch", np.array(self._lams), trainer.global_step)
-        self._lams.clear()
+            if isinstance(logger, TensorBoardLogger) and self._epoch:
+                for name, values in zip(("lam", "layer"), np.array(self._epoch).T, strict=True):
+                    logger.experiment.add_histogram(f"mixup/{name}_of_epoch", values, trainer.global_step)
+        self._epoch.clear()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put everything back."""
@@ -404,6 +412,11 @@ class ManifoldMixupCallback(pl.Callback):
             del pl_module.training_step
             if replaced is not None:
                 pl_module.training_step = replaced  # type: ignore[method-assign]
+
+
+def _is_logged(trainer: pl.Trainer, step: int) -> bool:
+    """Whether what is logged at ``step`` reaches a logger."""
+    return bool(trainer.loggers) and step % max(trainer.log_every_n_steps, 1) == 0  # type: ignore[attr-defined]
 
 
 def _global_seed() -> int:

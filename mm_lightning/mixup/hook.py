@@ -41,6 +41,8 @@ class Mixer:
     Attributes:
         ran: Indices into ``layers`` of those whose output was seen since :meth:`start`, in order.
         losses: Names of the functions in which mixed targets met the hidden state since :meth:`start`, in order.
+        measures: Whether to measure the next step's cross-entropy, because it will be logged.
+        measured: Accuracy on the mixed targets and their entropy, scalars by name.
         reads: Names of the functions that took class indices out of tensors.
         sources: Autograd nodes that the batch's own tensors came from, for :meth:`check_path`; empty if not followed.
         looked_up: Autograd nodes of embeddings of targets, such as class centres.
@@ -63,6 +65,8 @@ class Mixer:
         self.ran: list[int] = []
         self.losses: list[str] = []
         self.reads: set[str] = set()
+        self.measures = False
+        self.measured: dict[str, Tensor] = {}
         self.sources: set[Node] = set()
         self.looked_up: set[Node] = set()
         self.pairs: list[weakref.ref[Any]] = []
@@ -108,6 +112,7 @@ class Mixer:
         self._recording = True
         self.ran = []
         self.losses = []
+        self.measured = {}
         self._mixed_batch = False
 
     def stop(self) -> None:

@@ -622,6 +622,8 @@ def _fused_cross_entropy(
         lam = _one_lam(lam, own, "cross_entropy").expand(own.shape[0])  # flattened targets, say
     loss = cross_entropy_of_pair(logits, own, partner, lam, weight, ignore_index, reduction, label_smoothing)
     mixer.losses.append("cross_entropy")
+    if mixer.measures and not mixer.measured and own.dim() == 1 and not own.is_floating_point():
+        mixer.measured = {"acc_mixed": mixed_accuracy(logits, target), "loss_floor": mixed_target_entropy(target)}
     expression = None
     if lam.stride(0) == 0 or reduction == "none":
         args = (logits, target, weight, None, ignore_index, None, reduction, label_smoothing)
