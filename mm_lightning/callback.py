@@ -72,7 +72,7 @@ class ManifoldMixupCallback(pl.Callback):
 
     Args:
         alpha: Parameter of ``lam ~ Beta(alpha, alpha)``, >= 0. 0 switches mixing off.
-        layers: The eligible layers. ``"auto"`` means the module's MixPoints; where there are none, the input and at most
+        layers: The eligible layers. ``"auto"`` means the module's MixPoints; where there are none, the input and up to
             three ends of early stages that the whole computation runs through. ``"input"`` means the batch itself, or
             the embeddings of its integers; a dotted module name (``*`` for any text without a dot), a module class or a
             module object means the output of that module; or a list of these. A skip connection around a layer would
@@ -84,11 +84,11 @@ class ManifoldMixupCallback(pl.Callback):
         pairing: Draws the partners; :class:`RandomPermutation` (default) or :class:`Roll`.
         layer_weights: Probability of each eligible layer up to a factor, in the order of ``layer_names``.
         loss: Names the losses to mix, where they cannot be followed or others must stay unmixed: an attribute's name
-            (``"criterion"``), a module or a function, or a list of these. Such a loss is evaluated on the targets and on
-            the partners' and interpolated, whatever it is; everything else that ``training_step`` computes from the
+            (``"criterion"``), a module or a function, or a list of these. Such a loss is evaluated on the targets and
+            on the partners' and interpolated, whatever it is; everything else that ``training_step`` computes from the
             targets is left as it is.
-        batch_dim: Dimension of the layers' outputs that holds the batch, 1 for sequence-first networks; or a dict of the
-            layers for which it is not 0.
+        batch_dim: Dimension of the layers' outputs that holds the batch, 1 for sequence-first networks; or a dict of
+            the layers for which it is not 0.
         union_masks: Give a mixed row the tokens of both its parents: from the mixed layer on, modules that are handed a
             mask of padded sequences get the union of both rows' masks. Without masks it changes nothing.
         strict: Refuse layers that a path leads around, instead of warning of them.
@@ -199,7 +199,8 @@ class ManifoldMixupCallback(pl.Callback):
                 return
             self._views[signature] = view
         self._roles = self._views[signature].roles
-        assert self._source is not None and self._mixer is not None
+        assert self._source is not None
+        assert self._mixer is not None
         plan = self._source.draw(
             batch_size, epoch=trainer.current_epoch, batch_index=batch_idx, rank=trainer.global_rank
         )
@@ -233,8 +234,8 @@ class ManifoldMixupCallback(pl.Callback):
         self._epoch.append((self._lam, layer))
         if self._mixer.reads:
             self._warn_once(
-                f"training_step takes the classes of single rows out of tensors ({', '.join(sorted(self._mixer.reads))})."
-                " What a metric makes of them is right; a loss computed from them would not be mixed. Under "
+                f"training_step takes targets of single rows out of tensors ({', '.join(sorted(self._mixer.reads))}). "
+                "What a metric makes of them is right; a loss computed from them would not be mixed. Under "
                 "torch.no_grad() this is not said."
             )
         if _is_logged(trainer, trainer.global_step):
@@ -272,7 +273,15 @@ class ManifoldMixupCallback(pl.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit."""
-        fresh = {"_mixer": None, "_patched": None, "_is_armed": False, "_views": {}, "_losses": [], "_source": None, "_handles": []}
+        fresh = {
+            "_mixer": None,
+            "_patched": None,
+            "_is_armed": False,
+            "_views": {},
+            "_losses": [],
+            "_source": None,
+            "_handles": [],
+        }
         return {**self.__dict__, **fresh}
 
     def _look(self, pl_module: pl.LightningModule, batch: Any, batch_idx: int, batch_size: int) -> View | None:
@@ -288,7 +297,7 @@ class ManifoldMixupCallback(pl.Callback):
             layers = resolve_layers(pl_module, self.layers, chosen)
             if not layers:
                 raise ValueError(
-                    f"layers='auto' found no layer of {type(pl_module).__name__} that the whole computation runs through "
+                    f"layers='auto' found no layer of {type(pl_module).__name__} that everything runs through "
                     f"({view.input_problem}). mm_lightning.inspect(module, batch) tells why; name the layers."
                 )
             if is_compiled(pl_module):
@@ -390,8 +399,8 @@ class ManifoldMixupCallback(pl.Callback):
     def _refuse_unseen_loss(self, loss: Any) -> None:
         if self._has_no_loss and loss is not None:
             raise RuntimeError(
-                "training_step returned no loss when it was looked at, but does now, for the same batch. It must do the "
-                "same when it is run again, or the batch would train unmixed."
+                "training_step returned no loss when it was looked at, but does now, for the same batch. It must do "
+                "the same when it is run again, or the batch would train unmixed."
             )
 
     def _release(self) -> None:

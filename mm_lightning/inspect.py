@@ -85,8 +85,8 @@ class Inspection:
 def inspect(module: pl.LightningModule, batch: Any, *, batch_dim: int | dict[str, int] = 0) -> Inspection:
     """Look at one training step and report where the batch may be mixed.
 
-    ``training_step`` runs once, as it would for the first batch of a fit; weights, buffers, metrics, gradients, modes and
-    random states are put back and nothing is logged.
+    ``training_step`` runs once, as it would for the first batch of a fit; weights, buffers, metrics, gradients, modes
+    and random states are put back and nothing is logged.
 
     Args:
         module: A LightningModule, with or without a trainer.

@@ -94,7 +94,7 @@ def _by_object(module: nn.Module, loss: Callable[..., Any]) -> list[LossSite]:
     found = {(id(space), key): (space, key) for space in spaces for key, value in space.items() if value is loss}
     if not found:
         raise ValueError(
-            f"loss={name} was found neither as an attribute of {type(module).__name__} nor as a global name where it is "
-            "defined. Make it an attribute, and name that."
+            f"loss={name} was found neither as an attribute of {type(module).__name__} nor as a global name where it "
+            "is defined. Make it an attribute, and name that."
         )
     return [LossSite(space, key, loss, name) for space, key in found.values()]

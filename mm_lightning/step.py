@@ -216,8 +216,8 @@ class _Watch(TorchFunctionMode):
         if unmixed and self.mixer.planned not in self.mixer.tolerated:
             raise RuntimeError(
                 f"After layer {self.mixer.planned!r} was mixed, '{name}' combines the result with an unmixed tensor of "
-                f"the batch, of shape {tuple(unmixed[0].shape)}. That is a path around the layer, or a loss that was not "
-                "there when fit began: neither can be mixed. Mix at a layer that everything runs through."
+                f"the batch, of shape {tuple(unmixed[0].shape)}. That is a path around the layer, or a loss that was "
+                "not there when fit began: neither can be mixed. Mix at a layer that everything runs through."
             )
         if name in _LOSSES and not self.mixer.is_explicit and any(self._differs_by_row(tensor) for tensor in constants):
             raise RuntimeError(

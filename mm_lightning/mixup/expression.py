@@ -78,7 +78,7 @@ class Expression:
         self.has_grad = torch.is_grad_enabled()
 
     def evaluate(self, side: Callable[[Any], Tensor]) -> list[Tensor]:
-        """The tensors that the call returns for one side of its pairs.
+        """The tensors that the call returns for one side of its pairs; ``side`` gives it for any tensor.
 
         Raises:
             RuntimeError: If an operand was changed in place meanwhile.
@@ -90,7 +90,7 @@ class Expression:
                 "loss was computed, so the partners' targets cannot be followed. Change a copy instead."
             )
         with torch.set_grad_enabled(self.has_grad), torch._C.DisableTorchFunctionSubclass():
-            args, kwargs = _map_pairs(side, (self.args, self.kwargs))
+            args, kwargs = tree_map_only(Tensor, side, (self.args, self.kwargs))
             return [leaf for leaf in tree_leaves(self.func(*args, **kwargs)) if isinstance(leaf, Tensor)]
 
 
@@ -142,10 +142,6 @@ def keeps_rows(name: str, args: tuple[Any, ...], result: Tensor, batch_size: int
             return index.dim() == 1 and torch.equal(index, torch.arange(batch_size, device=index.device))
         return index is Ellipsis or index in (slice(None), range(batch_size))
     return name not in _REORDERING
-
-
-def _map_pairs(side: Callable[[Any], Tensor], tree: Any) -> Any:
-    return tree_map_only(Tensor, lambda tensor: side(tensor) if hasattr(tensor, "_halves") else tensor, tree)
 
 
 def _version(tensor: Tensor) -> int:

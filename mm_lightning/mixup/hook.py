@@ -182,7 +182,7 @@ class Mixer:
 
     @property
     def is_watched(self) -> bool:
-        """Whether the step is looked at closely: the first two at each layer, as the second may see the first's state."""
+        """Whether the step is looked at closely: the first two at each layer, as one may use what the other kept."""
         return self._accepted[self._mixed] < _WATCHED_STEPS
 
     def accept(self) -> None:
@@ -205,8 +205,8 @@ class Mixer:
         if around is not None and not meets_mix:
             raise RuntimeError(
                 f"'{consumer}' compares the batch's targets with a result that does not depend on the mixed layer "
-                f"{self.planned!r}, so unmixed features would meet mixed targets. Choose layers that every loss depends "
-                "on; mm_lightning.inspect(module, batch) lists them."
+                f"{self.planned!r}, so unmixed features would meet mixed targets. Choose layers that every loss "
+                "depends on; mm_lightning.inspect(module, batch) lists them."
             )
 
     def check_no_path_around(self, loss: Tensor) -> None:

@@ -44,7 +44,9 @@ class MaskSite:
     end: int
 
 
-def sites_after(layer: Layer, sites: Sequence[MaskSite], ends: Mapping[str, int], names: Sequence[str]) -> list[MaskSite]:
+def sites_after(
+    layer: Layer, sites: Sequence[MaskSite], ends: Mapping[str, int], names: Sequence[str]
+) -> list[MaskSite]:
     """The outermost sites that run after a layer.
 
     Args:

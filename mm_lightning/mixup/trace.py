@@ -175,7 +175,6 @@ def node_of(tensor: Tensor) -> Hashable | None:
 @contextmanager
 def trace_modules(modules: dict[str, nn.Module], trace: Trace) -> Iterator[None]:
     """Record what the modules do until the end of the ``with`` block."""
-
     began: dict[str, list[tuple[int, list[MaskSite]]]] = {name: [] for name in modules}
 
     def begin(name: str) -> Callable[[nn.Module, Any, Any], None]:
