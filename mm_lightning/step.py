@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from mm_lightning.mixup import INPUT, Mixer, MixPlan, TargetPair
+from mm_lightning.mixup.expression import memory_of
 from mm_lightning.probe import Roles
 
 __all__ = ["batch_size_of", "is_compiled", "run_mixed_step"]
@@ -196,7 +197,7 @@ class _Watch(TorchFunctionMode):
         self.mixer = mixer
         self.rows = rows
         unmixed = [x for x in _tensors(batch) if x.is_floating_point() and not isinstance(x, TargetPair)]
-        self.storages = {_storage(x) for x in unmixed if mixer.planned != INPUT} - {None}
+        self.storages = {memory_of(x) for x in unmixed if mixer.planned != INPUT} - {None}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -212,12 +213,17 @@ class _Watch(TorchFunctionMode):
         constants = [tensor for tensor in operands if not tensor.requires_grad]
         if not constants or len(constants) == len(operands):
             return
-        unmixed = [tensor for tensor in constants if _storage(tensor) in self.storages]
+        unmixed = [tensor for tensor in constants if memory_of(tensor) in self.storages]
         if unmixed and self.mixer.planned not in self.mixer.tolerated:
             raise RuntimeError(
                 f"After layer {self.mixer.planned!r} was mixed, '{name}' combines the result with an unmixed tensor of "
                 f"the batch, of shape {tuple(unmixed[0].shape)}. That is a path around the layer, or a loss that was "
                 "not there when fit began: neither can be mixed. Mix at a layer that everything runs through."
+            )
+        if any(memory_of(tensor) in self.mixer.written for tensor in constants):
+            raise RuntimeError(
+                f"'{name}' uses a view of a tensor that the batch's targets were written into after the view was made, "
+                "which cannot be followed. Make the view afterwards."
             )
         if name in _LOSSES and not self.mixer.is_explicit and any(self._differs_by_row(tensor) for tensor in constants):
             raise RuntimeError(
@@ -230,13 +236,6 @@ class _Watch(TorchFunctionMode):
         """Whether partners would have other values: constants, such as a discriminator's ones, are no targets."""
         rows = self.rows
         return tensor.dim() > 0 and len(tensor) == len(rows) and not torch.equal(tensor[rows], tensor)
-
-
-def _storage(tensor: Tensor) -> int | None:
-    """Where the tensor's memory begins; None where it has none."""
-    if tensor.layout is not torch.strided or tensor.numel() == 0:
-        return None
-    return tensor.untyped_storage().data_ptr()
 
 
 def _listed(names: Iterable[object]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mm_lightning.mixup.expression import (
     Expression,
+    RandomState,
     is_by_row,
     is_in_place,
     is_independent,
@@ -20,6 +22,7 @@ from mm_lightning.mixup.expression import (
     is_network,
     is_random,
     keeps_rows,
+    memory_of,
 )
 from mm_lightning.mixup.layers import INPUT
 from mm_lightning.mixup.pair import Pair, become_pair, input_of, lam_of, own_of, partner_of, value_of
@@ -41,6 +44,16 @@ _COMPARISONS = frozenset(
 )
 
 
+_PICKING = frozenset({"__getitem__", "select", "unbind", "roll", "flip", "index_select", "take", "narrow"})
+_SUMMING = frozenset(
+    """
+    sum mean median amax amin max min std var norm prod bincount unique logsumexp quantile count_nonzero any all
+    """.split()
+)
+# Losses whose mean is not that of their rows.
+_NORMALISED = frozenset({"cross_entropy", "nll_loss", "ctc_loss"})
+
+
 class PairCall:
     """One function call in which at least one operand is a pair."""
 
@@ -51,6 +64,7 @@ class PairCall:
         self.pairs = [tensor for tensor in self.tensors if isinstance(tensor, Pair)]
         self.plan, self.mixer = self.pairs[0].plan, self.pairs[0].mixer
         self.has_mixed_operand = any(pair.is_mixed for pair in self.pairs)
+        self._noise: RandomState | None = None
 
     def result(self) -> Any:
         """What user code gets."""
@@ -96,101 +110,118 @@ class PairCall:
         self.mixer.losses.append(self.name)
         return mixed
 
-    def _run(self, side: Callable[[Pair], Tensor]) -> Any:
-        args, kwargs = map_tensors(
-            lambda tensor: side(tensor) if isinstance(tensor, Pair) else tensor, (self.args, self.kwargs)
-        )
-        return self.func(*args, **kwargs)
+    def _run(self, side: Callable[[Tensor], Tensor]) -> Any:
+        args, kwargs = map_tensors(side, (self.args, self.kwargs))
+        if not is_random(self.name):
+            return self.func(*args, **kwargs)
+        if self._noise is None:  # the user's call, which moves the random state once
+            self._noise = RandomState()
+            return self.func(*args, **kwargs)
+        with self._noise.again():
+            return self.func(*args, **kwargs)
 
     def _on_mixed(self) -> Any:
-        if is_network(self.name, self.tensors):
+        if is_network(self.name, [tensor for tensor in self.tensors if not isinstance(tensor, Pair)]):
             raise RuntimeError(
                 f"'{self.name}' takes what was computed from the batch's targets further through the network. Targets "
                 "can be mixed in the loss only."
             )
         value = self._run(value_of)
-        tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-        if all(tensor.dim() == 0 and not tensor.is_floating_point() for tensor in tensors):
+        if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
             return value  # what is asked of a loss is asked of the mixed one
-        is_linear_in_pairs = is_linear(self.name, self.pairs, self.args)
-        if is_linear_in_pairs and all(pair.is_mixed and not pair.is_ragged for pair in self.pairs):
+        if self._is_linear():
             return self._derived(value, is_mixed=True)  # of interpolations it is the interpolation
-        return self._interpolated(self._run(own_of))
+        return self._interpolated(self._run(own_of), value)
+
+    def _is_linear(self) -> bool:
+        mixed = all(pair.is_mixed and not pair.is_ragged for pair in self.pairs)
+        return mixed and is_linear(self.name, self.pairs, self.args)
 
     def _derived(self, result: Any, is_mixed: bool = False) -> Any:
         """Pairs whose partner's half is the same call on the partner's halves, made if it is asked for."""
         lost = self._reason_to_lose()
         by_row = is_by_row(self.name) and not is_mixed
         expression = Expression(self.func, self.args, self.kwargs, self.tensors)
+        partners = None
+        if is_random(self.name) and not by_row and lost is None:
+            partners = [leaf for leaf in tree_leaves(self._run(partner_of)) if isinstance(leaf, Tensor)]
 
         def derive(value: Tensor, index: int) -> Pair:
             has_rows = value.dim() > 0 and value.shape[0] == self.plan.batch_size
             is_input = any(pair.is_input for pair in self.pairs)
-            return self._pair(
+            pair = self._pair(
                 value,
                 is_mixed=is_mixed,
                 is_pure=not is_mixed and all(_is_pure(tensor) for tensor in self.tensors),
                 is_input=is_input,
-                lost=lost if not (by_row and has_rows) else None,
+                lost=lost,
                 expression=None if by_row and has_rows and not is_input else expression,
                 index=index,
             )
+            pair._partner = None if partners is None else partners[index]
+            return pair
 
         return _map_with_index(derive, result)
 
-    def _interpolated(self, own: Any) -> Any:
-        """Pairs of the result and the same call on the partners' halves."""
-        lam = self.plan.lam
-        if lam.stride(0) != 0 and isinstance(own, Tensor) and own.dim() == 0:
-            return self._sum_over_rows()
-        partner = self._run(partner_of)
-        partners = [leaf for leaf in tree_leaves(partner) if isinstance(leaf, Tensor)]
-        if self.name.startswith("embedding"):
-            self.mixer.looked_up.update(t.grad_fn for t in (own, partner) if t.grad_fn is not None)
+    def _interpolated(self, own: Any, shown: Any = None) -> Any:
+        """Pairs of the result and the same call on the partners' halves.
 
-        def interpolate(value: Tensor, index: int) -> Pair:
+        Args:
+            own: The result for the own halves.
+            shown: The result for the values, for what cannot be interpolated.
+        """
+        if self.plan.lam.stride(0) != 0 and isinstance(own, Tensor) and own.dim() == 0:
+            return self._sum_over_rows()
+        partners = [leaf for leaf in tree_leaves(self._run(partner_of)) if isinstance(leaf, Tensor)]
+        values = [leaf for leaf in tree_leaves(own if shown is None else shown) if isinstance(leaf, Tensor)]
+        if self.name.startswith("embedding"):
+            self.mixer.looked_up.update(t.grad_fn for t in (own, *partners) if t.grad_fn is not None)
+
+        def interpolate(half: Tensor, index: int) -> Pair:
             other = partners[index]
-            is_ragged = value.shape != other.shape or not value.is_floating_point()
-            pair = self._pair(value, is_mixed=True, is_ragged=is_ragged)
-            if not is_ragged:
-                weight = lam_of(self.plan, value, pair.is_aligned, self.name)
-                pair = self._pair(weight * value + (1 - weight) * other, is_mixed=True)
-            pair._halves, pair._partner = (value, other), other
+            is_ragged = half.shape != other.shape or not half.is_floating_point()
+            if is_ragged:
+                pair = self._pair(values[index], is_mixed=True, is_ragged=True)
+            else:
+                weight = lam_of(self.plan, half, self._keeps_rows(half), self.name)
+                pair = self._pair(weight * half + (1 - weight) * other, is_mixed=True)
+            pair._halves, pair._partner = (half, other), other
             return pair
 
         return _map_with_index(interpolate, own)
 
     def _sum_over_rows(self) -> Pair:
         """A loss function's mean or sum with one lam per sample: each row's loss is weighted before."""
-        kwargs = dict(self.kwargs)
         try:
             bound = inspect.signature(self.func).bind(*self.args, **self.kwargs)
             bound.apply_defaults()
-            reduction = bound.arguments["reduction"]
-            if bound.arguments.get("weight") is not None and self.name == "nll_loss":
-                raise KeyError("weight")
+            reduction, weight = bound.arguments["reduction"], bound.arguments.get("weight")
         except (KeyError, TypeError, ValueError):
             raise RuntimeError(
                 f"'{self.name}' sums over rows, so that one lam per sample cannot be told apart. Use per_sample=False."
             ) from None
-        bound.arguments["reduction"] = "none"
-        kwargs = dict(bound.arguments)
-        rows = PairCall(self.func, (), kwargs)._interpolated(self.func(**tree_map_only(Pair, own_of, kwargs)))
-        if self.name == "nll_loss" and reduction == "mean":
+        has_own_normaliser = self.name in _NORMALISED or (weight is not None and "binary" not in self.name)
+        if reduction == "mean" and has_own_normaliser:
             raise RuntimeError(
-                "nll_loss with its mean cannot be mixed with one lam per sample. Use cross_entropy or per_sample=False."
+                f"The mean of '{self.name}' is not that of its rows, so that targets cannot be mixed in it with one lam "
+                "per sample. Use per_sample=False."
             )
-        total = rows.value.mean() if reduction == "mean" else rows.value.sum()
-        if reduction == "batchmean":
-            total = total / self.plan.batch_size
-        return self._pair(total, is_mixed=True)
+        kwargs = {**bound.arguments, "reduction": "none"}
+        rows = PairCall(self.func, (), kwargs)
+        losses = rows._interpolated(rows._run(own_of)).value
+        total = losses.mean() if reduction == "mean" else losses.sum()
+        return self._pair(total / self.plan.batch_size if reduction == "batchmean" else total, is_mixed=True)
 
     def _pair(self, value: Tensor, **settings: Any) -> Pair:
-        is_aligned = self.plan.lam.stride(0) == 0 or (
-            all(pair.is_aligned or pair.value.dim() == 0 for pair in self.pairs)
-            and keeps_rows(self.name, self.args, value, self.plan.batch_size)
-        )
-        return self.pairs[0].derive(value, is_aligned=is_aligned, **settings)
+        return self.pairs[0].derive(value, is_aligned=self._keeps_rows(value), **settings)
+
+    def _keeps_rows(self, value: Tensor) -> bool:
+        """Whether row i of the result belongs to row i of the batch; asked for one lam per sample alone."""
+        if self.plan.lam.stride(0) == 0:
+            return True
+        if not all(pair.is_aligned or pair.value.dim() == 0 for pair in self.pairs):
+            return False
+        return keeps_rows(self.name, self.args, self.kwargs, value, self.plan.batch_size)
 
     def _in_place(self) -> Any:
         """Change both halves; for a plain tensor, make it a pair of what it becomes with each."""
@@ -206,20 +237,59 @@ class PairCall:
             self.mixer.losses.append(self.name)
         is_mixed = wants_grad or self.has_mixed_operand
         base = changed if is_pair or changed._base is None else changed._base
+        self._settle(value_of(base))
+        if is_mixed and is_pair:
+            self._refuse_to_change_a_part(changed)
+        if is_mixed and self.plan.lam.stride(0) != 0:
+            return self._in_place_per_sample(changed)
         own = self._changed_half(own_of, changed, base) if is_mixed else None
         partner = self._changed_half(partner_of, changed, base)
-        result = self._run(value_of)
+        whole = value_of(base)
+        if own is not None and whole.is_floating_point():
+            lam = self.plan.lam[0].to(whole.dtype)
+            whole.copy_(lam * own[0] + (1 - lam) * partner[0])
+            result = changed
+        else:
+            result = self._run(value_of)
+        is_ragged = own is not None and not whole.is_floating_point()
         for tensor, index in {id(base): (base, 0), id(changed): (changed, 1)}.values():
-            alias = tensor.value if isinstance(tensor, Pair) else tensor.as_subclass(Tensor)
-            tensor.__class__ = type(self.pairs[0])
-            is_linear_change = is_linear(self.name, self.pairs, self.args)
-            ragged = is_mixed and not is_linear_change
-            become_pair(tensor, alias, self.plan, self.mixer, is_mixed=is_mixed, is_ragged=ragged, is_pure=False)
-            tensor._partner = partner[index]
-            tensor._halves = None if own is None else (own[index], partner[index])
+            pair = self._adopt(tensor, is_mixed=is_mixed, is_ragged=is_ragged)
+            pair._partner = partner[index]
+            pair._halves = None if own is None else (own[index], partner[index])
         return None if result is None else changed
 
-    def _changed_half(self, side: Callable[[Pair], Tensor], changed: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
+    def _in_place_per_sample(self, changed: Tensor) -> Any:
+        """With one lam per sample: what stays an interpolation, such as a sum of losses."""
+        is_plain = not isinstance(changed, Pair)
+        others = [pair for pair in self.pairs if pair is not changed]
+        if not (all(pair.is_mixed and not pair.is_ragged for pair in others) and (is_plain or changed.is_mixed)):
+            raise RuntimeError(f"'{self.name}' cannot be mixed in place with one lam per sample. Use per_sample=False.")
+        if not is_linear(self.name, others, self.args):
+            raise RuntimeError(f"'{self.name}' cannot be mixed in place with one lam per sample. Use per_sample=False.")
+        self._run(value_of)
+        self._adopt(changed, is_mixed=True)
+        return changed
+
+    def _refuse_to_change_a_part(self, changed: Pair) -> None:
+        for reference in self.mixer.pairs:
+            pair = reference()
+            if not isinstance(pair, Pair) or pair is changed or not pair.is_mixed:
+                continue
+            if memory_of(pair.value) == memory_of(changed.value):
+                raise RuntimeError(
+                    f"'{self.name}' changes a part of what was computed from the batch's targets in place, which "
+                    "cannot be followed. Use torch.where, or assign by index to the whole."
+                )
+
+    def _adopt(self, tensor: Tensor, **settings: Any) -> Pair:
+        """Let a tensor of the user's become a pair, with the object that user code holds."""
+        alias = value_of(tensor) if isinstance(tensor, Pair) else tensor.as_subclass(Tensor)
+        tensor.__class__ = type(self.pairs[0])
+        self.mixer.written.add(memory_of(alias))
+        pair: Pair = become_pair(tensor, alias, self.plan, self.mixer, is_pure=False, **settings)
+        return pair
+
+    def _changed_half(self, side: Callable[[Tensor], Tensor], changed: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
         """What the changed tensor becomes with one half of its operands: the whole that it is part of, and itself."""
         half = side(base)
         keeps_identity = isinstance(base, Pair) and side is partner_of and not base.is_mixed
@@ -227,18 +297,36 @@ class PairCall:
         part = whole
         if changed is not base:
             part = whole.as_strided(changed.size(), changed.stride(), changed.storage_offset())
-        swap: Callable[[Any], Any] = lambda tensor: part if tensor is changed else side(tensor)  # noqa: E731
-        args, kwargs = map_tensors(swap, (self.args, self.kwargs))
-        self.func(*args, **kwargs)
+
+        def exchanged(tensor: Tensor) -> Tensor:
+            return part if tensor is changed else side(tensor)
+
+        args, kwargs = map_tensors(exchanged, (self.args, self.kwargs))
+        with nullcontext() if not is_random(self.name) else self._replay():
+            self.func(*args, **kwargs)
         return whole, part
+
+    def _replay(self) -> AbstractContextManager[None]:
+        if self._noise is None:
+            self._noise = RandomState()
+        return self._noise.again()
+
+    def _settle(self, changed: Tensor) -> None:
+        """Find the partner's half of whatever was computed from a tensor before it changes."""
+        for reference in list(self.mixer.pairs):
+            pair = reference()
+            if isinstance(pair, Pair) and pair._expression is not None and pair._expression.reads(changed):
+                if pair.is_mixed:
+                    pair._both()
+                elif pair._partner is None and pair.lost is None:
+                    pair._partner = pair.partner
 
     def _is_input_use(self) -> bool:
         return (
             self.mixer.planned == INPUT
             and any(pair.is_input for pair in self.pairs)
             and torch.is_grad_enabled()
-            and is_network(self.name, self.tensors)
-            and any(tensor.requires_grad for tensor in self.tensors if not isinstance(tensor, Pair))
+            and is_network(self.name, [tensor for tensor in self.tensors if not isinstance(tensor, Pair)])
         )
 
     def _refuse_what_cannot_be_followed(self) -> None:
@@ -260,19 +348,12 @@ class PairCall:
 
     def _check_operands(self) -> None:
         """The mixed targets may meet what comes from the mixed layer only."""
-        if is_random(self.name):
-            raise RuntimeError(f"'{self.name}' draws random numbers for the batch's targets, which cannot be mixed.")
         for tensor in self.tensors:
             if tensor.grad_fn is not None and not isinstance(tensor, Pair):
                 self.mixer.check_path(tensor, self.name)
 
     def _reason_to_lose(self) -> str | None:
         lost = next((pair.lost for pair in self.pairs if pair.lost), None)
-        if lost is None and is_random(self.name):
-            lost = (
-                f"The batch's targets went through '{self.name}', which draws random numbers, so they cannot be mixed. "
-                "Compute them in the data loader instead."
-            )
         if lost is None and self.mixer.is_watched and self.name in _COMPARISONS and self._compares_rows():
             lost = (
                 f"'{self.name}' compares the targets of different rows with each other, as contrastive and triplet "
@@ -282,18 +363,27 @@ class PairCall:
         return lost
 
     def _compares_rows(self) -> bool:
-        """Whether two operands hold the batch in different places, seen from their last dimension."""
+        """Whether operands hold the batch in different places, seen from their last dimension, or one holds one row."""
         pure = [pair for pair in self.pairs if pair.is_pure and not pair.is_mixed and not pair.lost]
-        places = [_places_of_rows(pair) for pair in pure] if len(pure) > 1 else []
-        places = [place for place in places if place is not None]
-        return len(places) > 1 and not set.intersection(*places)
+        if len(pure) < 2:
+            return False
+        found = {pair: places for pair in pure if (places := _places_of_rows(pair)) is not None}
+        holding = [places for places in found.values() if places]
+        if len(holding) > 1 and not set.intersection(*holding):
+            return True
+        picked = [pair for pair, places in found.items() if not places and not _is_statistic(pair)]
+        if holding:
+            return any(_picks_rows(pair) for pair in picked)
+        return len(picked) > 1 and _are_of_other_rows(picked)
 
     def _note_read(self) -> None:
         """Numbers that leave the tensors may come back in a loss, which nobody would see."""
         if self.name not in _DECISIONS | _READS or not torch.is_grad_enabled() or not self.mixer.has_mixed:
             return
         pair = self.pairs[0]
-        if self.mixer.is_explicit or not pair.is_pure or pair.lost or torch.equal(pair.value, pair.partner):
+        if self.mixer.is_explicit or not pair.is_pure:
+            return
+        if pair.lost is None and torch.equal(pair.value, pair.partner):
             return
         if self.name in _DECISIONS:
             raise RuntimeError(
@@ -307,11 +397,65 @@ class PairCall:
 def _places_of_rows(pair: Pair) -> set[int] | None:
     """Dimensions, counted from the last, along which the pair holds the batch; None if it is the same for partners."""
     own, partner = pair.value, pair.partner
-    if own.shape == partner.shape and torch.equal(own, partner):
-        return None
-    rows = pair.plan.partner
-    sized = [dim for dim in range(own.dim()) if own.shape[dim] == len(rows)]
-    return {dim - own.dim() for dim in sized if torch.equal(own.index_select(dim, rows), partner)}
+    if own.shape == partner.shape and torch.allclose(own.double(), partner.double(), equal_nan=True):
+        return None  # a statistic of the whole batch
+    return {
+        dim - own.dim()
+        for dim in range(own.dim())
+        for rows in _layouts(pair.plan.partner, own.shape[dim])
+        if torch.equal(own.index_select(dim, rows), partner)
+    }
+
+
+def _layouts(partner: Tensor, size: int) -> list[Tensor]:
+    """Partners along a dimension that holds every row several times: the rows in turn, or each several times."""
+    times, rest = divmod(size, len(partner))
+    if rest or not times:
+        return []
+    copies = torch.arange(times, device=partner.device)
+    in_turn = partner + len(partner) * copies[:, None]  # (times, N)
+    each = partner[:, None] * times + copies  # (N, times)
+    return [in_turn.flatten(), each.flatten()] if times > 1 else [partner]
+
+
+def _rows_of(pair: Pair) -> Tensor:
+    """Which row of the batch each element came from, where only the places of elements were changed."""
+    if pair._expression is None:
+        rows = torch.arange(pair.value.shape[0], device=pair.value.device, dtype=torch.float64)
+        return rows.view(-1, *[1] * (pair.value.dim() - 1)).expand(pair.value.shape)
+    found = pair._expression.evaluate(lambda tensor: _rows_of(tensor) if isinstance(tensor, Pair) else tensor)
+    return found[pair._index]
+
+
+def _is_statistic(pair: Pair) -> bool:
+    """Whether rows were summed up."""
+    return bool(_functions_of(pair) & _SUMMING)
+
+
+def _picks_rows(pair: Pair) -> bool:
+    """Whether some rows were picked."""
+    return bool(_functions_of(pair) & _PICKING)
+
+
+def _are_of_other_rows(pairs: Sequence[Pair]) -> bool:
+    """Whether the same places of the pairs hold different rows, as far as one can tell."""
+    try:
+        first, *others = torch.broadcast_tensors(*[_rows_of(pair) for pair in pairs])
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    return any(not torch.equal(first, other) for other in others)
+
+
+def _functions_of(pair: Pair) -> set[str]:
+    """Names of the functions that the pair was computed by."""
+    names: set[str] = set()
+    waiting: list[Any] = [pair]
+    while waiting:
+        expression = waiting.pop()._expression
+        if expression is not None:
+            names.add(expression.name)
+            waiting.extend(tensor for tensor in expression.tensors if isinstance(tensor, Pair))
+    return names
 
 
 def _is_pure(tensor: Tensor) -> bool:

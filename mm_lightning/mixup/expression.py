@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = [
     "Expression",
+    "RandomState",
     "is_by_row",
     "is_in_place",
     "is_independent",
@@ -18,6 +20,7 @@ __all__ = [
     "is_network",
     "is_random",
     "keeps_rows",
+    "memory_of",
 ]
 
 _VIEWS = frozenset(
@@ -42,7 +45,12 @@ _NOISE = frozenset(
     dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout rrelu gumbel_softmax
     """.split()
 )
-_RANDOM = _NOISE | frozenset({"bernoulli", "multinomial", "normal", "poisson", "binomial"})
+_RANDOM = _NOISE | frozenset(
+    """
+    bernoulli multinomial normal poisson binomial
+    bernoulli_ normal_ uniform_ random_ exponential_ cauchy_ log_normal_ geometric_
+    """.split()
+)
 _LINEAR = frozenset(
     """
     add sub neg sum mean __add__ __radd__ __sub__ __rsub__ __neg__ rsub negative positive __pos__
@@ -54,10 +62,19 @@ _LINEAR = frozenset(
 _SCALING = frozenset(
     {"mul_", "div_", "mul", "div", "true_divide", "multiply", "divide", "__mul__", "__rmul__", "__truediv__"}
 )
-_REORDERING = frozenset(
+_REDUCTIONS = frozenset({"sum", "mean", "amax", "amin", "logsumexp", "norm", "prod", "argmax", "argmin", "any", "all"})
+_ALONG = frozenset({"softmax", "log_softmax", "cumsum", "gather", "normalize"})
+_ROW_BY_ROW = frozenset(
     """
-    gather index_select take transpose permute movedim expand stack cat chunk split unbind t roll flip sort argsort
-    topk select masked_select nonzero
+    add sub mul div neg pow sqrt square abs exp log log1p clamp clamp_min clamp_max maximum minimum where lerp sign
+    cosh sinh sin cos tan atan erf expm1 log2 log10 rsqrt elu gelu silu mish hardtanh softsign logit round floor ceil
+    nan_to_num logaddexp hypot sigmoid logsigmoid tanh relu softplus leaky_relu xlogy rsub true_divide
+    floor_divide remainder reciprocal
+    __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __floordiv__ __mod__ __pow__ __neg__
+    eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__ logical_not logical_and logical_or logical_xor
+    __and__ __or__ __xor__ __invert__ masked_fill isnan isfinite
+    view reshape flatten unflatten squeeze unsqueeze contiguous clone detach expand
+    to type type_as long int short float double half bfloat16 bool cpu cuda one_hot dropout
     """.split()
 )
 _IN_PLACE_OPERATORS = frozenset(
@@ -74,7 +91,9 @@ class Expression:
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]
     ) -> None:
         self.func, self.args, self.kwargs = func, args, kwargs
-        self.versions = [(tensor, _version(tensor)) for tensor in tensors]
+        self.name = getattr(func, "__name__", str(func))
+        self.tensors = tuple(tensors)
+        self.versions = [_version(tensor) for tensor in tensors]
         self.has_grad = torch.is_grad_enabled()
 
     def evaluate(self, side: Callable[[Any], Tensor]) -> list[Tensor]:
@@ -83,15 +102,37 @@ class Expression:
         Raises:
             RuntimeError: If an operand was changed in place meanwhile.
         """
-        name = getattr(self.func, "__name__", str(self.func))
-        if name not in _VIEWS and any(_version(tensor) != version for tensor, version in self.versions):
+        if [_version(tensor) for tensor in self.tensors] != self.versions and self.name not in _VIEWS:
             raise RuntimeError(
-                f"An operand of '{name}', which was computed from the batch's targets, was changed in place before the "
-                "loss was computed, so the partners' targets cannot be followed. Change a copy instead."
+                f"An operand of '{self.name}', which was computed from the batch's targets, was changed in place "
+                "before the loss was computed, so the partners' targets cannot be followed. Change a copy instead."
             )
         with torch.set_grad_enabled(self.has_grad), torch._C.DisableTorchFunctionSubclass():
             args, kwargs = tree_map_only(Tensor, side, (self.args, self.kwargs))
             return [leaf for leaf in tree_leaves(self.func(*args, **kwargs)) if isinstance(leaf, Tensor)]
+
+    def reads(self, tensor: Tensor) -> bool:
+        """Whether an operand shares its memory with ``tensor``."""
+        memory = memory_of(tensor)
+        return any(memory_of(operand.__dict__.get("value", operand)) == memory for operand in self.tensors)
+
+
+class RandomState:
+    """The global random state before a call, to make the call again with the same noise and leave no trace."""
+
+    def __init__(self) -> None:
+        self.cpu = torch.get_rng_state()
+        self.devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+        self.cuda = [torch.cuda.get_rng_state(device) for device in self.devices]
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Draw the same numbers, and put the state back."""
+        with torch.random.fork_rng(devices=self.devices):
+            torch.set_rng_state(self.cpu)
+            for device, state in zip(self.devices, self.cuda, strict=True):
+                torch.cuda.set_rng_state(state, device)
+            yield
 
 
 def is_independent(name: str) -> bool:
@@ -104,11 +145,11 @@ def is_in_place(name: str, kwargs: dict[str, Any]) -> bool:
     return name in _IN_PLACE_OPERATORS or (name[-1] == "_" and name[-2:] != "__") or kwargs.get("out") is not None
 
 
-def is_network(name: str, tensors: Sequence[Tensor]) -> bool:
-    """Whether the function is a layer of a network: it applies weights."""
+def is_network(name: str, plain: Sequence[Tensor]) -> bool:
+    """Whether the function is a layer of a network that is trained, where ``plain`` are the operands beside pairs."""
     if name in _LAYERS:
-        return True
-    return name in _PRODUCTS and any(tensor.is_leaf and tensor.requires_grad for tensor in tensors)
+        return any(tensor.requires_grad for tensor in plain)
+    return name in _PRODUCTS and any(tensor.is_leaf and tensor.requires_grad for tensor in plain)
 
 
 def is_by_row(name: str) -> bool:
@@ -130,18 +171,28 @@ def is_linear(name: str, pairs: Sequence[Tensor], args: tuple[Any, ...]) -> bool
     return name in _LINEAR
 
 
-def keeps_rows(name: str, args: tuple[Any, ...], result: Tensor, batch_size: int) -> bool:
-    """Whether row i of the result is row i of the operands."""
+def keeps_rows(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor, batch_size: int) -> bool:
+    """Whether row i of the result is row i of the operands. Only of functions that are known to."""
     if result.dim() == 0 or result.shape[0] != batch_size:
         return False
-    if name == "gather":
-        return len(args) > 1 and args[1] != 0
+    if name == "__get__":  # .data, but not .T
+        return result.stride() == args[0].__dict__.get("value", args[0]).stride()
     if name == "__getitem__":
         index = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1]
         if isinstance(index, Tensor):
             return index.dim() == 1 and torch.equal(index, torch.arange(batch_size, device=index.device))
         return index is Ellipsis or index in (slice(None), range(batch_size))
-    return name not in _REORDERING
+    if name in _REDUCTIONS or name in _ALONG:
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        dims = dim if isinstance(dim, (tuple, list)) else (dim,)
+        # The last dimension of two or more is not the batch's; a result of one dimension may have been the rows of two.
+        return all(isinstance(d, int) and d != 0 and d + max(result.dim(), 2) != 0 for d in dims)
+    return name in _ROW_BY_ROW or name.endswith("_loss") or "cross_entropy" in name or name == "kl_div"
+
+
+def memory_of(tensor: Tensor) -> int | None:
+    """Where the tensor's memory begins; None where it has none."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided and tensor.numel() else None
 
 
 def _version(tensor: Tensor) -> int:

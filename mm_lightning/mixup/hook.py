@@ -47,6 +47,8 @@ class Mixer:
         sources: Autograd nodes that the batch's own tensors came from, for :meth:`check_path`; empty if not followed.
         looked_up: Autograd nodes of embeddings of targets, such as class centres.
         pairs: The targets that know their partners', which end with the step.
+        written: Memory of tensors that targets were written into; views made before know nothing of it.
+        held: Those that were made in a compiled region, where there are no weak references.
     """
 
     def __init__(
@@ -70,6 +72,8 @@ class Mixer:
         self.sources: set[Node] = set()
         self.looked_up: set[Node] = set()
         self.pairs: list[weakref.ref[Any]] = []
+        self.held: list[Any] = []
+        self.written: set[int | None] = set()
         self._batch_dims = [
             batch_dim if isinstance(batch_dim, int) else batch_dim.get(layer.name, 0) for layer in self.layers
         ]
@@ -128,6 +132,11 @@ class Mixer:
             if type(pair) not in (Tensor, type(None)):
                 pair.retire()
         self.pairs.clear()
+        for pair in self.held:
+            if type(pair) is not Tensor:
+                pair.retire()
+        self.held.clear()
+        self.written.clear()
 
     def begin_backward(self, plan: MixPlan, loss: Tensor) -> None:
         """Mix without recording: activation checkpointing recomputes forward passes during the backward pass."""

@@ -154,7 +154,7 @@ def _fused_cross_entropy(
     own, partner = target.own, target.partner
     if logits.grad_fn is not None:
         mixer.check_path(logits, "cross_entropy")
-    if own.shape != partner.shape:
+    if own.shape != partner.shape or own.dim() == 0:
         return None
     if own.shape[:1] != lam.shape or not target.is_aligned:
         lam = one_lam(lam, own, "cross_entropy").expand(own.shape[0])  # flattened targets, say

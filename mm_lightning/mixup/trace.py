@@ -260,7 +260,8 @@ def _result_of(
         trace.origins[node] = origins
         return _traced(value, trace, node, origins, entries, into)
     # An embedding may belong to the network (of words) or to the loss (of class centres): what follows will tell.
-    is_layer = is_network(name, tensors) and not name.startswith("embedding")
+    plain = [tensor for tensor in tensors if not any(tensor is other.value for other in traced)]
+    is_layer = is_network(name, plain) and not name.startswith("embedding")
     if parents:
         is_integer = all(trace.is_integer[index] for node in parents for index in trace.origins[node])
         meets_weights = any(tensor.is_leaf and tensor.requires_grad for tensor in tensors)

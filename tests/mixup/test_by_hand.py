@@ -119,7 +119,7 @@ def test_step_with_the_functions_equals_the_formulas(block: int, lam: np.ndarray
 def test_step_with_hooks_and_target_pairs_equals_the_formulas(block: int, lam: np.ndarray, partner: np.ndarray) -> None:
     parameters, inputs = make_parameters()
     net, plan = make_net(parameters), make_plan(block, partner, lam)
-    mixer = Mixer([Layer(INPUT), Layer("block0", net.block0), Layer("block1", net.block1)])
+    mixer = Mixer([Layer(INPUT), Layer("block0", (net.block0,)), Layer("block1", (net.block1,))])
     mixer.attach()
     mixer.start(plan)
     rows = torch.from_numpy(inputs).requires_grad_()
@@ -128,6 +128,7 @@ def test_step_with_hooks_and_target_pairs_equals_the_formulas(block: int, lam: n
         mixer.record_input()
     loss = F.cross_entropy(net(mixer.mix_input(rows) if plan.layer == INPUT else rows), targets)
     mixer.detach()
+    assert type(loss) is Tensor
     assert_step(loss, net, rows, *_reference_step(parameters, inputs, block, partner, lam))
 
 

@@ -1,7 +1,9 @@
 import copy
+import dataclasses
 import pickle
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from mm_lightning.mixup import BetaRatio, Layer, Mixer, MixPlan, PlanSource, mix, resolve_layers
+from mm_lightning.mixup import BetaRatio, Layer, Mixer, MixPlan, PlanSource, TargetPair, mix, resolve_layers
 
 N, D = 4, 3
 PARTNER = torch.tensor([2, 0, 3, 1])
@@ -112,15 +114,24 @@ def test_layer_that_runs_twice_is_counted_twice(net: nn.Sequential, mixer: Mixer
     assert mixer.times_mixed == 2
 
 
-def test_first_mix_of_each_layer_is_known(mixer: Mixer) -> None:
+def test_first_two_steps_at_each_layer_are_watched(mixer: Mixer) -> None:
+    watched = []
+    for layer in ("2", "4", "2", "2", "4", "4"):
+        mixer.start(make_plan(layer))
+        watched.append(mixer.is_watched)
+        mixer.accept()
+        mixer.stop()
+    assert watched == [True, True, True, False, True, False]
+    mixer.accept_anew()
     mixer.start(make_plan("2"))
-    assert mixer.is_first_mix
-    mixer.accept()
-    assert not mixer.is_first_mix
-    mixer.start(make_plan("4"))
-    assert mixer.is_first_mix
-    mixer.start(make_plan("2"))
-    assert not mixer.is_first_mix
+    assert mixer.is_watched
+
+
+def test_step_that_was_not_accepted_is_watched_again(mixer: Mixer) -> None:
+    for _ in range(3):
+        mixer.start(make_plan("2"))
+        assert mixer.is_watched
+        mixer.stop()
 
 
 def test_detached_module_is_as_it_was(net: nn.Sequential) -> None:
@@ -235,38 +246,125 @@ class Returns(nn.Module):
         return self.of(rows)
 
 
-@pytest.mark.parametrize(
-    ("of", "error", "message"),
-    [
-        pytest.param(
-            lambda x: (x, x), TypeError, "Layer 'body' returns a tuple; only the output of a layer that", id="tuple"
-        ),
-        pytest.param(lambda x: {"x": x}, TypeError, "Layer 'body' returns a dict", id="dict"),
-        pytest.param(
-            lambda x: x.t(),
-            ValueError,
-            r"Layer 'body' cannot be mixed: The plan is for 4 rows, but the hidden state has shape \(3, 4\)",
-            id="batch_in_dimension_1",
-        ),
-        pytest.param(
-            lambda x: x.sum(), ValueError, "Layer 'body' cannot be mixed: The plan is for 4 rows", id="scalar"
-        ),
-        pytest.param(lambda x: x.long(), TypeError, "Layer 'body' cannot be mixed: Only floating point", id="integers"),
-    ],
-)
-def test_output_that_cannot_be_mixed_is_refused_by_name(
-    of: Callable[[Tensor], Any], error: type[Exception], message: str
-) -> None:
+def net_that_returns(of: Callable[[Tensor], Any], **settings: Any) -> tuple[nn.Sequential, Mixer]:
     net = nn.Sequential()
     net.add_module("body", Returns(of))
-    mixer = Mixer(resolve_layers(net, "body"))
+    mixer = Mixer(resolve_layers(net, "body"), **settings)
     mixer.attach()
+    return net, mixer
+
+
+UNMIXABLE = r"Layer 'body' cannot be mixed: the batch of 4 rows must be in dimension 0 of a floating point output, but "
+
+
+@pytest.mark.parametrize(
+    ("of", "found"),
+    [
+        pytest.param(lambda x: x.t(), r"the output has shape \(3, 4\) and type torch.float64", id="other_dimension"),
+        pytest.param(lambda x: x.sum(), r"the output has shape \(\) and type torch.float64", id="scalar"),
+        pytest.param(lambda x: x.long(), r"the output has shape \(4, 3\) and type torch.int64", id="integers"),
+        pytest.param(lambda x: (x.t(), x.long()), "no tensor of its tuple is that", id="tuple"),
+        pytest.param(lambda x: {"x": x.sum()}, "no tensor of its dict is that", id="dict"),
+        pytest.param(lambda x: None, "no tensor of its NoneType is that", id="None"),
+    ],
+)
+def test_output_that_cannot_be_mixed_is_refused_by_name(of: Callable[[Tensor], Any], found: str) -> None:
+    net, mixer = net_that_returns(of)
     net(make_rows())  # not refused while the mixer is off
     mixer.start(make_plan("body"))
-    with pytest.raises(error, match=message):
+    with pytest.raises(ValueError, match=rf"^{UNMIXABLE}{found}\. Choose another layer, or name the dimension"):
         net(make_rows())
     mixer.detach()
     net(make_rows())
+
+
+class Named(NamedTuple):
+    hidden: Tensor
+    lengths: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    hidden: Tensor
+    rest: Any = None
+
+
+@pytest.mark.parametrize(
+    ("wrap", "unwrap"),
+    [
+        pytest.param(lambda x: (x, "name"), lambda out: out[0], id="tuple"),
+        pytest.param(lambda x: [x.long(), x], lambda out: out[1], id="list"),
+        pytest.param(lambda x: {"x": x, "none": None}, lambda out: out["x"], id="dict"),
+        pytest.param(lambda x: OrderedDict(x=x), lambda out: out["x"], id="OrderedDict"),
+        pytest.param(lambda x: Named(x, torch.arange(N)), lambda out: out.hidden, id="named_tuple"),
+        pytest.param(lambda x: Output(x, 3), lambda out: out.hidden, id="dataclass"),
+        pytest.param(lambda x: {"a": [Output((x,))]}, lambda out: out["a"][0].hidden[0], id="nested"),
+        pytest.param(lambda x: Output(None, [Output(x)]), lambda out: out.rest[0].hidden, id="nested_dataclass"),
+    ],
+)
+def test_tensor_inside_an_output_is_mixed(wrap: Callable[[Tensor], Any], unwrap: Callable[[Any], Tensor]) -> None:
+    net, mixer = net_that_returns(wrap)
+    plan, rows = make_plan("body"), make_rows()
+    plain = net(rows)
+    mixer.start(plan)
+    mixed = net(rows)
+    assert mixer.times_mixed == 1
+    mixer.detach()
+    assert type(mixed) is type(plain)
+    assert_close(unwrap(mixed), mix(rows, plan), rtol=0, atol=1e-14)
+    assert torch.equal(unwrap(plain), rows)
+
+
+def test_every_floating_tensor_with_the_batch_is_mixed_and_nothing_else() -> None:
+    def of(x: Tensor) -> dict[str, Any]:
+        return {"hidden": x, "pooled": x.mean(1), "lengths": torch.arange(N), "bias": x[0], "none": None, "name": "x"}
+
+    net, mixer = net_that_returns(of)
+    plan, rows = make_plan("body", per_sample=True), make_rows()
+    plain = of(rows)
+    mixer.start(plan)
+    mixed = net(rows)
+    mixer.detach()
+    expected = {**plain, "hidden": mix(rows, plan), "pooled": mix(rows.mean(1), plan)}
+    assert list(mixed) == list(expected)
+    for name, value in expected.items():
+        if isinstance(value, Tensor):
+            assert_close(mixed[name], value, rtol=0, atol=1e-14)
+        else:
+            assert mixed[name] == value
+
+
+@pytest.mark.parametrize("per_sample", [False, True], ids=["per_batch", "per_sample"])
+@pytest.mark.parametrize("batch_dim", [1, {"body": 1}, {"body": 1, "other": 0}], ids=["number", "dict", "larger_dict"])
+def test_batch_in_another_dimension(batch_dim: Any, per_sample: bool) -> None:
+    net, mixer = net_that_returns(lambda x: (2 * x, x.sum(0)), batch_dim=batch_dim)
+    plan = make_plan("body", per_sample)
+    rows = torch.stack([make_rows(), -make_rows().exp()]).requires_grad_()  # (2, N, D)
+    mixer.start(plan)
+    mixed, summed = net(rows)
+    mixer.detach()
+    expected = torch.stack([mix(2 * part, plan) for part in rows])
+    assert_close(mixed, expected, rtol=0, atol=1e-14)
+    assert_close(summed, rows.sum(0), rtol=0, atol=0)  # its dimension 1 has D = 3 entries
+    weight = torch.linspace(-1, 1, mixed.numel(), dtype=torch.float64).view_as(mixed)
+    got, wanted = (torch.autograd.grad((value * weight).sum(), rows)[0] for value in (mixed, expected))
+    assert_close(got, wanted, rtol=1e-12, atol=1e-14)
+
+
+def test_batch_dimension_of_layers_that_are_not_named_is_the_first() -> None:
+    net, mixer = net_that_returns(lambda x: x, batch_dim={"other": 1})
+    plan, rows = make_plan("body"), make_rows()
+    mixer.start(plan)
+    assert_close(net(rows), mix(rows, plan), rtol=0, atol=1e-14)
+    mixer.detach()
+
+
+def test_output_without_the_batch_in_the_named_dimension_is_refused() -> None:
+    net, mixer = net_that_returns(lambda x: x, batch_dim=1)
+    mixer.start(make_plan("body"))
+    with pytest.raises(ValueError, match=r"4 rows must be in dimension 1 of a floating point output, but .* \(4, 3\)"):
+        net(make_rows())
+    mixer.detach()
 
 
 def test_layer_without_module_needs_no_hook() -> None:
@@ -275,6 +373,129 @@ def test_layer_without_module_needs_no_hook() -> None:
     mixer.start(make_plan("input"))
     assert mixer.unreached == []
     mixer.detach()
+
+
+class Embeds(nn.Module):
+    """Words and places are looked up, and a floating point tensor of the batch is added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(6, D).double()
+        self.kinds = nn.Embedding(2, D).double()
+
+    def forward(self, words: Tensor, kinds: Tensor, rows: Tensor) -> Tensor:
+        return self.words(words).mean(1) + self.kinds(kinds) + rows
+
+
+def test_input_of_integers_is_mixed_after_each_embedding() -> None:
+    net, plan = Embeds(), make_plan("input")
+    words, kinds, rows = torch.arange(2 * N).view(N, 2) % 6, torch.tensor([0, 1, 1, 0]), make_rows()
+    mixer = Mixer([Layer("input", (net.words, net.kinds))])
+    plain = net(words, kinds, rows)
+    mixer.attach()
+    mixer.start(plan)
+    assert torch.equal(mixer.mix_input(words), words)
+    mixed_rows = mixer.mix_input(rows)
+    mixer.record_input()
+    mixed = net(words, kinds, mixed_rows)
+    assert_close(mixed, mix(plain, plan), rtol=0, atol=1e-14)
+    assert mixer.times_mixed == mixer.times_expected == 3
+    assert mixer.unreached == []
+    mixer.detach()
+
+
+def test_embedding_that_did_not_run_is_missed() -> None:
+    net = Embeds()
+    mixer = Mixer([Layer("input", (net.words, net.kinds))])
+    mixer.attach()
+    mixer.start(make_plan("input"))
+    net.words(torch.zeros(N, dtype=torch.int64))
+    assert (mixer.times_mixed, mixer.times_expected) == (1, 2)
+    mixer.detach()
+
+
+def test_backward_within_a_step_leaves_the_targets_paired(net: nn.Sequential, mixer: Mixer) -> None:
+    plan = make_plan("2")
+    mixer.start(plan)
+    targets = TargetPair.wrap(make_rows(), plan, mixer)
+    loss = (net(make_rows()) - targets).square().mean()
+    mixer.begin_backward(plan, loss)
+    loss.backward()
+    mixer.end_backward()
+    assert isinstance(targets, TargetPair)
+    mixer.stop()
+    assert type(targets) is type(loss) is Tensor
+
+
+def test_step_of_an_unmixed_plan_leaves_no_pair(mixer: Mixer) -> None:
+    mixer.start(make_plan("2"))
+    mixer.stop()
+    assert mixer.pairs == []
+
+
+def start_from_rows(mixer: Mixer, layer: str) -> Tensor:
+    """A batch whose place in the graph the mixer knows."""
+    mixer.start(make_plan(layer))
+    rows = make_rows().requires_grad_().clone()
+    mixer.sources.add(rows.grad_fn)
+    return rows
+
+
+def test_path_around_the_mixed_layer_is_found(net: nn.Sequential, mixer: Mixer) -> None:
+    rows = start_from_rows(mixer, "2")
+    hidden = net(rows)
+    mixer.check_no_path_around(hidden.sum())
+    with pytest.raises(RuntimeError, match=r"A path from the input to the loss leads around layer '2', so unmixed"):
+        mixer.check_no_path_around((hidden + rows).sum())
+
+
+def test_path_around_a_tolerated_layer_passes(net: nn.Sequential) -> None:
+    mixer = Mixer(resolve_layers(net, ["0", "2"]), tolerated=["2"])
+    mixer.attach()
+    for layer, is_tolerated in (("2", True), ("0", False)):
+        rows = start_from_rows(mixer, layer)
+        loss = (net(rows) + rows).sum()
+        if is_tolerated:
+            mixer.check_no_path_around(loss)
+        else:
+            with pytest.raises(RuntimeError, match="leads around layer '0'"):
+                mixer.check_no_path_around(loss)
+        mixer.stop()
+    mixer.detach()
+
+
+def test_result_that_does_not_depend_on_the_mixed_layer_is_found(net: nn.Sequential, mixer: Mixer) -> None:
+    rows = start_from_rows(mixer, "2")
+    hidden = net(rows)
+    mixer.check_path(hidden, "mse_loss")
+    mixer.check_path(hidden + rows, "mse_loss")  # what is wrong with it is said of the loss
+    mixer.check_path(net[0].weight * 2, "mse_loss")  # nothing of the batch
+    with pytest.raises(
+        RuntimeError, match=r"'mse_loss' compares the batch's targets with a result that does not depend"
+    ):
+        mixer.check_path(rows * 2, "mse_loss")
+
+
+def test_loss_on_what_does_not_depend_on_the_mixed_layer_is_refused(net: nn.Sequential, mixer: Mixer) -> None:
+    rows = start_from_rows(mixer, "4")
+    targets = TargetPair.wrap(make_rows(), make_plan("4"), mixer)
+    early = net[:2](rows)
+    loss = (net[2:](early) - targets).square().mean()
+    assert loss.is_mixed
+    with pytest.raises(
+        RuntimeError, match=r"'(rsub|sub)' compares the batch's targets with a result that does not depend"
+    ):
+        (early - targets).square().mean()
+    mixer.stop()
+
+
+def test_paths_are_not_followed_once_the_layer_is_accepted(net: nn.Sequential, mixer: Mixer) -> None:
+    for _ in range(2):
+        mixer.start(make_plan("2"))
+        mixer.accept()
+        mixer.stop()
+    rows = start_from_rows(mixer, "2")
+    mixer.check_no_path_around((net(rows) + rows).sum())
 
 
 @pytest.fixture

@@ -1,11 +1,12 @@
 import copy
+from collections import OrderedDict
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mm_lightning.mixup import MixPoint, resolve_layers
+from mm_lightning.mixup import MixPoint, has_auto, named_layers, resolve_layers
 
 
 class Block(nn.Module):
@@ -32,8 +33,8 @@ class Net(nn.Module):
         self.head = nn.Linear(2, 2)
 
 
-def names(root: nn.Module, spec: Any) -> list[str]:
-    return [layer.name for layer in resolve_layers(root, spec)]
+def names(root: nn.Module, spec: Any, **settings: Any) -> list[str]:
+    return [layer.name for layer in resolve_layers(root, spec, **settings)]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_specification_names_layers(spec: Any, expected: list[str]) -> None:
     layers = resolve_layers(net, spec)
     assert [layer.name for layer in layers] == expected
     for layer in layers:
-        assert layer.module is (None if layer.name == "input" else net.get_submodule(layer.name))
+        assert layer.modules == (() if layer.name == "input" else (net.get_submodule(layer.name),))
 
 
 def test_dot_in_a_name_is_a_dot() -> None:
@@ -74,6 +75,33 @@ def test_dot_in_a_name_is_a_dot() -> None:
 def test_auto_means_exactly_the_mix_points() -> None:
     assert names(Net(marked=True), "auto") == ["before1", "before2"]
     assert names(Net(marked=True), ["auto", "input"]) == ["input", "before1", "before2"]
+
+
+def test_auto_means_the_chosen_layers_where_there_is_no_mix_point() -> None:
+    assert names(Net(), "auto", chosen=["layer2", "layer1"]) == ["layer1", "layer2"]
+    assert names(Net(), "auto", chosen=["layer1.0", "input"]) == ["input", "layer1.0"]
+    assert names(Net(), ["auto", "head"], chosen=["input"]) == ["input", "head"]
+    assert names(Net(marked=True), "auto", chosen=["layer1"]) == ["before1", "before2"]
+
+
+def test_chosen_layers_are_those_of_auto_alone() -> None:
+    assert names(Net(), ["layer2"], chosen=["layer1"]) == ["layer2"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        pytest.param("auto", True, id="auto"),
+        pytest.param(["input", "auto"], True, id="in_a_list"),
+        pytest.param("layer1", False, id="name"),
+        pytest.param("auto*", False, id="pattern"),
+        pytest.param(nn.Linear, False, id="class"),
+        pytest.param([], False, id="nothing"),
+    ],
+)
+def test_auto_needs_a_look_where_there_is_no_mix_point(spec: Any, expected: bool) -> None:
+    assert has_auto(Net(), spec) is expected
+    assert has_auto(Net(marked=True), spec) is False
 
 
 def test_module_object_names_itself() -> None:
@@ -90,8 +118,18 @@ def test_module_that_is_a_container_is_one_layer_not_a_list() -> None:
 def test_shared_module_is_one_layer() -> None:
     shared = nn.Linear(2, 2)
     net = nn.Sequential(shared, nn.ReLU(), shared)
-    assert names(net, nn.Linear) == ["0"]
-    assert names(net, shared) == ["0"]
+    for spec in (nn.Linear, shared, ["0", "2"], ["2", "0"]):
+        assert names(net, spec) == ["0"]
+    (layer,) = resolve_layers(net, "2")
+    assert (layer.name, layer.modules) == ("2", (shared,))
+
+
+def test_names_of_wrappers_are_left_out() -> None:
+    net = Net()
+    net.layer1 = nn.Sequential(OrderedDict(_orig_mod=net.layer1))
+    assert names(net, "layer1.0.conv") == ["layer1.0.conv"]
+    assert list(named_layers(net))[:3] == ["layer1", "layer1.0", "layer1.0.conv"]
+    assert names(net, Block) == ["layer1.0", "layer1.1", "layer2.0"]
 
 
 def test_foreign_submodule_called_input_is_not_the_batch() -> None:
@@ -99,15 +137,15 @@ def test_foreign_submodule_called_input_is_not_the_batch() -> None:
     net.add_module("input", nn.Linear(2, 2))
     net.add_module("head", nn.Linear(2, 2))
     (batch,) = resolve_layers(net, "input")
-    assert (batch.name, batch.module) == ("input", None)
+    assert (batch.name, batch.modules) == ("input", ())
     for spec in (net.input, "input (module)"):
         (layer,) = resolve_layers(net, spec)
-        assert (layer.name, layer.module) == ("input (module)", net.input)
+        assert (layer.name, layer.modules) == ("input (module)", (net.input,))
     both = resolve_layers(net, [nn.Linear, "input"])
-    assert [(layer.name, layer.module) for layer in both] == [
-        ("input", None),
-        ("input (module)", net.input),
-        ("head", net.head),
+    assert [(layer.name, layer.modules) for layer in both] == [
+        ("input", ()),
+        ("input (module)", (net.input,)),
+        ("head", (net.head,)),
     ]
 
 
@@ -116,7 +154,7 @@ def test_mix_point_called_input_is_the_batch() -> None:
     net.add_module("input", MixPoint())
     net.add_module("head", nn.Linear(2, 2))
     (layer,) = resolve_layers(net, "auto")
-    assert (layer.name, layer.module) == ("input", None)
+    assert (layer.name, layer.modules) == ("input", ())
 
 
 def test_misspelt_name_is_answered_with_the_nearest() -> None:
@@ -147,13 +185,6 @@ def test_long_list_of_names_is_cut() -> None:
 def test_specification_that_matches_nothing_is_refused(spec: Any, part: str) -> None:
     with pytest.raises(ValueError, match=f"Layer '{part}' is not in Net"):
         resolve_layers(Net(), spec)
-
-
-def test_auto_without_mix_points_is_refused_with_a_way_out() -> None:
-    with pytest.raises(
-        ValueError, match=r"no MixPoint in Net.*layers=\['input', 'layer1'\].*'layer1', 'layer2', 'head'"
-    ):
-        resolve_layers(Net(), "auto")
 
 
 def test_root_itself_is_refused() -> None:
