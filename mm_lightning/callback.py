@@ -30,7 +30,7 @@ from mm_lightning.mixup import (
     resolve_layers,
 )
 from mm_lightning.mixup.choice import choose_places
-from mm_lightning.mixup.plan import Pairing, check_probability, check_seed
+from mm_lightning.mixup.plan import Pairing, PlansAhead, check_probability, check_seed
 from mm_lightning.probe import Roles, View, look_at, signature_of
 from mm_lightning.step import batch_size_of, is_compiled, run_mixed_step
 
@@ -139,7 +139,7 @@ class ManifoldMixupCallback(pl.Callback):
         self.strict = strict
         self.plan: MixPlan | None = None
         self.layer_names: tuple[str, ...] = ()
-        self._source: PlanSource | None = None
+        self._plans: PlansAhead | None = None
         self._mixer: Mixer | None = None
         self._views: dict[Any, View] = {}
         self._roles: Roles | None = None
@@ -199,14 +199,15 @@ class ManifoldMixupCallback(pl.Callback):
                 return
             self._views[signature] = view
         self._roles = self._views[signature].roles
-        assert self._source is not None
+        assert self._plans is not None
         assert self._mixer is not None
-        plan = self._source.draw(
+        plan = self._plans.draw(
             batch_size, epoch=trainer.current_epoch, batch_index=batch_idx, rank=trainer.global_rank
         )
         if batch_size == 1:
             self._warn_once("A batch of one row has no partner to mix with; it trains unmixed.")
-        self._lam = float(plan.lam.mean())  # before it is moved: reading it from a device would wait for the device
+        # Before it is moved: reading it from a device would wait for the device.
+        self._lam = float(plan.lam.mean() if self.ratio.per_sample else plan.lam[0])
         self.plan = plan.to(pl_module.device)
         self._mixer.measures = _is_logged(trainer, trainer.global_step + 1)
         self._is_armed = True
@@ -279,7 +280,7 @@ class ManifoldMixupCallback(pl.Callback):
             "_is_armed": False,
             "_views": {},
             "_losses": [],
-            "_source": None,
+            "_plans": None,
             "_handles": [],
         }
         return {**self.__dict__, **fresh}
@@ -337,7 +338,7 @@ class ManifoldMixupCallback(pl.Callback):
 
     def _attach(self, layers: Sequence[Layer], **found: Any) -> None:
         self.layer_names = tuple(layer.name for layer in layers)
-        self._source = PlanSource(
+        source = PlanSource(
             self.layer_names,
             ratio=self.ratio,
             weights=self.layer_weights,
@@ -349,11 +350,12 @@ class ManifoldMixupCallback(pl.Callback):
             "alpha": float(self.ratio.alpha),
             "per_sample": self.ratio.per_sample,
             "probability": self.probability,
-            "seed": self._source.seed,
+            "seed": source.seed,
             "layers": list(self.layer_names),
             "layer_weights": None if self.layer_weights is None else list(self.layer_weights),
-            "pairing": repr(self._source.pairing),
+            "pairing": repr(source.pairing),
         }
+        self._plans = PlansAhead(source)
         if self._mixer is not None:
             self._mixer.detach()
         self._mixer = Mixer(layers, batch_dim=self.batch_dim, **found, is_explicit=self.loss is not None)
@@ -407,7 +409,7 @@ class ManifoldMixupCallback(pl.Callback):
         """Remove the hooks and the wrapper. Safe to call at any time, any number of times."""
         self._is_armed = False
         self._has_no_loss = False
-        self._source = None
+        self._plans = None
         self._views.clear()
         self._losses = []
         while self._handles:

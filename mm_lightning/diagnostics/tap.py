@@ -49,9 +49,9 @@ class LayerTap:
             ValueError: If the name means no layer of ``module``, or several, or the batch.
         """
         found = resolve_layers(module, self.layer)
-        if len(found) != 1 or found[0].module is None:
+        if len(found) != 1 or len(found[0].modules) != 1:
             raise ValueError(f"layer must name one module, got {self.layer!r}, which names {[x.name for x in found]}.")
-        return found[0].module
+        return found[0].modules[0]
 
     def open(self, module: nn.Module) -> None:
         """Hook the layer and forget what was collected before."""

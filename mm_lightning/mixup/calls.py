@@ -33,7 +33,7 @@ __all__ = ["PairCall"]
 # How Python code reads numbers out of a tensor. What becomes of them cannot be followed.
 _DECISIONS = frozenset({"__bool__", "__index__"})
 _READS = frozenset({"item", "tolist", "numpy", "__array__", "__int__", "__float__"})
-_COPIES = frozenset({"__deepcopy__", "__reduce_ex__"})
+_COPIES = frozenset({"__reduce_ex__"})
 # Functions of two operands, row by row, or of all rows with all rows.
 _COMPARISONS = frozenset(
     """
@@ -135,7 +135,7 @@ class PairCall:
 
     def _is_linear(self) -> bool:
         mixed = all(pair.is_mixed and not pair.is_ragged for pair in self.pairs)
-        return mixed and is_linear(self.name, self.pairs, self.args)
+        return mixed and is_linear(self.name, self.pairs, self.args, self.kwargs)
 
     def _derived(self, result: Any, is_mixed: bool = False) -> Any:
         """Pairs whose partner's half is the same call on the partner's halves, made if it is asked for."""
@@ -203,7 +203,7 @@ class PairCall:
         has_own_normaliser = self.name in _NORMALISED or (weight is not None and "binary" not in self.name)
         if reduction == "mean" and has_own_normaliser:
             raise RuntimeError(
-                f"The mean of '{self.name}' is not that of its rows, so that targets cannot be mixed in it with one lam "
+                f"The mean of '{self.name}' is not that of its rows, so targets cannot be mixed in it with one lam "
                 "per sample. Use per_sample=False."
             )
         kwargs = {**bound.arguments, "reduction": "none"}
@@ -264,7 +264,7 @@ class PairCall:
         others = [pair for pair in self.pairs if pair is not changed]
         if not (all(pair.is_mixed and not pair.is_ragged for pair in others) and (is_plain or changed.is_mixed)):
             raise RuntimeError(f"'{self.name}' cannot be mixed in place with one lam per sample. Use per_sample=False.")
-        if not is_linear(self.name, others, self.args):
+        if not is_linear(self.name, others, self.args, self.kwargs):
             raise RuntimeError(f"'{self.name}' cannot be mixed in place with one lam per sample. Use per_sample=False.")
         self._run(value_of)
         self._adopt(changed, is_mixed=True)

@@ -27,7 +27,7 @@ def compiled_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
     if is_in_place(name, kwargs) or is_random(name):
         raise RuntimeError(f"'{name}' on the batch's targets cannot be followed in a compiled training_step.")
     lam = first.plan.lam[0] if first.plan.lam.stride(0) == 0 else first.plan.lam
-    if lam.dim() > 0 and all(pair.is_mixed for pair in pairs) and is_linear(name, pairs, args):
+    if lam.dim() > 0 and all(pair.is_mixed for pair in pairs) and is_linear(name, pairs, args, kwargs):
         return _pair(_run(value_of, func, args, kwargs), first, True, None)
     own = _run(_own, func, args, kwargs)
     halves, spec = tree_flatten(own)

@@ -162,8 +162,10 @@ def is_random(name: str) -> bool:
     return name in _RANDOM
 
 
-def is_linear(name: str, pairs: Sequence[Tensor], args: tuple[Any, ...]) -> bool:
+def is_linear(name: str, pairs: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether the function is affine in all pairs together."""
+    if kwargs.get("rounding_mode") is not None:
+        return False
     if name in ("__getitem__", "__setitem__"):
         return len(pairs) == 1 and (args[0] is pairs[0] or args[-1] is pairs[0])  # not where a pair is the index
     if name in _SCALING:

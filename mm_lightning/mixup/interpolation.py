@@ -77,6 +77,8 @@ def mix_rows(hidden: Tensor, lam: Tensor, partner: Tensor, inverse: Tensor | Non
     if inverse is None:
         # Several rows may share a partner. The backward of advanced indexing sums them in a fixed order.
         return linear(hidden, hidden[partner], lam)
+    if not (hidden.requires_grad and torch.is_grad_enabled()):
+        return _gather_and_mix(hidden, lam, partner)
     return _MixPermuted.apply(hidden, lam, partner, inverse)
 
 
@@ -84,13 +86,10 @@ class _MixPermuted(torch.autograd.Function):
     """``lam * x + (1 - lam) * x[p]`` with the gradient ``lam * g + ((1 - lam) * g)[inverse of p]``."""
 
     @staticmethod
-    def forward(hidden: Tensor, lam: Tensor, partner: Tensor, inverse: Tensor) -> Tensor:
-        return _gather_and_mix(hidden, lam, partner)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        _, lam, partner, inverse = inputs
+    def forward(ctx: Any, hidden: Tensor, lam: Tensor, partner: Tensor, inverse: Tensor) -> Tensor:
+        # Not in setup_context: with one, apply() inspects this signature anew in every call.
         ctx.save_for_backward(lam, partner, inverse)
+        return _gather_and_mix(hidden, lam, partner)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -106,7 +105,8 @@ class _MixPermuted(torch.autograd.Function):
 
 def _gather_and_mix(rows: Tensor, lam: Tensor, partner: Tensor) -> Tensor:
     # empty_like keeps the memory format, and lerp_ in place saves a second buffer.
-    mixed = torch.index_select(rows, 0, partner, out=torch.empty_like(rows))
+    out = None if rows.is_contiguous() else torch.empty_like(rows)
+    mixed = torch.index_select(rows, 0, partner, out=out)
     return mixed.lerp_(rows, _weight(lam, rows))
 
 

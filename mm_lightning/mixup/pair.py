@@ -83,6 +83,14 @@ class Pair(Tensor):
         """A pair of the same step whose partner's half is not known; a loss that asks for it raises ``reason``."""
         return self.derive(value, is_pure=False, lost=reason)
 
+    def __copy__(self) -> Any:
+        """A pair of the same memory."""
+        return self.view_as(self)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        """A pair of memory of its own."""
+        return self.clone()
+
     def retire(self) -> None:
         """Become a plain tensor."""
         self.__dict__.clear()

@@ -565,6 +565,20 @@ def losses_in_a_tensor(z: Tensor, y: Tensor) -> Tensor:
     return (losses * torch.tensor([1.0, 2.0])).sum()
 
 
+def losses_added_to_a_tensor(z: Tensor, y: Tensor) -> Tensor:
+    losses = z.new_zeros(2)
+    losses[0] += F.cross_entropy(z, y)
+    losses[1] += z.square().mean()
+    return losses.square().sum()
+
+
+def losses_row_by_row(z: Tensor, y: Tensor) -> Tensor:
+    losses = z.new_zeros(N)
+    for i in range(N):
+        losses[i] = F.cross_entropy(z[i : i + 1], y[i : i + 1])
+    return losses.square().mean()
+
+
 @each(
     weighted_sum=lambda z, y: 0.5 * F.cross_entropy(z, y) + 2 * F.multi_margin_loss(z, y) + z.abs().sum(),
     total_of_zeros=total_of_zeros,
@@ -572,6 +586,8 @@ def losses_in_a_tensor(z: Tensor, y: Tensor) -> Tensor:
     total_of_an_unmixed_loss=total_of_an_unmixed_loss,
     total_in_place=total_in_place,
     losses_in_a_tensor=losses_in_a_tensor,
+    losses_added_to_a_tensor=losses_added_to_a_tensor,
+    losses_row_by_row=losses_row_by_row,
     sum_of_a_list=lambda z, y: sum([F.cross_entropy(z, y), F.multi_margin_loss(z, y)]),
     sum_of_a_dict=lambda z, y: sum({"ce": F.cross_entropy(z, y), "l2": z.square().mean()}.values()),
     mean_of_a_stack=lambda z, y: torch.stack([F.cross_entropy(z, y), F.multi_margin_loss(z, y), z.mean()]).mean(),
@@ -720,6 +736,7 @@ def test_size_of_one_half_is_not_taken_for_the_others(size: Callable[[Tensor], i
 
     assert_mixed(loss, normal(N, K, 3), TOKENS)
     assert_mixed_or_refused(loss, normal(N, K, 3), UNEVEN, partner=REPEATING)
+    assert_mixed_or_refused(lambda z, y: loss(z[:2], y[:2]), normal(N, K, 3), UNEVEN)
 
 
 def hard_by_threshold(losses: Tensor) -> Tensor:
@@ -1103,14 +1120,59 @@ def test_comparison_of_rows_is_refused(loss: Loss, name: str) -> None:
         assert_mixed(loss, normal(N, K), CLASSES)
 
 
+def heatmap(z: Tensor, y: Tensor) -> Tensor:
+    maps = torch.zeros(N, 4, 4, dtype=z.dtype)
+    for i in range(N):
+        maps[i, y[i, 0], y[i, 1]] = 1
+    return F.mse_loss(z[:, None] * z[:, :, None], maps)
+
+
+def mask_in_steps(z: Tensor, y: Tensor) -> Tensor:
+    mask = torch.zeros(N, 3, dtype=torch.bool)
+    mask[y == 3] = True
+    mask[:, 0] = False
+    mask |= y == 1
+    return (z[:, :3] * mask).square().sum()
+
+
+PLACES = torch.tensor([[0, 1, 3], [2, 3, 1], [1, 1, 3], [0, 2, 2]])
+
+
 @each(
-    columns=lambda z, y: (z * (y[:, 1] - y[:, 0])[:, None]).square().mean(),
-    differences_along_a_row=lambda z, y: F.mse_loss(z[:, :N], y[:, 1:] - y[:, :-1]),
-    outer_product_of_a_row=lambda z, y: F.mse_loss(z[:, :, None] * z[:, None], y[:, :, None] * y[:, None]),
-    squares=lambda z, y: F.mse_loss(z, y * y),
+    difference_of_columns=lambda z, y: (z * (y[:, 1] - y[:, 0])[:, None]).square().mean(),
+    differences_along_a_row=lambda z, y: F.mse_loss(z[:, :2], (y[:, 1:] - y[:, :-1]).double()),
+    changes_along_a_row=lambda z, y: (z[:, :2] * (y[:, 1:] == y[:, :-1])).square().sum(),
+    outer_product_of_a_row=lambda z, y: F.mse_loss(
+        z[:, :3, None] * z[:, None, :3], (y[:, :, None] * y[:, None]).double()
+    ),
+    product_of_matrices=lambda z, y: F.mse_loss(z[:, :3, None] @ z[:, None, :3], (y[:, :, None] @ y[:, None]).double()),
+    squares=lambda z, y: F.mse_loss(z[:, :3], (y * y).double()),
+    centred_rows=lambda z, y: F.mse_loss(z[:, :3], y - y.double().mean(1, keepdim=True)),
+    scaled_by_the_largest=lambda z, y: F.mse_loss(z[:, :3], y / y.max()),
+    softmax_over_the_batch=lambda z, y: -(y.double().softmax(0) * z[:, :3].log_softmax(0)).sum(),
+    two_masks=lambda z, y: (z[:, :3] * ((y > 0) & (y < 3))).square().sum(),
+    mask_in_steps=mask_in_steps,
+    heatmap=heatmap,
 )
 def test_comparison_within_a_row_is_followed(loss: Loss) -> None:
-    assert_mixed(loss, normal(N, K), normal(N, N + 1, seed=3))
+    assert_mixed(loss, normal(N, N), PLACES)
+
+
+def valid_by_where(z: Tensor, y: Tensor) -> Tensor:
+    valid = y != 255
+    losses = F.cross_entropy(z, torch.where(valid, y, 0), reduction="none")
+    return (losses * valid).sum() / valid.sum().clamp(min=1)
+
+
+def valid_by_product(z: Tensor, y: Tensor) -> Tensor:
+    valid = (y != 255) & (y != 3)
+    return (F.cross_entropy(z, y * valid, reduction="none") * valid).sum()
+
+
+@each(where=valid_by_where, product=valid_by_product)
+@pytest.mark.parametrize("number", [1, 2, N], ids=["one_chunk", "two_chunks", "row_by_row"])
+def test_masks_of_a_part_of_the_batch_are_followed(loss: Loss, number: int) -> None:
+    assert_mixed(lambda z, y: sum(map(loss, z.chunk(number), y.chunk(number))), normal(N, K, 3), TOKENS)
 
 
 def if_of_a_row(z: Tensor, y: Tensor) -> Tensor:

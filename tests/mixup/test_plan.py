@@ -11,6 +11,7 @@ import torch
 from torch.testing import assert_close
 
 from mm_lightning.mixup import BetaRatio, MixPlan, PlanSource, RandomPermutation, Roll
+from mm_lightning.mixup.plan import PlansAhead
 
 LAYERS = ("input", "layer1", "layer2")
 
@@ -293,3 +294,41 @@ def test_unmixed_plan_of_many_rows_holds_one_ratio() -> None:
     assert_close(plan.lam, torch.ones(3))
     assert plan.lam.stride() == (0,)
     assert plan.inverse.tolist() == [0, 1, 2]
+
+
+# --- drawn ahead
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_plans_drawn_ahead_are_the_source_s(count: int) -> None:
+    source = PlanSource(LAYERS, probability=0.7, seed=3)
+    ahead = PlansAhead(source, count)
+    # An epoch with a smaller last batch, the next one on another rank, one that is resumed, and one backwards.
+    places = [(8, 0, i, 0) for i in range(7)] + [(3, 0, 7, 0)] + [(8, 1, i, 1) for i in range(7)]
+    places += [(8, 2, i, 1) for i in range(4, 9)] + [(5, 2, i, 1) for i in (3, 2, 1, 0, 0)]
+    for size, epoch, index, rank in places:
+        place = {"epoch": epoch, "batch_index": index, "rank": rank}
+        assert contents(ahead.draw(size, **place)) == contents(source.draw(size, **place))
+
+
+def test_plans_are_drawn_ahead_once_two_batches_have_one_size() -> None:
+    drawn: list[int] = []
+
+    def pairing(rng: np.random.Generator, batch_size: int) -> np.ndarray:
+        drawn.append(batch_size)
+        return np.arange(batch_size)
+
+    ahead = PlansAhead(PlanSource(LAYERS, pairing=pairing), count=4)
+    counts = []
+    for index, size in enumerate([9, 9, 9, 9, 9, 9, 5, 6]):
+        ahead.draw(size, batch_index=index)
+        counts.append(len(drawn))
+    assert counts == [1, 5, 5, 5, 5, 9, 10, 11]
+
+
+def test_plan_asked_for_again_is_another_object() -> None:
+    ahead = PlansAhead(PlanSource(LAYERS))
+    first, again, third = (ahead.draw(4) for _ in range(3))
+    assert contents(first) == contents(again) == contents(third)
+    assert first is not again
+    assert again is not third
