@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -202,7 +203,7 @@ class ManifoldMixupCallback(pl.Callback):
         assert self._plans is not None
         assert self._mixer is not None
         plan = self._plans.draw(
-            batch_size, epoch=trainer.current_epoch, batch_index=batch_idx, rank=trainer.global_rank
+            batch_size, epoch=trainer.current_epoch, batch_index=batch_idx, rank=_data_rank(trainer)
         )
         if batch_size == 1:
             self._warn_once("A batch of one row has no partner to mix with; it trains unmixed.")
@@ -246,6 +247,7 @@ class ManifoldMixupCallback(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give TensorBoard the histograms of the epoch's ``lam`` and layers."""
+        self._is_armed = False  # also where a hook ended the epoch before its batch
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and self._epoch:
                 for name, values in zip(("lam", "layer"), np.array(self._epoch).T, strict=True):
@@ -264,13 +266,20 @@ class ManifoldMixupCallback(pl.Callback):
         """Put everything back."""
         self._release()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the settings that a resumed run is compared with. Plans need no state."""
-        return self._settings or self._restored
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Save the settings that a resumed run is compared with. Plans need no state.
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        Not as the callback's state: of two callbacks with one, Lightning would say that their keys must differ.
+        """
+        checkpoint["mm_lightning"] = self._settings or self._restored
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Remember the checkpoint's settings until fit starts."""
-        self._restored = state_dict
+        self._restored = checkpoint.get("mm_lightning", {})
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit."""
@@ -382,8 +391,7 @@ class ManifoldMixupCallback(pl.Callback):
         watched = not is_compiled(pl_module)  # the compiler would trace the watch, and compile every graph twice
         may_skip = pl_module.automatic_optimization
 
-        @functools.wraps(original)
-        def training_step(*args: Any, **kwargs: Any) -> Any:
+        def step(*args: Any, **kwargs: Any) -> Any:
             # Not armed: a validation_step that calls training_step, or a loop that the tuner runs.
             plan, mixer, roles = self.plan, self._mixer, self._roles
             if not self._is_armed or plan is None or not plan.mixes or mixer is None or roles is None:
@@ -393,6 +401,7 @@ class ManifoldMixupCallback(pl.Callback):
             with mixed_at(self._losses):
                 return run_mixed_step(original, args, kwargs, plan, mixer, roles, watched=watched, may_skip=may_skip)
 
+        training_step = _MixedStep(original, step)
         # On the instance, where it also stands behind the redirection that DDP and FSDP call training_step through.
         self._handles = show_own_targets(pl_module)
         self._patched = (pl_module, pl_module.__dict__.get("training_step"))
@@ -423,6 +432,33 @@ class ManifoldMixupCallback(pl.Callback):
             del pl_module.training_step
             if replaced is not None:
                 pl_module.training_step = replaced  # type: ignore[method-assign]
+
+
+class _MixedStep:
+    """Stands in for a training_step. A class, not a function, so that a copied module gets its own step."""
+
+    def __init__(self, original: Callable[..., Any], step: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, original, updated=())
+        self._step = step
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._step(*args, **kwargs)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return copy.deepcopy(self.__wrapped__, memo)  # type: ignore[attr-defined]
+
+    def __reduce__(self) -> Any:
+        return _itself, (self.__wrapped__,)  # type: ignore[attr-defined]
+
+
+def _itself(step: Any) -> Any:
+    return step
+
+
+def _data_rank(trainer: pl.Trainer) -> int:
+    """Which part of the data this process trains on: processes that share a forward pass must share the plan."""
+    settings = trainer.distributed_sampler_kwargs or {}
+    return int(settings.get("rank", trainer.global_rank))
 
 
 def _is_logged(trainer: pl.Trainer, step: int) -> bool:

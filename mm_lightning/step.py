@@ -81,7 +81,7 @@ def run_mixed_step(
         RuntimeError: If not exactly one layer mixed the batch once, or if no loss was computed on mixed targets.
         ValueError: If a target has no row for each row of the batch.
     """
-    mixer.start(plan)
+    mixer.start(plan, followed=watched)
     watched = watched and mixer.is_watched
     try:
         batch = _hand_over(args[0], plan, mixer, roles, watched)
@@ -203,6 +203,8 @@ class _Watch(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if torch.compiler.is_compiling():
+            return func(*args, **kwargs)
         if self.mixer.has_mixed and torch.is_grad_enabled():
             operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             if not any(isinstance(tensor, TargetPair) for tensor in operands):
@@ -220,7 +222,7 @@ class _Watch(TorchFunctionMode):
                 f"the batch, of shape {tuple(unmixed[0].shape)}. That is a path around the layer, or a loss that was "
                 "not there when fit began: neither can be mixed. Mix at a layer that everything runs through."
             )
-        if any(memory_of(tensor) in self.mixer.written for tensor in constants):
+        if self.mixer.written and any(memory_of(tensor) in self.mixer.written - {None} for tensor in constants):
             raise RuntimeError(
                 f"'{name}' uses a view of a tensor that the batch's targets were written into after the view was made, "
                 "which cannot be followed. Make the view afterwards."

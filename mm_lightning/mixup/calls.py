@@ -44,6 +44,14 @@ _COMPARISONS = frozenset(
 )
 
 
+_SIZES = frozenset({"__len__", "size", "numel", "nelement"})
+_MASKING = frozenset({"__getitem__", "masked_select", "nonzero", "unique", "argwhere"})
+_PLACING = frozenset(
+    """
+    view reshape flatten unflatten squeeze unsqueeze permute transpose movedim expand ravel t chunk split unbind narrow
+    select __getitem__ __get__ detach view_as swapaxes roll flip index_select take contiguous clone repeat stack cat
+    """.split()
+)
 _PICKING = frozenset({"__getitem__", "select", "unbind", "roll", "flip", "index_select", "take", "narrow"})
 _SUMMING = frozenset(
     """
@@ -81,6 +89,7 @@ class PairCall:
         tensors = [leaf for leaf in tree_leaves(own) if isinstance(leaf, Tensor)]
         if not tensors:
             self._note_read()
+            self._refuse_sizes_that_differ(own)
             return own
         if not any(tensor.requires_grad for tensor in tensors):
             return self._derived(own)
@@ -112,12 +121,7 @@ class PairCall:
 
     def _run(self, side: Callable[[Tensor], Tensor]) -> Any:
         args, kwargs = map_tensors(side, (self.args, self.kwargs))
-        if not is_random(self.name):
-            return self.func(*args, **kwargs)
-        if self._noise is None:  # the user's call, which moves the random state once
-            self._noise = RandomState()
-            return self.func(*args, **kwargs)
-        with self._noise.again():
+        with self._noise_of_the_call():
             return self.func(*args, **kwargs)
 
     def _on_mixed(self) -> Any:
@@ -127,9 +131,11 @@ class PairCall:
                 "can be mixed in the loss only."
             )
         value = self._run(value_of)
-        if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
+        tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+        if not tensors:
+            self._refuse_sizes_that_differ(value)
             return value  # what is asked of a loss is asked of the mixed one
-        if self._is_linear():
+        if self._is_linear() and all(tensor.is_floating_point() for tensor in tensors):
             return self._derived(value, is_mixed=True)  # of interpolations it is the interpolation
         return self._interpolated(self._run(own_of), value)
 
@@ -273,7 +279,7 @@ class PairCall:
     def _refuse_to_change_a_part(self, changed: Pair) -> None:
         for reference in self.mixer.pairs:
             pair = reference()
-            if not isinstance(pair, Pair) or pair is changed or not pair.is_mixed:
+            if not isinstance(pair, Pair) or not pair.is_mixed or any(pair is operand for operand in self.pairs):
                 continue
             if memory_of(pair.value) == memory_of(changed.value):
                 raise RuntimeError(
@@ -302,13 +308,17 @@ class PairCall:
             return part if tensor is changed else side(tensor)
 
         args, kwargs = map_tensors(exchanged, (self.args, self.kwargs))
-        with nullcontext() if not is_random(self.name) else self._replay():
+        with self._noise_of_the_call():
             self.func(*args, **kwargs)
         return whole, part
 
-    def _replay(self) -> AbstractContextManager[None]:
+    def _noise_of_the_call(self) -> AbstractContextManager[None]:
+        """The user's call moves the random state once; made again, it draws the same noise."""
+        if not is_random(self.name):
+            return nullcontext()
         if self._noise is None:
             self._noise = RandomState()
+            return nullcontext()
         return self._noise.again()
 
     def _settle(self, changed: Tensor) -> None:
@@ -376,6 +386,19 @@ class PairCall:
             return any(_picks_rows(pair) for pair in picked)
         return len(picked) > 1 and _are_of_other_rows(picked)
 
+    def _refuse_sizes_that_differ(self, result: Any) -> None:
+        """A number of rows that a mask leaves is one of the own half alone."""
+        is_size = isinstance(result, torch.Size) or self.name in _SIZES
+        if not is_size or not torch.is_grad_enabled() or not self.mixer.has_mixed or self.mixer.is_explicit:
+            return
+        for pair in self.pairs:
+            if pair.lost is None and (pair.is_ragged or _functions_of(pair) & _MASKING):
+                if pair.own.shape != pair.partner.shape:
+                    raise RuntimeError(
+                        f"'{self.name}' of what a mask leaves of the batch's targets differs from that of their "
+                        "partners, so it cannot be mixed. Count with tensor operations, mask.sum() for example."
+                    )
+
     def _note_read(self) -> None:
         """Numbers that leave the tensors may come back in a loss, which nobody would see."""
         if self.name not in _DECISIONS | _READS or not torch.is_grad_enabled() or not self.mixer.has_mixed:
@@ -423,8 +446,15 @@ def _rows_of(pair: Pair) -> Tensor:
     if pair._expression is None:
         rows = torch.arange(pair.value.shape[0], device=pair.value.device, dtype=torch.float64)
         return rows.view(-1, *[1] * (pair.value.dim() - 1)).expand(pair.value.shape)
-    found = pair._expression.evaluate(lambda tensor: _rows_of(tensor) if isinstance(tensor, Pair) else tensor)
-    return found[pair._index]
+    expression = pair._expression
+    if expression.name in _PLACING:
+        found = expression.evaluate(lambda tensor: _rows_of(tensor) if isinstance(tensor, Pair) else tensor)
+        return found[pair._index]
+    # Element by element, or unknown.
+    rows = torch.broadcast_tensors(*[_rows_of(tensor) for tensor in expression.tensors if isinstance(tensor, Pair)])
+    if rows[0].shape != pair.value.shape or any(not torch.equal(other, rows[0]) for other in rows):
+        raise ValueError
+    return rows[0]
 
 
 def _is_statistic(pair: Pair) -> bool:

@@ -194,7 +194,12 @@ def keeps_rows(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result:
 
 def memory_of(tensor: Tensor) -> int | None:
     """Where the tensor's memory begins; None where it has none."""
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided and tensor.numel() else None
+    if tensor.layout is not torch.strided or tensor.numel() == 0:
+        return None
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:  # a sharded tensor, or the compiler's
+        return None
 
 
 def _version(tensor: Tensor) -> int:

@@ -29,7 +29,8 @@ class Mixer:
     """Mixes the output of the planned layer while it is on, and records what became of the plan.
 
     The plan decides, never the number of calls: a recomputed forward pass (activation checkpointing) repeats the mix.
-    The hooks read plain attributes only, so they trace into a compiled graph if attached before its first call.
+    Each hook reads plain attributes of its own only, so it traces into a compiled graph if attached before its first
+    call, and causes no more graphs than there are plans to tell apart.
 
     Args:
         layers: The eligible layers, S.
@@ -39,7 +40,6 @@ class Mixer:
         is_explicit: Whether the user has named the losses to mix, so that others are left alone.
 
     Attributes:
-        ran: Indices into ``layers`` of those whose output was seen since :meth:`start`, in order.
         losses: Names of the functions in which mixed targets met the hidden state since :meth:`start`, in order.
         measures: Whether to measure the next step's cross-entropy, because it will be logged.
         measured: Accuracy on the mixed targets and their entropy, scalars by name.
@@ -64,7 +64,6 @@ class Mixer:
         self.tolerated = frozenset(tolerated)
         self.is_explicit = is_explicit
         self.masks = dict(masks or {})
-        self.ran: list[int] = []
         self.losses: list[str] = []
         self.reads: set[str] = set()
         self.measures = False
@@ -74,15 +73,18 @@ class Mixer:
         self.pairs: list[weakref.ref[Any]] = []
         self.held: list[Any] = []
         self.written: set[int | None] = set()
-        self._batch_dims = [
-            batch_dim if isinstance(batch_dim, int) else batch_dim.get(layer.name, 0) for layer in self.layers
+        dims = [batch_dim if isinstance(batch_dim, int) else batch_dim.get(layer.name, 0) for layer in self.layers]
+        self._hooks = [
+            [_MixHook(layer.name, dim) for _ in layer.modules] for layer, dim in zip(self.layers, dims, strict=True)
         ]
+        self._mask_hooks: list[UnionHook] = []
+        self._input_runs = 0
         self._nodes: set[Node] = set()
         self._index = {layer.name: i for i, layer in enumerate(self.layers)}
         self._mixed = _OFF
         self._recording = False
+        self._following = False
         self._in_step = False
-        self._mixed_batch = False
         self._accepted: Counter[int] = Counter()
         self._plan: MixPlan | None = None
         self._handles: list[RemovableHandle] = []
@@ -90,12 +92,13 @@ class Mixer:
     def attach(self) -> None:
         """Hook every eligible layer, once."""
         self.detach()
-        for index, layer in enumerate(self.layers):
-            for module in layer.modules:
+        for layer, hooks in zip(self.layers, self._hooks, strict=True):
+            for module, hook in zip(layer.modules, hooks, strict=True):
                 # The hook comes last, so that it mixes what the module's user made of the output.
-                self._handles.append(module.register_forward_hook(_MixHook(self, index)))
+                self._handles.append(module.register_forward_hook(hook))
         for module, sites in self._mask_sites().items():
-            self._handles.append(module.register_forward_pre_hook(UnionHook(self, sites), with_kwargs=True))
+            self._mask_hooks.append(UnionHook(sites))
+            self._handles.append(module.register_forward_pre_hook(self._mask_hooks[-1], with_kwargs=True))
 
     def _mask_sites(self) -> dict[nn.Module, dict[int, list[MaskSite]]]:
         found: dict[nn.Module, dict[int, list[MaskSite]]] = {}
@@ -109,21 +112,35 @@ class Mixer:
         self.stop()
         while self._handles:
             self._handles.pop().remove()
+        self._mask_hooks.clear()
 
-    def start(self, plan: MixPlan) -> None:
-        """Mix and record every forward pass from now on."""
+    def start(self, plan: MixPlan, *, followed: bool = True) -> None:
+        """Mix and record every forward pass from now on.
+
+        Args:
+            plan: A plan for one of the layers.
+            followed: Whether to keep the mixed tensors' places in the autograd graph while the layer is watched.
+        """
         self._switch_on(plan)
-        self._recording = True
-        self.ran = []
+        self._record(True)
+        self._following = followed and self.is_watched
+        self._input_runs = 0
+        for hook in self._all_hooks():
+            hook.runs = 0
+            hook.follower = self if self._following else None
         self.losses = []
         self.measured = {}
-        self._mixed_batch = False
 
     def stop(self) -> None:
         """Mix and record nothing from now on. What is left of targets that know their partners' is plain again."""
         self._plan = None
         self._mixed = _OFF
-        self._recording = False
+        self._record(False)
+        self._following = False
+        for hook in (*self._all_hooks(), *self._mask_hooks):
+            hook.plan = None
+        for mix_hook in self._all_hooks():
+            mix_hook.follower = None
         self.sources = set()
         self.looked_up = set()
         self._nodes = set()
@@ -143,26 +160,21 @@ class Mixer:
         self._in_step = self._recording  # True in manual optimization, where the backward pass is a part of the step
         self.check_no_path_around(loss)
         self._switch_on(plan)
-        self._recording = False
+        self._record(False)
 
     def end_backward(self) -> None:
         """End what :meth:`begin_backward` began."""
         if self._in_step:
-            self._recording = True
+            self._record(True)
         else:
             self.stop()
         self._in_step = False
 
     @property
-    def mixed_index(self) -> int:
-        """Index into ``layers`` of the layer that is to be mixed; -1 if none is."""
-        return self._mixed
-
-    @property
-    def partner(self) -> Tensor:
-        """Each row's partner, (N,)."""
-        assert self._plan is not None
-        return self._plan.partner
+    def ran(self) -> list[int]:
+        """Indices into ``layers`` of those that ran since :meth:`start`, one for each run."""
+        inputs = [self._mixed] * self._input_runs
+        return inputs + [i for i, hooks in enumerate(self._hooks) for hook in hooks for _ in range(hook.runs)]
 
     @property
     def planned(self) -> str | None:
@@ -172,22 +184,28 @@ class Mixer:
     @property
     def has_mixed(self) -> bool:
         """Whether the planned layer has run since :meth:`start`."""
-        return self._mixed in self.ran
+        return self.times_mixed > 0
 
     @property
     def times_mixed(self) -> int:
         """How often the planned layer has run since :meth:`start`."""
-        return self.ran.count(self._mixed)
+        if self._mixed == _OFF:
+            return 0
+        return self._input_runs + sum([hook.runs for hook in self._hooks[self._mixed]])
 
     @property
     def times_expected(self) -> int:
         """How often the planned layer runs in one forward pass: at each of its modules, and in the batch itself."""
-        return len(self.layers[self._mixed].modules) + self._mixed_batch
+        return len(self.layers[self._mixed].modules) + (self._input_runs > 0)
 
     @property
     def unreached(self) -> list[str]:
         """Names of the hooked layers that have not run since :meth:`start`."""
-        return [layer.name for i, layer in enumerate(self.layers) if layer.modules and i not in self.ran]
+        return [
+            layer.name
+            for layer, hooks in zip(self.layers, self._hooks, strict=True)
+            if hooks and not any(hook.runs for hook in hooks)
+        ]
 
     @property
     def is_watched(self) -> bool:
@@ -235,20 +253,15 @@ class Mixer:
         assert self._plan is not None
         if not rows.is_floating_point():
             return rows
-        return self._followed(mix_rows(rows, self._plan.lam, self._plan.partner, self._plan.inverse))
+        return self.follow(mix_rows(rows, self._plan.lam, self._plan.partner, self._plan.inverse))
 
     def record_input(self) -> None:
         """Note that the batch itself was mixed."""
-        self.ran.append(self._mixed)
-        self._mixed_batch = True
+        self._input_runs += 1
 
-    def _switch_on(self, plan: MixPlan) -> None:
-        self._plan = plan
-        self._mixed = _OFF if plan.layer is None else self._index[plan.layer]
-
-    def _followed(self, mixed: Tensor) -> Tensor:
-        """Keep the mixed tensor's place in the graph, where the first step at a layer is looked at closely."""
-        if torch.compiler.is_compiling() or not (self._recording and self.is_watched and torch.is_grad_enabled()):
+    def follow(self, mixed: Tensor) -> Tensor:
+        """Keep the mixed tensor's place in the graph, where the first steps at a layer are looked at closely."""
+        if not (self._recording and self._following and torch.is_grad_enabled()):
             return mixed
         if mixed.grad_fn is None:  # nothing before it is trained: give it a place
             mixed = mixed.detach().requires_grad_().clone()
@@ -256,66 +269,93 @@ class Mixer:
         self._nodes.add(mixed.grad_fn)
         return mixed
 
-    def _on_output(self, index: int, output: Any) -> Any:
-        if self._recording:
-            self.ran.append(index)
-        if self._mixed != index:
+    def _all_hooks(self) -> list[_MixHook]:
+        return [hook for hooks in self._hooks for hook in hooks]
+
+    def _switch_on(self, plan: MixPlan) -> None:
+        self._plan = plan
+        self._mixed = _OFF if plan.layer is None else self._index[plan.layer]
+        for index, hooks in enumerate(self._hooks):
+            for hook in hooks:
+                hook.plan = plan if index == self._mixed else None
+        for mask_hook in self._mask_hooks:
+            mask_hook.switch_on(self._mixed, plan)
+
+    def _record(self, recording: bool) -> None:
+        self._recording = recording
+        for hook in self._all_hooks():
+            hook.recording = recording
+
+
+class _MixHook:
+    """The forward hook of one layer; a class, not a closure, so that a hooked module stays picklable.
+
+    Attributes:
+        plan: What to mix by; None if another layer is planned, or none.
+        recording: Whether to count the runs.
+        runs: How often the layer has run.
+        follower: Told of the mixed tensor while the layer is watched.
+    """
+
+    def __init__(self, name: str, batch_dim: int = 0) -> None:
+        self.name = name
+        self.batch_dim = batch_dim
+        self.plan: MixPlan | None = None
+        self.recording = False
+        self.runs = 0
+        self.follower: Mixer | None = None
+
+    def __deepcopy__(self, memo: Any) -> _MixHook:
+        return _MixHook(self.name)  # a copied module, an averaged teacher say, is never mixed
+
+    def __reduce__(self) -> Any:
+        return _MixHook, (self.name,)  # nor is a loaded one
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if self.recording:
+            self.runs += 1
+        plan = self.plan
+        if plan is None:
             return None
         if isinstance(output, Tensor):
-            if output.is_floating_point() and _has_rows(output, self._batch_dims[index], self._plan):
-                return self._mix_output(index, output)
+            if self._is_batch(output, plan):
+                return self._mix(output, plan)
         else:
             found: list[Tensor] = []
 
             def mix_if_batch(tensor: Tensor) -> Tensor:
-                if not tensor.is_floating_point() or not _has_rows(tensor, self._batch_dims[index], self._plan):
+                if not self._is_batch(tensor, plan):
                     return tensor
                 found.append(tensor)
-                return self._mix_output(index, tensor)
+                return self._mix(tensor, plan)
 
             mixed = map_tensors(mix_if_batch, output)
             if found:
                 return mixed
-        raise self._unmixable(index, output)
+        raise self._refusal(output, plan)
 
-    def _mix_output(self, index: int, hidden: Tensor) -> Tensor:
-        plan, dim = self._plan, self._batch_dims[index]
-        assert plan is not None
+    def _is_batch(self, tensor: Tensor, plan: MixPlan) -> bool:
+        dim = self.batch_dim
+        return tensor.is_floating_point() and tensor.dim() > dim and tensor.shape[dim] == plan.batch_size
+
+    def _mix(self, hidden: Tensor, plan: MixPlan) -> Tensor:
         hidden = getattr(hidden, "value", hidden)  # of targets that are the input, too
-        if dim == 0:
-            return self._followed(mix_rows(hidden, plan.lam, plan.partner, plan.inverse))
-        mixed = mix_rows(hidden.movedim(dim, 0), plan.lam, plan.partner, plan.inverse)
-        return self._followed(mixed).movedim(0, dim)
+        if self.batch_dim == 0:
+            mixed = mix_rows(hidden, plan.lam, plan.partner, plan.inverse)
+        else:
+            rows = mix_rows(hidden.movedim(self.batch_dim, 0), plan.lam, plan.partner, plan.inverse)
+            mixed = rows.movedim(0, self.batch_dim)
+        if torch.compiler.is_compiling() or self.follower is None:
+            return mixed
+        return self.follower.follow(mixed)
 
-    def _unmixable(self, index: int, output: Any) -> Exception:
-        plan, name, dim = self._plan, self.layers[index].name, self._batch_dims[index]
-        assert plan is not None
+    def _refusal(self, output: Any, plan: MixPlan) -> Exception:
         if isinstance(output, Tensor):
             what = f"the output has shape {tuple(output.shape)} and type {output.dtype}"
         else:
             what = f"no tensor of its {type(output).__name__} is that"
         return ValueError(
-            f"Layer {name!r} cannot be mixed: the batch of {plan.batch_size} rows must be in dimension {dim} of a "
-            f"floating point output, but {what}. Choose another layer, or name the dimension with batch_dim."
+            f"Layer {self.name!r} cannot be mixed: the batch of {plan.batch_size} rows must be in dimension "
+            f"{self.batch_dim} of a floating point output, but {what}. Choose another layer, or name the dimension with "
+            "batch_dim."
         )
-
-
-class _MixHook:
-    """A forward hook; a class, not a closure, so that a hooked module stays picklable."""
-
-    def __init__(self, mixer: Mixer, index: int) -> None:
-        self.mixer = mixer
-        self.index = index
-
-    def __deepcopy__(self, memo: Any) -> _MixHook:
-        return _MixHook(Mixer(()), 0)  # a copied module, an averaged teacher say, is never mixed
-
-    def __reduce__(self) -> Any:
-        return _MixHook, (Mixer(()), 0)  # nor is a loaded one
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return self.mixer._on_output(self.index, output)
-
-
-def _has_rows(tensor: Tensor, dim: int, plan: MixPlan | None) -> bool:
-    return plan is not None and tensor.dim() > dim and tensor.shape[dim] == plan.batch_size

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_lightning.mixup.layers import INPUT, Layer
+from mm_lightning.mixup.plan import MixPlan
 
 __all__ = ["MaskSite", "keep_value", "sites_after", "union"]
 
@@ -111,25 +112,30 @@ def keep_value(mask: Tensor, module: nn.Module, key: int | str) -> bool:
 class UnionHook:
     """A pre-hook that hands a module the union of masks while certain layers are mixed."""
 
-    def __init__(self, mixer: Any, sites: Mapping[int, Sequence[MaskSite]]) -> None:
-        self.mixer = mixer
+    def __init__(self, sites: Mapping[int, Sequence[MaskSite]]) -> None:
         self.sites = dict(sites)
+        self.plan: MixPlan | None = None
+        self.active: Sequence[MaskSite] = ()
+
+    def switch_on(self, layer: int, plan: MixPlan) -> None:
+        """Take the unions that belong to the layer of this index."""
+        self.active = self.sites.get(layer, ())
+        self.plan = plan if self.active else None
 
     def __deepcopy__(self, memo: Any) -> UnionHook:
-        return UnionHook(None, {})
+        return UnionHook({})
 
     def __reduce__(self) -> Any:
-        return UnionHook, (None, {})
+        return UnionHook, ({},)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Replace the masks if the planned layer has been mixed before this module."""
-        if self.mixer is None or (sites := self.sites.get(self.mixer.mixed_index)) is None:
+        if self.plan is None:
             return None
-        partner = self.mixer.partner
         positional, named = list(args), dict(kwargs)
-        for site in sites:
+        for site in self.active:
             holder: Any = named if isinstance(site.key, str) else positional
             mask = holder[site.key] if isinstance(site.key, int) else holder.get(site.key)
             if isinstance(mask, Tensor):
-                holder[site.key] = union(mask, partner, site.keep)
+                holder[site.key] = union(mask, self.plan.partner, site.keep)
         return tuple(positional), named

@@ -280,7 +280,8 @@ def _enter_through_function(tensor: Traced) -> None:
     """A ``torch.autograd.Function`` that took a traced tensor returned it with a gradient: take it for a layer."""
     if tensor.requires_grad and not tensor.value.requires_grad and tensor.grad_fn is not None:
         node = tensor.grad_fn
-        tensor.trace.entries.append(Entry(node, (tensor.node,), True, True, node.name()))
+        if tensor.origins:
+            tensor.trace.entries.append(Entry(node, (tensor.node,), True, True, node.name()))
         tensor.value = tensor.as_subclass(Tensor)
         tensor.node, tensor.origins, tensor.entries = None, frozenset(), frozenset()
 

@@ -13,7 +13,6 @@ from mm_lightning.mixup.expression import (
     is_by_row,
     is_in_place,
     is_independent,
-    is_linear,
     is_network,
     is_random,
     keeps_rows,
@@ -217,62 +216,61 @@ def test_frozen_layers_and_noise_work_row_by_row() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("function", "is_affine"),
-    [
-        pytest.param(torch.add, True, id="add"),
-        pytest.param(torch.sub, True, id="sub"),
-        pytest.param(torch.mul, False, id="mul_of_two_pairs"),
-        pytest.param(torch.div, False, id="div_of_two_pairs"),
-        pytest.param(torch.maximum, False, id="maximum"),
-        pytest.param(F.mse_loss, False, id="mse_loss"),
-    ],
-)
-def test_affine_function_of_two_pairs(function: Callable[..., Tensor], is_affine: bool) -> None:
-    a, b = (pair_up(values) for values in (VALUES, VALUES.exp()))
-    assert is_linear(function.__name__, [a, b], (a, b)) is is_affine
-    assert _is_affine(lambda x, y: function(x, y)) is is_affine
-
-
-@pytest.mark.parametrize(
-    ("function", "is_affine"),
-    [
-        pytest.param(lambda x: ("mul", (x, 3.0)), True, id="mul_by_a_number"),
-        pytest.param(lambda x: ("mul", (3.0, x)), True, id="mul_of_a_number"),
-        pytest.param(lambda x: ("div", (x, 3.0)), True, id="div_by_a_number"),
-        pytest.param(lambda x: ("div", (torch.ones(4), x)), False, id="div_of_a_tensor"),
-        pytest.param(lambda x: ("sum", (x,)), True, id="sum"),
-        pytest.param(lambda x: ("mean", (x,)), True, id="mean"),
-        pytest.param(lambda x: ("stack", ([x, x],)), True, id="stack"),
-        pytest.param(lambda x: ("sqrt", (x,)), False, id="sqrt"),
-        pytest.param(lambda x: ("exp", (x,)), False, id="exp"),
-        pytest.param(lambda x: ("abs", (x,)), False, id="abs"),
-        pytest.param(lambda x: ("clamp", (x, 0.0, 2.0)), False, id="clamp"),
-        pytest.param(lambda x: ("amax", (x,)), False, id="amax"),
-        pytest.param(lambda x: ("square", (x,)), False, id="square"),
-        pytest.param(lambda x: ("nan_to_num", (x,)), False, id="nan_to_num"),
-    ],
-)
-def test_affine_function_of_one_pair(
-    function: Callable[[Tensor], tuple[str, tuple[Any, ...]]], is_affine: bool
-) -> None:
-    pair = pair_up()
-    name, args = function(pair)
-    assert is_linear(name, [pair], args) is is_affine
-
-
-def test_rounding_division_is_not_affine() -> None:
+def halves_and_mixed(factor: float = 1.0) -> tuple[Tensor, Tensor, TargetPair]:
+    """The losses of the own targets, of the partners', and their interpolation as it stands in a step."""
     plan, mixer = start()
-    logits = VALUES.double().requires_grad_()
-    loss = (logits - TargetPair.wrap(VALUES.double(), plan, mixer)).abs()
-    rounded = torch.div(loss, 0.7, rounding_mode="floor")
-    halves = [(VALUES.double() - VALUES.double()[rows]).abs().div(0.7).floor() for rows in (torch.arange(N), PARTNER)]
-    assert_close(rounded.value.detach(), 0.3125 * halves[0] + (1 - 0.3125) * halves[1], rtol=1e-12, atol=0)
+    logits = (factor * VALUES.double()).requires_grad_()
+    targets = TargetPair.wrap(VALUES.double().flip(0), plan, mixer)
+    own, partner = ((logits - y).abs() for y in (targets.own, targets.partner))
+    return own.detach(), partner.detach(), (logits - targets).abs()
 
 
-def _is_affine(function: Callable[[Tensor, Tensor], Tensor]) -> bool:
-    a, b, c, d = (VALUES * factor for factor in (1.0, -2.0, 0.5, 3.0))
-    return torch.allclose(function((a + b) / 2, (c + d) / 2), (function(a, c) + function(b, d)) / 2)
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(lambda x: x * 3, id="mul"),
+        pytest.param(lambda x: 3 / (x + 1), id="div_of_a_number"),
+        pytest.param(lambda x: torch.div(x, 0.7, rounding_mode="floor"), id="div_with_rounding"),
+        pytest.param(lambda x: x // 0.7, id="floor_divide"),
+        pytest.param(lambda x: x % 0.7, id="remainder"),
+        pytest.param(lambda x: x.sum(), id="sum"),
+        pytest.param(lambda x: torch.stack([x, 2 * x]).mean(0), id="stack"),
+        pytest.param(lambda x: torch.cat([x, x * x]), id="cat"),
+        pytest.param(lambda x: x[1:3], id="slice"),
+        pytest.param(lambda x: x[torch.tensor([2, 0])], id="index"),
+        pytest.param(lambda x: x.sqrt(), id="sqrt"),
+        pytest.param(lambda x: x.abs() - x, id="abs"),
+        pytest.param(lambda x: x.clamp(0.5, 2.0), id="clamp"),
+        pytest.param(lambda x: x.amax(), id="amax"),
+        pytest.param(lambda x: x.sort().values, id="sort"),
+        pytest.param(lambda x: x.std(), id="std"),
+        pytest.param(lambda x: x.softmax(0), id="softmax"),
+        pytest.param(lambda x: x.to(torch.int64).double(), id="to_integers"),
+        pytest.param(lambda x: x.round(), id="round"),
+        pytest.param(lambda x: torch.where(x > 1, x, 0.0), id="where"),
+        pytest.param(lambda x: x * x, id="product_with_itself"),
+        pytest.param(lambda x: x / x.sum(), id="share"),
+        pytest.param(lambda x: torch.maximum(x, x.mean()), id="maximum"),
+        pytest.param(lambda x: x.detach().exp(), id="detach"),
+        pytest.param(lambda x: x.float().double().square(), id="float"),
+        pytest.param(lambda x: torch.linalg.vector_norm(x), id="norm"),
+    ],
+)
+def test_function_of_mixed_losses_is_the_interpolation_of_its_halves(function: Callable[[Tensor], Tensor]) -> None:
+    own, partner, mixed = halves_and_mixed()
+    result = function(mixed)
+    expected = 0.3125 * function(own) + (1 - 0.3125) * function(partner)
+    assert_close(result.own.detach(), function(own), rtol=1e-12, atol=0)
+    assert_close(result.partner.detach(), function(partner), rtol=1e-12, atol=0)
+    assert_close(result.value.detach(), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("function", [torch.add, torch.sub, torch.mul, torch.div, torch.maximum, F.mse_loss, torch.dot])
+def test_function_of_two_mixed_losses_is_the_interpolation_of_its_halves(function: Callable[..., Tensor]) -> None:
+    (own, partner, mixed), (other_own, other_partner, other_mixed) = halves_and_mixed(), halves_and_mixed(2.0)
+    result = function(mixed, other_mixed)
+    expected = 0.3125 * function(own, other_own) + (1 - 0.3125) * function(partner, other_partner)
+    assert_close(result.value.detach(), expected, rtol=1e-12, atol=0)
 
 
 COLUMN = (torch.arange(N), torch.arange(N))
