@@ -32,7 +32,7 @@ from mm_lightning.mixup import (
 )
 from mm_lightning.mixup.choice import choose_places
 from mm_lightning.mixup.plan import Pairing, PlansAhead, check_probability, check_seed
-from mm_lightning.probe import Roles, View, look_at, signature_of
+from mm_lightning.probe import Roles, View, check_losses, look_at, signature_of
 from mm_lightning.step import batch_size_of, is_compiled, run_mixed_step
 
 __all__ = ["ManifoldMixupCallback"]
@@ -151,6 +151,9 @@ class ManifoldMixupCallback(pl.Callback):
         self._has_no_loss = False
         self._warned_of: set[str] = set()
         self._lam = 1.0
+        self._batch_size = 0
+        self._place: dict[str, int] = {}
+        self._measures = False
         self._epoch: list[tuple[float, int]] = []
         self._counts: Counter[str] = Counter()
         self._settings: dict[str, Any] = {}
@@ -187,31 +190,21 @@ class ManifoldMixupCallback(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Draw the batch's plan. Before the first one, see what the training step does with a batch."""
+        """Draw the batch's plan. Of the first batch's layers one may not know yet: see :meth:`_ready`."""
+        self._is_armed = False
         self._has_no_loss = False
         if self._patched is None or self.ratio.alpha == 0 or self.probability == 0:
             return
         batch_size = batch_size_of(batch)
-        if (signature := signature_of(batch)) not in self._views:
-            with trainer.precision_plugin.train_step_context():
-                view = self._look(pl_module, batch, batch_idx, batch_size)
-            if view is None:
-                self._has_no_loss = True
-                return
-            self._views[signature] = view
-        self._roles = self._views[signature].roles
-        assert self._plans is not None
-        assert self._mixer is not None
-        plan = self._plans.draw(
-            batch_size, epoch=trainer.current_epoch, batch_index=batch_idx, rank=_data_rank(trainer)
-        )
         if batch_size == 1:
             self._warn_once("A batch of one row has no partner to mix with; it trains unmixed.")
-        # Before it is moved: reading it from a device would wait for the device.
-        self._lam = float(plan.lam.mean() if self.ratio.per_sample else plan.lam[0])
-        self.plan = plan.to(pl_module.device)
-        self._mixer.measures = _is_logged(trainer, trainer.global_step + 1)
+        self._place = {"epoch": trainer.current_epoch, "batch_index": batch_idx, "rank": _data_rank(trainer)}
+        self._batch_size = batch_size
         self._is_armed = True
+        self.plan = None
+        if self._plans is not None:
+            self._draw(pl_module)
+        self._measures = _is_logged(trainer, trainer.global_step + 1)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Let forward passes that activation checkpointing recomputes repeat the mix."""
@@ -231,6 +224,7 @@ class ManifoldMixupCallback(pl.Callback):
         if not self._is_armed or self.plan is None or self._mixer is None:
             return
         self._is_armed = False
+        self._mixer.retire()
         self._counts[self.plan.layer or UNMIXED] += 1
         layer = -1 if self.plan.layer is None else self.layer_names.index(self.plan.layer)
         self._epoch.append((self._lam, layer))
@@ -294,13 +288,51 @@ class ManifoldMixupCallback(pl.Callback):
         }
         return {**self.__dict__, **fresh}
 
-    def _look(self, pl_module: pl.LightningModule, batch: Any, batch_idx: int, batch_size: int) -> View | None:
+    def _draw(self, pl_module: pl.LightningModule) -> None:
+        assert self._plans is not None
+        plan = self._plans.draw(self._batch_size, **self._place)
+        # Before it is moved: reading it from a device would wait for the device.
+        self._lam = float(plan.lam.mean() if self.ratio.per_sample else plan.lam[0])
+        self.plan = plan.to(pl_module.device)
+
+    def _ready(self, pl_module: pl.LightningModule, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """See what the step does with such a batch, if none was seen before; then whether to mix this one."""
+        if not self._is_armed:  # a validation_step that calls training_step, or a loop that the tuner runs
+            return False
+        signature = signature_of(args[0])
+        if signature not in self._views:
+            view = self._look(pl_module, step, args, kwargs)
+            if view is None:
+                self._has_no_loss = True
+                self._is_armed = False
+                return False
+            self._views[signature] = view
+        if self.plan is None:
+            self._draw(pl_module)
+        assert self._mixer is not None
+        assert self.plan is not None
+        self._roles = self._views[signature].roles
+        self._mixer.measures = self._measures
+        return self.plan.mixes
+
+    def _look(
+        self, pl_module: pl.LightningModule, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> View | None:
         """See what the step does with such a batch; the first time, settle the layers. None if it trains on nothing."""
-        view = look_at(pl_module, batch, batch_idx, batch_size, self.batch_dim)
+        named = [] if self._mixer is None else [layer.name for layer in self._mixer.layers]
+        size = self._batch_size
+        view = look_at(pl_module, step, args, kwargs, size, self.batch_dim, named.__contains__)
         if not view.has_loss:
             return None
-        if self._views:
-            return view
+        if not self._views:
+            self._settle(pl_module, view)
+        if self.loss is None and size > 1:
+            assert self._mixer is not None
+            check_losses(pl_module, step, args, kwargs, view.roles, size, self._mixer)
+        return view
+
+    def _settle(self, pl_module: pl.LightningModule, view: View) -> None:
+        """Decide on the layers by the first batch's view."""
         if has_auto(pl_module, self.layers):
             chosen = [place.name for place in choose_places(view.places)]
             chosen = chosen if view.input_problem else [INPUT, *chosen]
@@ -325,7 +357,6 @@ class ManifoldMixupCallback(pl.Callback):
         self._warn_if_resumed_differently()
         embedded = f" ('input' means after {', '.join(view.embeddings)})" if view.embeddings else ""
         rank_zero_info(f"Manifold mixup mixes at {', '.join(map(repr, self.layer_names))}{embedded}.")
-        return view
 
     def _judge(self, layers: Sequence[Layer], view: View) -> None:
         """Refuse layers that cannot be mixed, and warn of those that a path leads around."""
@@ -392,12 +423,14 @@ class ManifoldMixupCallback(pl.Callback):
         may_skip = pl_module.automatic_optimization
 
         def step(*args: Any, **kwargs: Any) -> Any:
-            # Not armed: a validation_step that calls training_step, or a loop that the tuner runs.
-            plan, mixer, roles = self.plan, self._mixer, self._roles
-            if not self._is_armed or plan is None or not plan.mixes or mixer is None or roles is None:
+            if not self._ready(pl_module, original, args, kwargs):
                 output = original(*args, **kwargs)
                 self._refuse_unseen_loss(output)
                 return output
+            plan, mixer, roles = self.plan, self._mixer, self._roles
+            assert plan is not None
+            assert mixer is not None
+            assert roles is not None
             with mixed_at(self._losses):
                 return run_mixed_step(original, args, kwargs, plan, mixer, roles, watched=watched, may_skip=may_skip)
 

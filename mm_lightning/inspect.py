@@ -17,6 +17,7 @@ from typing import Any
 import lightning.pytorch as pl
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from mm_lightning import failure
 from mm_lightning.mixup import INPUT, MixPoint, named_layers
@@ -107,7 +108,7 @@ def inspect(module: pl.LightningModule, batch: Any, *, batch_dim: int | dict[str
         raise TypeError(f"inspect takes a LightningModule, got {type(module).__name__}.")
     modules = named_layers(module)
     with _with_a_trainer(module):
-        view = look_at(module, batch, 0, batch_size_of(batch), batch_dim)
+        view = look_at(module, module.training_step, _arguments(module, batch), {}, batch_size_of(batch), batch_dim)
     points = {name for name, part in modules.items() if isinstance(part, MixPoint)}
     chosen = points or {place.name for place in choose_places(view.places)}
     is_input_chosen = INPUT in points or not points
@@ -151,6 +152,12 @@ def main(overrides: Sequence[str] | None = None) -> None:
             print(inspect(module, next(iter(data.train_dataloader()))))
         except Exception as error:
             raise failure.JobFailed(error) from error
+
+
+def _arguments(module: pl.LightningModule, batch: Any) -> tuple[Any, ...]:
+    """What Lightning calls ``training_step`` with."""
+    takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
+    return (batch, 0) if takes_index else (batch,)
 
 
 @contextmanager

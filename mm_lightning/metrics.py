@@ -40,7 +40,7 @@ class _OwnTargets:
         self.pair = next((tensor for tensor in tensors_in((args, kwargs)) if isinstance(tensor, TargetPair)), None)
         if self.pair is None:
             return None
-        return map_tensors(lambda tensor: tensor.own if isinstance(tensor, TargetPair) else tensor, (args, kwargs))
+        return map_tensors(_shown, (args, kwargs))
 
     def after(self, metric: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """Mark the result, so that its use in a loss is an error."""
@@ -52,3 +52,8 @@ class _OwnTargets:
             "alone. Compute the loss with the function of torchmetrics.functional."
         )
         return map_tensors(lambda tensor: pair.lose(tensor, reason) if tensor.requires_grad else tensor, output)
+
+
+def _shown(tensor: Any) -> Any:
+    """The own targets, and the loss that is trained on."""
+    return tensor.value if isinstance(tensor, TargetPair) else tensor

@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from mm_lightning.mixup import INPUT, Mixer, MixPlan, TargetPair
 from mm_lightning.mixup.expression import memory_of
-from mm_lightning.probe import Roles
+from mm_lightning.mixup.trace import Trace
+from mm_lightning.probe import Roles, map_indexed
 
 __all__ = ["batch_size_of", "is_compiled", "run_mixed_step"]
 
@@ -93,8 +94,10 @@ def run_mixed_step(
             mixer.check_no_path_around(_plain(loss))
         if mixer.pairs:
             output = _plain(output) if isinstance(output, Tensor) else apply_to_collection(output, TargetPair, _plain)
-    finally:
+    except BaseException:
         mixer.stop()
+        raise
+    mixer.stop(keeps_targets=True)
     return output
 
 
@@ -111,31 +114,28 @@ def _tensors(batch: Any) -> list[Tensor]:
 def _hand_over(batch: Any, plan: MixPlan, mixer: Mixer, roles: Roles, watched: bool) -> Any:
     """Rebuild the batch: targets become pairs, and for the layer ``"input"`` the inputs are mixed."""
     rows = plan.batch_size
-    index = -1
     mixes_input = plan.layer == INPUT
     mixed = False
+    if watched:
+        mixer.trace = Trace()
 
-    def replace(tensor: Tensor) -> Tensor:
-        nonlocal index, mixed
-        if tensor.dim() == 0:
-            return tensor
-        index += 1
-        is_target = index in roles.targets or (mixer.is_explicit and index not in roles.inputs)
-        if not is_target and index not in roles.inputs:
-            return tensor
-        if is_target:
-            _check_rows(tensor, rows, mixer)
-            is_input = mixes_input and index in roles.inputs
-            mixed |= is_input and tensor.is_floating_point()
-            return TargetPair.wrap(tensor, plan, mixer, is_input=is_input) if len(tensor) == rows else tensor
-        if not tensor.is_floating_point() or len(tensor) != rows:
-            return tensor
-        if mixes_input:
+    def replace(tensor: Tensor, index: int) -> Tensor:
+        nonlocal mixed
+        is_input = index in roles.inputs
+        if not roles.is_plain(index):
+            if index in roles.targets:
+                _check_rows(tensor, rows, mixer)
+            if len(tensor) != rows:
+                return tensor
+            mixed |= mixes_input and is_input and tensor.is_floating_point()
+            return TargetPair.wrap(tensor, plan, mixer, is_input=mixes_input and is_input)
+        if mixes_input and is_input and tensor.is_floating_point() and len(tensor) == rows:
             mixed = True
             return mixer.mix_input(tensor)
-        return _with_a_source(tensor, mixer) if watched and torch.is_grad_enabled() else tensor
+        # So that the mixer can tell where the batch leads around a layer.
+        return tensor if mixer.trace is None or not is_input else mixer.trace.follow(tensor, discrete=False)
 
-    handed = apply_to_collection(batch, Tensor, replace)
+    handed = map_indexed(replace, batch)
     if mixed:
         mixer.record_input()
     return handed
@@ -148,14 +148,6 @@ def _check_rows(targets: Tensor, rows: int, mixer: Mixer) -> None:
             f"the {rows} rows of the batch, so partners cannot be found in it. Give it the batch in dimension 0 "
             "(padded, say), or keep what is the same for every batch in the module."
         )
-
-
-def _with_a_source(tensor: Tensor, mixer: Mixer) -> Tensor:
-    """A copy with a place in the autograd graph, so that the mixer can tell where the batch leads around a layer."""
-    copy = tensor.detach().requires_grad_().clone()
-    assert copy.grad_fn is not None
-    mixer.sources.add(copy.grad_fn)
-    return copy
 
 
 def _prove(plan: MixPlan, mixer: Mixer, loss: Any, is_automatic: bool) -> None:
@@ -197,7 +189,7 @@ class _Watch(TorchFunctionMode):
         self.mixer = mixer
         self.rows = rows
         unmixed = [x for x in _tensors(batch) if x.is_floating_point() and not isinstance(x, TargetPair)]
-        self.storages = {memory_of(x) for x in unmixed if mixer.planned != INPUT} - {None}
+        self.storages = {memory_of(getattr(x, "value", x)) for x in unmixed if mixer.planned != INPUT} - {None}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -70,7 +70,7 @@ def test_a_plain_step_passes(make_trainer: MakeTrainer) -> None:
         return losses[-1]
 
     fit(make_trainer, step, ["input", "first"])
-    assert len(losses) == 1 + 20  # and the look beforehand
+    assert len(losses) == 3 + 20  # and the looks beforehand
 
 
 def _no_loss(net: Net, batch: Any) -> Tensor:
@@ -225,6 +225,74 @@ def test_a_loss_beside_the_mixed_layer_is_refused_in_any_case(
         fit(make_trainer, step, layers)
 
 
+@pytest.mark.parametrize(
+    "take_out",
+    [
+        pytest.param(lambda y: torch.autograd.Variable(y), id="Variable"),
+        pytest.param(lambda y: y.as_subclass(Tensor), id="as_subclass"),
+        pytest.param(lambda y: torch.LongTensor(y), id="LongTensor"),
+        pytest.param(lambda y: torch.from_dlpack(y), id="dlpack"),
+        pytest.param(lambda y: torch.empty(0, dtype=torch.int64).set_(y), id="set_"),
+        pytest.param(lambda y: torch.as_tensor(y.numpy()), id="numpy"),
+        pytest.param(lambda y: torch.tensor(y.tolist()), id="list"),
+        pytest.param(lambda y: torch.tensor([int(c) for c in y]), id="numbers"),
+        pytest.param(lambda y: torch.vmap(lambda row: row + 0)(y), id="vmap"),
+    ],
+)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_targets_taken_out_of_sight_are_noticed(make_trainer: MakeTrainer, take_out: Any, when: str) -> None:
+    def step(net: Net, batch: Any) -> Tensor:
+        x, y = batch
+        taken = take_out(y) if when == "before" else None
+        log_probs = net.second(net.first(x)).log_softmax(dim=1)
+        taken = take_out(y) if taken is None else taken
+        return F.nll_loss(log_probs, y) - log_probs.gather(1, taken[:, None]).mean()
+
+    with pytest.raises(RuntimeError, match=r"The loss of training_step cannot be followed|targets"):
+        fit(make_trainer, step, "first")
+
+
+def _one_hot_view(net: Net, batch: Any) -> Tensor:
+    one_hot = torch.zeros(6, 3)
+    flat = one_hot.view(-1)
+    one_hot.scatter_(1, batch[1][:, None], 1.0)
+    logits = net.second(net.first(batch[0]))
+    return (flat * logits.view(-1)).sum() + F.cross_entropy(logits, batch[1])
+
+
+def _centres_beforehand(net: Net, batch: Any) -> Tensor:
+    centres = net.second.weight[batch[1]]
+    hidden = net.first(batch[0])
+    return F.cross_entropy(net.second(hidden), batch[1]) + (hidden - centres).square().mean()
+
+
+@pytest.mark.parametrize("step", [_one_hot_view, _centres_beforehand])
+def test_losses_that_nobody_can_see_into_are_refused(make_trainer: MakeTrainer, step: Step) -> None:
+    with pytest.raises(RuntimeError, match="The loss of training_step cannot be followed"):
+        fit(make_trainer, step, "first")
+
+
+def test_a_tensor_that_becomes_a_target_later_is_mixed(make_trainer: MakeTrainer) -> None:
+    x, y, z = X + X[:, :1] * X[:, 1:2], torch.tensor([0, 1, 2, 1, 2, 0]), torch.tensor([2, 2, 0, 1, 0, 1])
+
+    def step(net: Net, batch: Any) -> Tensor:
+        x, y, z = batch
+        log_probs = net.second(net.first(x)).log_softmax(dim=1)
+        loss = F.nll_loss(log_probs, y)
+        return loss - log_probs.gather(1, z[:, None]).mean() if net.current_epoch > 0 else loss
+
+    net, callback = Net(step), ManifoldMixupCallback(layers="first", alpha=1.0)
+    losses = []
+    net.on_train_batch_end = lambda outputs, *_: losses.append((outputs["loss"], callback.plan))  # type: ignore
+    net.configure_optimizers = lambda: torch.optim.SGD(net.parameters(), lr=0.0)  # type: ignore
+    make_trainer(callback, max_epochs=2).fit(net, Batches([(x, y, z)] * 3))
+    for loss, plan in losses[3:]:
+        lam, partner, hidden = float(plan.lam[0]), plan.partner, net.first(x)
+        log_probs = net.second(lam * hidden + (1 - lam) * hidden[partner]).log_softmax(dim=1)
+        parts = [F.nll_loss(log_probs, y[i]) - log_probs.gather(1, z[i, None]).mean() for i in (range(6), partner)]
+        torch.testing.assert_close(loss, (lam * parts[0] + (1 - lam) * parts[1]).detach())
+
+
 EXACT = [
     *(plain, _loss_on_a_derived_input, _masked_by_chance, _reconstruction, _by_hand, _margin),
     *(_logits_by_class, _one_hot_by_scatter, _sorted, _through_a_pair),
@@ -303,7 +371,7 @@ def test_token_indices_may_be_the_input(make_trainer: MakeTrainer) -> None:
         return F.cross_entropy(net.second(net.first(table(batch[0])).mean(dim=1)), batch[1])
 
     fit(make_trainer, step, "first", (tokens, y))
-    assert embedded == [tokens.tolist()] * 21
+    assert embedded == [tokens.tolist()] * 23
 
 
 @pytest.mark.filterwarnings("ignore:.*returned `None`")
@@ -354,7 +422,7 @@ def test_batches_keep_their_form(make_trainer: MakeTrainer, form: str) -> None:
         return F.cross_entropy(logits, y)
 
     fit(make_trainer, step, ["input", "first"], batch)
-    assert len(accuracies) == 1 + 20
+    assert len(accuracies) == 3 + 20
 
 
 def test_a_second_callback_is_refused(make_trainer: MakeTrainer) -> None:
@@ -405,7 +473,7 @@ def test_a_bypass_that_begins_later_is_found_in_the_next_epoch(make_trainer: Mak
         return _input_again(net, batch) if net.current_epoch > 0 else _input_once(net, batch)
 
     trainer = make_trainer(ManifoldMixupCallback(layers="first"), max_epochs=3)
-    with pytest.raises(RuntimeError, match="leads around|unmixed tensor of the batch"):
+    with pytest.raises(RuntimeError, match=r"leads around|unmixed tensor of the batch"):
         trainer.fit(Net(step), Batches([(X, ZEROS)] * 3))
     assert trainer.current_epoch == 1
 
@@ -431,9 +499,7 @@ def test_small_labels_and_masks_are_paired_beside_a_floating_point_input(make_tr
 
 
 @pytest.mark.parametrize("layer", ["input", "first"])
-def test_images_of_uint8_are_the_input_and_mixed_after_the_first_weights(
-    make_trainer: MakeTrainer, layer: str
-) -> None:
+def test_images_of_uint8_are_the_input_and_mixed_after_the_first_weights(make_trainer: MakeTrainer, layer: str) -> None:
     images = torch.arange(24, dtype=torch.uint8).view(6, 4)
 
     def step(net: Net, batch: Any) -> Tensor:

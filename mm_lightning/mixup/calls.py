@@ -392,12 +392,12 @@ class PairCall:
         if not is_size or not torch.is_grad_enabled() or not self.mixer.has_mixed or self.mixer.is_explicit:
             return
         for pair in self.pairs:
-            if pair.lost is None and (pair.is_ragged or _functions_of(pair) & _MASKING):
-                if pair.own.shape != pair.partner.shape:
-                    raise RuntimeError(
-                        f"'{self.name}' of what a mask leaves of the batch's targets differs from that of their "
-                        "partners, so it cannot be mixed. Count with tensor operations, mask.sum() for example."
-                    )
+            is_masked = pair.lost is None and (pair.is_ragged or _functions_of(pair) & _MASKING)
+            if is_masked and pair.own.shape != pair.partner.shape:
+                raise RuntimeError(
+                    f"'{self.name}' of what a mask leaves of the batch's targets differs from that of their partners, "
+                    "so it cannot be mixed. Count with tensor operations, mask.sum() for example."
+                )
 
     def _note_read(self) -> None:
         """Numbers that leave the tensors may come back in a loss, which nobody would see."""

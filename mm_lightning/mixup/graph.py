@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 import networkx as nx
@@ -46,19 +46,29 @@ class Place:
         return self.verdict == "safe"
 
 
-def find_places(trace: Trace, names: Iterable[str], batch_size: int, batch_dim: int = 0) -> list[Place]:
+def find_places(
+    trace: Trace,
+    names: Iterable[str],
+    batch_size: int,
+    batch_dim: int | Mapping[str, int] = 0,
+    describe: Callable[[str], bool] = lambda name: True,
+) -> list[Place]:
     """Judge modules by one traced forward pass.
 
     Args:
         trace: The record.
         names: Names of the modules to judge.
         batch_size: Number of rows.
-        batch_dim: Dimension of module outputs that holds the batch.
+        batch_dim: Dimension of module outputs that holds the batch; or that of some modules, by name.
+        describe: Whether to find a path around the module of this name, which takes as long as the network is deep.
 
     Returns:
         A place for each name, in their order.
     """
-    return _Graph(trace).judge(names, batch_size, batch_dim)
+    graph = _Graph(trace)
+    dims = batch_dim if isinstance(batch_dim, Mapping) else {}
+    default = 0 if isinstance(batch_dim, Mapping) else batch_dim
+    return [graph.judge(name, batch_size, dims.get(name, default), describe(name)) for name in names]
 
 
 def find_sources(
@@ -72,12 +82,11 @@ def find_sources(
     Args:
         output: A tensor with a graph, the logits.
         mixed: The nodes that made the mixed hidden states.
-        batch: The nodes that the batch's floating point tensors came from.
+        batch: The nodes at which the batch's inputs enter the graph.
         targets: Nodes that look up targets, class centres for example.
 
     Returns:
-        Whether the mix was met, and the name of a node of the batch that was met beside it, or None. An embedding
-        counts as the batch: no gradient reaches the integers it looks up.
+        Whether the mix was met, and the name of a node of the batch that was met beside it, or None.
     """
     meets_mix, around = False, None
     seen: set[Node] = set()
@@ -92,8 +101,8 @@ def find_sources(
             continue
         if node in targets:
             continue
-        if node in batch or node.name().startswith("EmbeddingBackward"):
-            around = "the input" if node in batch else "an embedding"
+        if node in batch:
+            around = "an embedding" if node.name().startswith("EmbeddingBackward") else "the input"
         waiting.extend(parent for parent, _ in node.next_functions)
     return meets_mix, around
 
@@ -121,10 +130,16 @@ class _Graph:
         self.upstream = upstream
         self.is_connected = _BATCH in upstream
         below = nx.descendants(upstream, _BATCH) | {_BATCH} if self.is_connected else set()
-        self.graph = upstream.subgraph(below)
+        self.graph = upstream.subgraph(below).copy()  # a view would be slow to walk
+        self.order = {node: i for i, node in enumerate(nx.topological_sort(self.graph))}
         self.dominators = self._dominators()
+        self.places = {node: i for i, node in enumerate(self.dominators)}
         targets = [entry.node for entry in trace.entries if not entry.is_input and entry.node in self.graph]
-        self.after_targets = set(targets).union(*(nx.descendants(self.graph, node) for node in targets))
+        self.after_targets = set(targets)
+        while targets:
+            after = set(self.graph.successors(targets.pop())) - self.after_targets
+            self.after_targets |= after
+            targets += after
         self.weighted = [
             node
             for call in trace.calls.values()
@@ -134,26 +149,20 @@ class _Graph:
             node: name for name, call in reversed(trace.calls.items()) for node in call.nodes if node is not None
         }
 
-    def judge(self, names: Iterable[str], batch_size: int, batch_dim: int) -> list[Place]:
-        order = {node: i for i, node in enumerate(self.dominators)}
-        places = []
-        for name in names:
-            call = self.trace.calls.get(name)
-            mixable = [] if call is None else _mixable(call, batch_size, batch_dim)
-            verdict, reason = self._verdict(call, mixable, batch_size, batch_dim)
-            inside = [node for node in mixable if node in self.graph]
-            places.append(
-                Place(
-                    name,
-                    call.shapes[0] if call is not None and call.shapes else None,
-                    verdict,
-                    reason,
-                    max(map(self._depth, inside), default=0.0),
-                    max((order.get(node, -1) for node in inside), default=-1),
-                    tuple(node for parent in inside for node in self.graph.predecessors(parent) if self._embeds(node)),
-                )
-            )
-        return places
+    def judge(self, name: str, batch_size: int, batch_dim: int, describe: bool) -> Place:
+        call = self.trace.calls.get(name)
+        mixable = [] if call is None else _mixable(call, batch_size, batch_dim)
+        inside = [node for node in mixable if node in self.graph]
+        verdict, reason = self._verdict(call, mixable, batch_size, batch_dim, describe)
+        return Place(
+            name,
+            call.shapes[0] if call is not None and call.shapes else None,
+            verdict,
+            reason,
+            max(map(self._depth, inside), default=0.0),
+            max((self.places.get(node, -1) for node in inside), default=-1),
+            tuple(node for parent in inside for node in self.graph.predecessors(parent) if self._embeds(node)),
+        )
 
     def _parents(self, node: Hashable) -> list[Hashable]:
         if node == _LOSS:
@@ -172,7 +181,9 @@ class _Graph:
             chain.append(immediate[chain[-1]])
         return chain[::-1]
 
-    def _verdict(self, call: Call | None, mixable: list[Hashable], batch_size: int, batch_dim: int) -> tuple[str, str]:
+    def _verdict(
+        self, call: Call | None, mixable: list[Hashable | None], batch_size: int, batch_dim: int, describe: bool
+    ) -> tuple[str, str]:
         if call is None:
             return "unusable", "does not run in training_step"
         if call.count > 1:
@@ -190,8 +201,10 @@ class _Graph:
             return "unknown", "its output is not used, or no gradient passes it"
         if any(node in self.after_targets for node in inside):
             return "unusable", "computes the loss: its output depends on the targets"
-        if len(inside) == 1 and inside[0] in self.dominators:
+        if len(inside) == 1 and inside[0] in self.places:
             return "safe", ""
+        if len(inside) == 1 and not describe:
+            return "bypassed", "a path leads around it"
         path = self._path_around(set(inside))
         return ("safe", "") if path is None else ("bypassed", path)
 
@@ -225,10 +238,10 @@ class _Graph:
         return str(node) if node in (_BATCH, _LOSS) else repr(self.names[node])
 
     def _depth(self, node: Hashable) -> float:
+        # Of a node that everything runs through, what comes before it in any order of the graph is its past.
         if not self.weighted:
             return 0.0
-        before = nx.ancestors(self.graph, node) | {node}
-        return sum(weighted in before for weighted in self.weighted) / len(self.weighted)
+        return sum(self.order[weighted] <= self.order[node] for weighted in self.weighted) / len(self.weighted)
 
     def _embeds(self, node: Hashable) -> bool:
         entered = self.entries.get(node, [])

@@ -17,6 +17,7 @@ from mm_lightning.mixup.interpolation import mix_rows
 from mm_lightning.mixup.layers import Layer
 from mm_lightning.mixup.masks import MaskSite, UnionHook
 from mm_lightning.mixup.plan import MixPlan
+from mm_lightning.mixup.trace import Trace
 from mm_lightning.mixup.trees import map_tensors
 
 __all__ = ["Mixer"]
@@ -44,7 +45,8 @@ class Mixer:
         measures: Whether to measure the next step's cross-entropy, because it will be logged.
         measured: Accuracy on the mixed targets and their entropy, scalars by name.
         reads: Names of the functions that took class indices out of tensors.
-        sources: Autograd nodes that the batch's own tensors came from, for :meth:`check_path`; empty if not followed.
+        sources: Autograd nodes that tensors of the batch came from, for :meth:`check_path`.
+        trace: Where the batch's inputs entered the graph, for :meth:`check_path`; None if they are not followed.
         looked_up: Autograd nodes of embeddings of targets, such as class centres.
         pairs: The targets that know their partners', which end with the step.
         written: Memory of tensors that targets were written into; views made before know nothing of it.
@@ -69,6 +71,7 @@ class Mixer:
         self.measures = False
         self.measured: dict[str, Tensor] = {}
         self.sources: set[Node] = set()
+        self.trace: Trace | None = None
         self.looked_up: set[Node] = set()
         self.pairs: list[weakref.ref[Any]] = []
         self.held: list[Any] = []
@@ -121,6 +124,7 @@ class Mixer:
             plan: A plan for one of the layers.
             followed: Whether to keep the mixed tensors' places in the autograd graph while the layer is watched.
         """
+        self.retire()
         self._switch_on(plan)
         self._record(True)
         self._following = followed and self.is_watched
@@ -131,8 +135,22 @@ class Mixer:
         self.losses = []
         self.measured = {}
 
-    def stop(self) -> None:
-        """Mix and record nothing from now on. What is left of targets that know their partners' is plain again."""
+    def rehearse(self, plan: MixPlan) -> None:
+        """Do as after :meth:`start`, but leave hidden states as they are."""
+        self.start(plan, followed=False)
+        for hook in (*self._all_hooks(), *self._mask_hooks):
+            hook.plan = None
+        if not self.layers[self._mixed].modules:
+            self.record_input()
+
+    def stop(self, *, keeps_targets: bool = False) -> None:
+        """Mix and record nothing from now on.
+
+        Args:
+            keeps_targets: Whether targets go on knowing their partners', for a backward pass that recomputes losses.
+        """
+        if not keeps_targets:
+            self.retire()
         self._plan = None
         self._mixed = _OFF
         self._record(False)
@@ -141,9 +159,15 @@ class Mixer:
             hook.plan = None
         for mix_hook in self._all_hooks():
             mix_hook.follower = None
+        if self.trace is not None:
+            self.trace.close()
+        self.trace = None
         self.sources = set()
         self.looked_up = set()
         self._nodes = set()
+
+    def retire(self) -> None:
+        """Make plain tensors of what is left of the step's targets that know their partners'."""
         for reference in self.pairs:
             pair = reference()
             if type(pair) not in (Tensor, type(None)):
@@ -228,7 +252,7 @@ class Mixer:
         """
         if not self._nodes:
             return
-        meets_mix, around = find_sources(hidden, self._nodes, self.sources, self.looked_up)
+        meets_mix, around = find_sources(hidden, self._nodes, self._sources(), self.looked_up)
         if around is not None and not meets_mix:
             raise RuntimeError(
                 f"'{consumer}' compares the batch's targets with a result that does not depend on the mixed layer "
@@ -240,13 +264,17 @@ class Mixer:
         """Raise RuntimeError if the batch reaches ``loss`` on a path that the mixed layer is not on."""
         if not self._nodes or self.planned in self.tolerated:
             return
-        around = find_sources(loss, self._nodes, self.sources, self.looked_up)[1]
+        around = find_sources(loss, self._nodes, self._sources(), self.looked_up)[1]
         if around is not None:
             raise RuntimeError(
                 f"A path from {around} to the loss leads around layer {self.planned!r}, so unmixed features would meet "
                 "mixed targets. Choose a layer that everything runs through, such as the end of a residual block; "
                 "mm_lightning.inspect(module, batch) lists them."
             )
+
+    def _sources(self) -> set[Any]:
+        entries = [] if self.trace is None else self.trace.entries
+        return self.sources | {entry.node for entry in entries if entry.is_value}
 
     def mix_input(self, rows: Tensor) -> Tensor:
         """Mix a tensor of the batch itself, the layer ``"input"``. Integers are mixed after their embedding."""
@@ -356,6 +384,6 @@ class _MixHook:
             what = f"no tensor of its {type(output).__name__} is that"
         return ValueError(
             f"Layer {self.name!r} cannot be mixed: the batch of {plan.batch_size} rows must be in dimension "
-            f"{self.batch_dim} of a floating point output, but {what}. Choose another layer, or name the dimension with "
-            "batch_dim."
+            f"{self.batch_dim} of a floating point output, but {what}. Choose another layer, or name the dimension "
+            "with batch_dim."
         )

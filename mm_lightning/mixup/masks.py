@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mm_lightning.mixup.layers import INPUT, Layer
 from mm_lightning.mixup.plan import MixPlan
 
-__all__ = ["MaskSite", "keep_value", "sites_after", "union"]
+__all__ = ["MaskSite", "UnionHook", "is_mask", "keep_value", "sites_after", "union"]
 
 _TORCH_ATTENTION = (
     nn.MultiheadAttention,
@@ -71,7 +71,7 @@ def union(mask: Tensor, partner: Tensor, keep: bool) -> Tensor:
     """Keep what either row keeps.
 
     Args:
-        mask: Booleans, integers or floating point numbers, (N, ...), or (N * heads, ...).
+        mask: Booleans, integers or floating point numbers, (N, ...), or (N * heads, T, T).
         partner: Each row's partner, (N,).
         keep: The value that keeps a token, for booleans and integers.
 
@@ -79,10 +79,10 @@ def union(mask: Tensor, partner: Tensor, keep: bool) -> Tensor:
         The mask for the mixed rows; ``mask`` itself if it has no row for each row of the batch.
     """
     rows = len(partner)
-    if mask.dim() == 0 or mask.shape[0] % rows:
+    if mask.dim() == 0 or (mask.shape[0] != rows and (mask.dim() != 3 or mask.shape[0] % rows)):
         return mask
     grouped = mask.view(rows, -1, *mask.shape[1:])
-    of_partner = grouped.index_select(0, partner.to(mask.device))
+    of_partner = grouped.index_select(0, partner)
     keeps_larger = keep or mask.is_floating_point()
     if mask.dtype == torch.bool:
         both = grouped | of_partner if keeps_larger else grouped & of_partner
@@ -91,22 +91,42 @@ def union(mask: Tensor, partner: Tensor, keep: bool) -> Tensor:
     return both.view(mask.shape)
 
 
-def keep_value(mask: Tensor, module: nn.Module, key: int | str) -> bool:
+def is_mask(tensor: Tensor, module: nn.Module, key: int | str) -> bool:
+    """Whether a tensor made of integers is a mask, not indices: it has two values, and integers are called so."""
+    if tensor.dtype == torch.bool:
+        return True
+    if not tensor.is_floating_point() and "mask" not in _argument(module, key):
+        return False
+    return len(tensor.unique()) <= 2
+
+
+def keep_value(mask: Tensor, module: nn.Module, key: int | str) -> bool | None:
     """Tell which value of a boolean or integer mask keeps a token.
 
-    Sequences are padded at one end, so that at the other end every row is kept. If no row of the batch is padded, the
-    name of the argument tells: PyTorch's attention and everything called padding mark what is left out, other masks
-    mark what is kept.
+    The name of the argument tells, where it has a convention: padding and the masks of PyTorch's attention mark what is
+    left out, attention masks elsewhere what is kept. Otherwise the padding itself tells: it is at one end of the
+    sequences, so that every row is kept at the other.
+
+    Returns:
+        The value; None if it cannot be told.
     """
-    if not mask.is_floating_point():
-        first, last = mask[..., 0], mask[..., -1]
-        for end, other in ((first, last), (last, first)):
-            value = end.flatten()[0]
-            if bool((end == value).all()) and bool((other != value).any()):
-                return bool(value)
+    name = _argument(module, key)
+    if mask.is_floating_point():
+        return True
+    if "pad" in name or isinstance(module, _TORCH_ATTENTION):
+        return False
+    if "attention_mask" in name or "attn_mask" in name:
+        return True
+    first, last = mask[..., 0].flatten(), mask[..., -1].flatten()
+    is_first_constant, is_last_constant = bool((first == first[0]).all()), bool((last == last[0]).all())
+    if is_first_constant != is_last_constant:
+        return bool(first[0]) if is_first_constant else bool(last[0])
+    return None
+
+
+def _argument(module: nn.Module, key: int | str) -> str:
     names = list(inspect.signature(module.forward).parameters)
-    name = key if isinstance(key, str) else (names[key] if key < len(names) else "")
-    return not ("pad" in name or isinstance(module, _TORCH_ATTENTION))
+    return key if isinstance(key, str) else (names[key] if key < len(names) else "")
 
 
 class UnionHook:

@@ -460,30 +460,6 @@ def test_change_that_cannot_be_followed_is_refused(change: Callable[[Tensor], An
         change(pair)
 
 
-@pytest.mark.parametrize(
-    "take_out",
-    [
-        pytest.param(lambda y: torch.autograd.Variable(y), id="Variable"),
-        pytest.param(lambda y: y.as_subclass(Tensor), id="as_subclass"),
-        pytest.param(lambda y: torch.LongTensor(y), id="LongTensor"),
-        pytest.param(lambda y: torch.from_dlpack(y), id="dlpack"),
-        pytest.param(lambda y: torch.empty(0, dtype=torch.int64).set_(y), id="set_"),
-        pytest.param(lambda y: torch.as_tensor(np.asarray(y)), id="array"),
-        pytest.param(lambda y: torch.tensor(y.tolist()), id="list"),
-        pytest.param(lambda y: torch.vmap(lambda row: row + 0)(y), id="vmap"),
-    ],
-)
-def test_targets_are_not_lost_sight_of_without_a_word(take_out: Callable[[Tensor], Tensor]) -> None:
-    """Followed, noted or refused: a loss of targets that were taken out would be unmixed."""
-    pair, mixer = pair_up(TARGETS)
-    try:
-        taken = take_out(pair)
-    except RuntimeError as error:
-        assert "targets" in str(error)  # noqa: PT017
-    else:
-        assert isinstance(taken, TargetPair) or mixer.reads
-
-
 def test_kept_pair_is_plain_after_the_step() -> None:
     pair, mixer = pair_up(TARGETS)
     kept = [pair, pair + 1, F.one_hot(pair, K), F.cross_entropy(make_logits(N, K), pair), *pair.unbind(0)]

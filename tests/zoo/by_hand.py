@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.entry import NOT_OF_THE_BATCH, Entry, Module, classes, reals, seeded, targets
+from zoo.entry import Entry, Module, classes, reals, seeded, targets
 
 K = 3
 
@@ -286,9 +286,9 @@ ENTRIES = [
     _entry("ExpectedCost", "rows of a cost matrix, cost[y]", ExpectedCost),
     _entry("crammer_singer", "hinge by index, margins[rows, y] = 0", crammer_singer),
     _entry("MultiMargin", "nn.MultiMarginLoss", nn.MultiMarginLoss),
-    _entry("ByList", "a loop over y.tolist()", ByList, refused="no loss on the batch's targets was seen"),
+    _entry("ByList", "a loop over y.tolist()", ByList, refused="loss of training_step cannot be followed"),
     _entry("ByList, named", "the same with loss='criterion'", ByList, **NAMED),
-    _entry("ByNumpy", "targets through numpy", ByNumpy, refused=NOT_OF_THE_BATCH),
+    _entry("ByNumpy", "targets through numpy", ByNumpy, refused="loss of training_step cannot be followed"),
     _entry("ByNumpy, named", "the same with loss='criterion'", ByNumpy, **NAMED),
     _entry(
         "BestMatch, named",

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.entry import NOT_OF_THE_BATCH, ROWS, ROWS_MEET, SEVERAL_PASSES, Entry, Module, classes, reals, seeded, targets
+from zoo.entry import ROWS, ROWS_MEET, SEVERAL_PASSES, Entry, Module, classes, reals, seeded, targets
 
 K, D = 3, 4
 
