@@ -431,7 +431,7 @@ class ManifoldMixupCallback(pl.Callback):
             assert plan is not None
             assert mixer is not None
             assert roles is not None
-            with mixed_at(self._losses):
+            with mixed_at(self._losses, mixer):
                 return run_mixed_step(original, args, kwargs, plan, mixer, roles, watched=watched, may_skip=may_skip)
 
         training_step = _MixedStep(original, step)

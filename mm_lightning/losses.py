@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
-from mm_lightning.mixup import mix_loss
+from mm_lightning.mixup import Mixer, mix_loss
 
 __all__ = ["LossSite", "LossSpec", "find_losses", "mixed_at"]
 
@@ -50,12 +51,12 @@ def find_losses(module: nn.Module, spec: LossSpec) -> list[LossSite]:
 
 
 @contextmanager
-def mixed_at(sites: Sequence[LossSite]) -> Iterator[None]:
+def mixed_at(sites: Sequence[LossSite], mixer: Mixer) -> Iterator[None]:
     """Evaluate these losses on both target sets until the end of the ``with`` block."""
     before = [(site, site.key in site.namespace, site.namespace.get(site.key)) for site in sites]
     try:
         for site in sites:
-            mixed = functools.partial(mix_loss, site.loss, site.name)
+            mixed = functools.partial(mix_loss, site.loss, site.name, mixer)
             site.namespace[site.key] = functools.update_wrapper(mixed, site.loss, ("__name__", "__doc__"), ())
         yield
     finally:
@@ -90,6 +91,7 @@ def _by_object(module: nn.Module, loss: Callable[..., Any]) -> list[LossSite]:
     if (owner := getattr(loss, "__self__", None)) is not None and hasattr(owner, "__dict__"):
         return [LossSite(vars(owner), name, loss, name)]
     spaces = [vars(part) for part in module.modules()]
+    spaces.append(vars(torch.nn.functional))  # where loss modules find it, too
     spaces += [vars(sys.modules[cls.__module__]) for part in module.modules() for cls in type(part).__mro__[:-1]]
     found = {(id(space), key): (space, key) for space in spaces for key, value in space.items() if value is loss}
     if not found:

@@ -193,7 +193,7 @@ def _transposed(net: Net, batch: Any) -> Tensor:
         (_auxiliary_head, "second", "Layer 'second' cannot be mixed: a path from 'first' to the loss leads around it"),
         (_residual, "unused", "Layer 'unused' cannot be mixed: a path from 'second' to the loss leads around it"),
         (_second_input, "first", "a path from the batch to the loss through 'aside' leads around it"),
-        (_token_bypass, "first", "A path from an embedding to the loss leads around layer 'first'"),
+        (_token_bypass, "first", "The loss of training_step cannot be followed"),
         (_other_targets, "first", "'cross_entropy' was computed on targets that are not the batch's"),
         (_kept_targets, "first", "'cross_entropy' was computed on targets that are not the batch's"),
         (_shared_layer, "unused", "Layer 'unused' cannot be mixed: runs 2 times in training_step"),

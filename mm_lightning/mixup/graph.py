@@ -226,11 +226,12 @@ class _Graph:
         # What the path shares with all paths says where it leaves and comes back; the rest is the way around.
         path = path[::-1]
         chain = set(self.dominators)
-        beside = [self.names[node] for node in path if node in self.names and node not in chain]
         ancestors = set().union(*(nx.ancestors(self.graph, node) for node in nodes))
         shared = [node for node in path if node in chain and (node in self.names or node in (_BATCH, _LOSS))]
         before = next((node for node in reversed(shared) if node in ancestors), _BATCH)
         after = next((node for node in shared if node not in ancestors), _LOSS)
+        between = path[path.index(before) + 1 : path.index(after)]
+        beside = [self.names[node] for node in between if node in self.names]
         through = f" through {beside[0]!r}" if beside else ""
         return f"a path from {self._called(before)} to {self._called(after)}{through} leads around it"
 

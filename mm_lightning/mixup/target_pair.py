@@ -105,13 +105,14 @@ def mixed_target_entropy(targets: Tensor, plan: MixPlan | None = None) -> Tensor
     return (entropy.view(-1, *[1] * (own.dim() - 1)) * (own != partner)).mean()
 
 
-def mix_loss(loss: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
+def mix_loss(loss: Callable[..., Any], name: str, mixer: Mixer | None, *args: Any, **kwargs: Any) -> Any:
     """Evaluate any loss on the batch's targets and on their partners', and interpolate.
 
     Args:
         loss: A function of targets and of what the network made of the mixed batch.
         name: What to call it in messages.
-        args: Its arguments. Outside of a mixed step, ``loss`` is called as it is.
+        mixer: Of the mixed step; None outside of one, where ``loss`` is called as it is.
+        args: Its arguments.
         kwargs: Its keyword arguments.
 
     Returns:
@@ -120,7 +121,13 @@ def mix_loss(loss: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> 
     Raises:
         RuntimeError: If it is called before the planned layer has run, or cannot be interpolated.
     """
-    if not any(isinstance(tensor, TargetPair) for tensor in tensors_in((args, kwargs))):
+    tensors = tensors_in((args, kwargs))
+    if not any(isinstance(tensor, TargetPair) for tensor in tensors):
+        if mixer is not None and mixer.has_mixed and any(tensor.requires_grad for tensor in tensors):
+            raise RuntimeError(
+                f"loss={name} got nothing that is known to be the batch's targets, so it cannot be mixed. Call it with "
+                "the batch's tensors, or with what PyTorch functions make of them."
+            )
         return loss(*args, **kwargs)
     call = PairCall(loss, args, kwargs)
     call.name = name

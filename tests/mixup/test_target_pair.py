@@ -602,7 +602,7 @@ def test_named_loss_is_mixed_whatever_it_computes() -> None:
     targets = torch.tensor([0, 1, 1, 2])
     plan, mixer = start(is_explicit=True)
     pair, logits = TargetPair.wrap(targets, plan, mixer), make_logits(N, K)
-    loss = mix_loss(compared, "criterion", logits, pair)
+    loss = mix_loss(compared, "criterion", None, logits, pair)
     assert mixer.losses == ["criterion"]
     mixer.stop()
     expected = LAM * compared(logits, targets) + (1 - LAM) * compared(logits, targets[PARTNER])
@@ -619,7 +619,7 @@ def test_named_loss_may_return_several_tensors_and_take_structures() -> None:
     values, logits = torch.tensor([0.5, 1.0, -1.0, 2.0]).double(), make_logits(N, K)
     plan, mixer = start(is_explicit=True)
     pairs = TargetPair.wrap(TARGETS, plan, mixer), [TargetPair.wrap(values, plan, mixer)]
-    losses = mix_loss(criterion, "criterion", {"z": logits}, batch=pairs)
+    losses = mix_loss(criterion, "criterion", None, {"z": logits}, batch=pairs)
     total = losses["ce"] + losses["l1"].sqrt()
     mixer.stop()
     own, partner = (criterion({"z": logits}, (TARGETS[rows], [values[rows]])) for rows in (torch.arange(N), PARTNER))
@@ -643,9 +643,11 @@ def test_loss_that_is_not_named_is_left_alone() -> None:
 def test_named_loss_outside_of_a_mixed_step_is_the_plain_one() -> None:
     logits = make_logits(N, K)
     plain = F.cross_entropy(logits, TARGETS)
-    assert torch.equal(mix_loss(F.cross_entropy, "criterion", logits, TARGETS), plain)
+    assert torch.equal(mix_loss(F.cross_entropy, "criterion", None, logits, TARGETS), plain)
     plan, mixer = start(mixed=False, is_explicit=True)
-    assert torch.equal(mix_loss(F.cross_entropy, "criterion", logits, TargetPair.wrap(TARGETS, plan, mixer)), plain)
+    assert torch.equal(
+        mix_loss(F.cross_entropy, "criterion", None, logits, TargetPair.wrap(TARGETS, plan, mixer)), plain
+    )
     assert mixer.losses == []
 
 
@@ -658,7 +660,7 @@ def test_named_loss_that_runs_the_network_is_refused() -> None:
     rows = make_logits(N, 3).detach()
     net(rows)
     with pytest.raises(RuntimeError, match=r"loss=step runs the network itself, so evaluating it on both target sets"):
-        mix_loss(lambda x, y: F.cross_entropy(net(x), y), "step", rows, TargetPair.wrap(TARGETS, plan, mixer))
+        mix_loss(lambda x, y: F.cross_entropy(net(x), y), "step", None, rows, TargetPair.wrap(TARGETS, plan, mixer))
     mixer.detach()
 
 
