@@ -74,7 +74,7 @@ def mix_rows(hidden: Tensor, lam: Tensor, partner: Tensor, inverse: Tensor | Non
             f"The plan is for {lam.shape[0]} rows, but the hidden state has shape {tuple(hidden.shape)}. Dimension 0 "
             "of a mixed layer's output must be the batch."
         )
-    if inverse is None:
+    if inverse is None or torch._C._are_functorch_transforms_active():  # torch.func sees through plain operations
         # Several rows may share a partner. The backward of advanced indexing sums them in a fixed order.
         return linear(hidden, hidden[partner], lam)
     if not (hidden.requires_grad and torch.is_grad_enabled()):
