@@ -235,9 +235,9 @@ class ManifoldMixupCallback(pl.Callback):
                 "torch.no_grad() this is not said."
             )
         if _is_logged(trainer, trainer.global_step):
-            values = {"lam": self._lam, "layer": float(layer), **self._mixer.measured}
-            values = {f"mixup/{name}": value for name, value in values.items()}
-            pl_module.log_dict(values, on_step=True, on_epoch=False)
+            values: dict[str, Any] = {"lam": self._lam, "layer": float(layer), **self._mixer.measured}
+            keyed = {f"mixup/{name}": value for name, value in values.items()}
+            pl_module.log_dict(keyed, on_step=True, on_epoch=False)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give TensorBoard the histograms of the epoch's ``lam`` and layers."""
@@ -277,7 +277,7 @@ class ManifoldMixupCallback(pl.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit."""
-        fresh = {
+        fresh: dict[str, Any] = {
             "_mixer": None,
             "_patched": None,
             "_is_armed": False,

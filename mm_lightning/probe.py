@@ -163,6 +163,7 @@ def check_losses(
     plan = MixPlan(last, partner, torch.zeros(1).expand(batch_size), partner.argsort()).to(module.device)
     if roles.targets & roles.inputs:
         return  # what the network sees would be exchanged, too
+    mixer.is_verified = True
     found: list[list[float]] = []
     for is_pair in (False, True):
 
@@ -241,7 +242,8 @@ def _run(step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def _view(trace: Trace, places: tuple[Place, ...], tensors: list[Tensor]) -> View:
-    inputs, modulating = set(), set()
+    inputs: set[int] = set()
+    modulating: set[int] = set()
     embeddings: list[str] = []
     problem = ""
     for entry in trace.entries:
@@ -320,7 +322,7 @@ def _without_effects(module: pl.LightningModule, trace: Trace) -> Iterator[None]
     if not module.automatic_optimization:
         optimizers = _optimizers(module)
         replaced["optimizers"] = lambda *_, **__: optimizers[0] if len(optimizers) == 1 else optimizers
-        schedulers = [] if module._trainer is None else module.lr_schedulers()
+        schedulers: Any = [] if module._trainer is None else module.lr_schedulers()
         schedulers = schedulers if isinstance(schedulers, list) else [schedulers] * (schedulers is not None)
         inert = [_Inert(scheduler) for scheduler in schedulers]
         replaced["lr_schedulers"] = lambda: inert[0] if len(inert) == 1 else inert or None
@@ -343,6 +345,7 @@ def _without_effects(module: pl.LightningModule, trace: Trace) -> Iterator[None]
 
 
 def _optimizers(module: pl.LightningModule) -> list[_Inert]:
+    found: Any
     if module._trainer is not None:
         found = module.optimizers()
     else:
@@ -409,7 +412,7 @@ class _Kept:
 
     def add(self, value: Any) -> None:
         if isinstance(value, Tensor):
-            if id(value) not in self.tensors and not isinstance(value, nn.parameter.UninitializedTensorMixin):
+            if id(value) not in self.tensors and not torch.nn.parameter.is_lazy(value):
                 self.tensors[id(value)] = (value, value.detach().clone())
         elif isinstance(value, torch.Generator):
             state = value.get_state()

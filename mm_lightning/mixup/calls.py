@@ -268,7 +268,8 @@ class PairCall:
         """With one lam per sample: what stays an interpolation, such as a sum of losses."""
         is_plain = not isinstance(changed, Pair)
         others = [pair for pair in self.pairs if pair is not changed]
-        if not (all(pair.is_mixed and not pair.is_ragged for pair in others) and (is_plain or changed.is_mixed)):
+        is_mixed = is_plain or (isinstance(changed, Pair) and changed.is_mixed)
+        if not (all(pair.is_mixed and not pair.is_ragged for pair in others) and is_mixed):
             raise RuntimeError(f"'{self.name}' cannot be mixed in place with one lam per sample. Use per_sample=False.")
         if not is_linear(self.name, others, self.args, self.kwargs):
             raise RuntimeError(f"'{self.name}' cannot be mixed in place with one lam per sample. Use per_sample=False.")
@@ -404,7 +405,7 @@ class PairCall:
         if self.name not in _DECISIONS | _READS or not torch.is_grad_enabled() or not self.mixer.has_mixed:
             return
         pair = self.pairs[0]
-        if self.mixer.is_explicit or not pair.is_pure:
+        if self.mixer.is_explicit or self.mixer.is_verified or not pair.is_pure:
             return
         if pair.lost is None and torch.equal(pair.value, pair.partner):
             return

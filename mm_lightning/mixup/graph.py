@@ -166,7 +166,7 @@ class _Graph:
 
     def _parents(self, node: Hashable) -> list[Hashable]:
         if node == _LOSS:
-            return list(self.trace.losses)
+            return [*self.trace.losses]
         if isinstance(node, Node):
             return [parent for parent, _ in node.next_functions if parent is not None] + self.entries.get(node, [])
         return list(self.trace.parents.get(node, ()))
@@ -176,7 +176,7 @@ class _Graph:
         if not self.is_connected:
             return []
         immediate = nx.immediate_dominators(self.graph, _BATCH)
-        chain = [_LOSS]
+        chain: list[Hashable] = [_LOSS]
         while chain[-1] != _BATCH:
             chain.append(immediate[chain[-1]])
         return chain[::-1]
@@ -220,7 +220,7 @@ class _Graph:
                     waiting.append(child)
         if _LOSS not in came_from:
             return None
-        path = [_LOSS]
+        path: list[Hashable] = [_LOSS]
         while path[-1] != _BATCH:
             path.append(came_from[path[-1]])
         # What the path shares with all paths says where it leaves and comes back; the rest is the way around.

@@ -42,6 +42,7 @@ class Mixer:
 
     Attributes:
         losses: Names of the functions in which mixed targets met the hidden state since :meth:`start`, in order.
+        is_verified: Whether the loss was proved to be followed, so that numbers read from targets are no part of it.
         measures: Whether to measure the next step's cross-entropy, because it will be logged.
         measured: Accuracy on the mixed targets and their entropy, scalars by name.
         reads: Names of the functions that took class indices out of tensors.
@@ -68,6 +69,7 @@ class Mixer:
         self.masks = dict(masks or {})
         self.losses: list[str] = []
         self.reads: set[str] = set()
+        self.is_verified = False
         self.measures = False
         self.measured: dict[str, Tensor] = {}
         self.sources: set[Node] = set()
@@ -138,8 +140,7 @@ class Mixer:
     def rehearse(self, plan: MixPlan) -> None:
         """Do as after :meth:`start`, but leave hidden states as they are."""
         self.start(plan, followed=False)
-        for hook in (*self._all_hooks(), *self._mask_hooks):
-            hook.plan = None
+        self._unplan()
         if not self.layers[self._mixed].modules:
             self.record_input()
 
@@ -155,10 +156,9 @@ class Mixer:
         self._mixed = _OFF
         self._record(False)
         self._following = False
-        for hook in (*self._all_hooks(), *self._mask_hooks):
-            hook.plan = None
-        for mix_hook in self._all_hooks():
-            mix_hook.follower = None
+        self._unplan()
+        for hook in self._all_hooks():
+            hook.follower = None
         if self.trace is not None:
             self.trace.close()
         self.trace = None
@@ -170,7 +170,7 @@ class Mixer:
         """Make plain tensors of what is left of the step's targets that know their partners'."""
         for reference in self.pairs:
             pair = reference()
-            if type(pair) not in (Tensor, type(None)):
+            if pair is not None and type(pair) is not Tensor:
                 pair.retire()
         self.pairs.clear()
         for pair in self.held:
@@ -308,6 +308,12 @@ class Mixer:
                 hook.plan = plan if index == self._mixed else None
         for mask_hook in self._mask_hooks:
             mask_hook.switch_on(self._mixed, plan)
+
+    def _unplan(self) -> None:
+        for hook in self._all_hooks():
+            hook.plan = None
+        for mask_hook in self._mask_hooks:
+            mask_hook.plan = None
 
     def _record(self, recording: bool) -> None:
         self._recording = recording

@@ -150,7 +150,7 @@ def _fused_cross_entropy(
     reduce: bool | None = None,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
-) -> TargetPair | None:
+) -> Pair | None:
     """``F.cross_entropy`` with its own signature in one pass over the logits; None where it is no plain case."""
     if not isinstance(target, TargetPair) or isinstance(logits, TargetPair) or isinstance(weight, TargetPair):
         return None

@@ -154,7 +154,7 @@ class Traced(Tensor):
     """A tensor that knows which tensors of the batch it was computed from, until weights are applied to it."""
 
     value: Tensor
-    trace: Trace
+    record: Trace
     node: Hashable | None
     origins: frozenset[int]
     entries: frozenset[Entry]
@@ -162,7 +162,7 @@ class Traced(Tensor):
     @property
     def is_of_integers(self) -> bool:
         """Whether it was computed, without gradient, from integers of the batch alone."""
-        return self.node is not None and all(self.trace.is_discrete[index] for index in self.origins)
+        return self.node is not None and all(self.record.is_discrete[index] for index in self.origins)
 
     def retire(self) -> None:
         """Become a plain tensor."""
@@ -213,7 +213,7 @@ def _has_own_rules(tensor: Tensor) -> bool:
     return not isinstance(tensor, Traced) and rule not in plain and getattr(rule, "__func__", rule) is not _DEFAULT_RULE
 
 
-_DEFAULT_RULE = Tensor.__torch_function__.__func__
+_DEFAULT_RULE = Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
 
 
 def node_of(tensor: Tensor) -> Hashable | None:
@@ -271,7 +271,7 @@ def trace_modules(modules: dict[str, nn.Module], trace: Trace) -> Iterator[None]
 
 def _masks_in(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[MaskSite]:
     """Tensors made of the batch's integers that the module takes beside hidden states."""
-    items = [*enumerate(args), *kwargs.items()]
+    items: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
     masks = [(key, item) for key, item in items if isinstance(item, Traced) and item.is_of_integers and item.dim() > 1]
     hidden = [item for _, item in items if isinstance(item, Tensor) and item.is_floating_point()]
     if not any(all(item is not mask for _, mask in masks) for item in hidden):
@@ -295,7 +295,7 @@ def _traced(
     tensor: Any = None,
 ) -> Traced:
     tensor = value.as_subclass(Traced) if tensor is None else tensor
-    tensor.value, tensor.trace, tensor.node, tensor.origins, tensor.entries = value, trace, node, origins, entries
+    tensor.value, tensor.record, tensor.node, tensor.origins, tensor.entries = value, trace, node, origins, entries
     trace.made.append(weakref.ref(tensor))
     return tensor
 
@@ -304,7 +304,7 @@ def _result_of(
     value: Tensor, name: str, traced: Sequence[Traced], tensors: Sequence[Tensor], first: Any, into: Any = None
 ) -> Tensor:
     """Note what became of traced tensors in one call, and follow the result where it may still be a target."""
-    trace = traced[0].trace
+    trace = traced[0].record
     origins = frozenset().union(*(tensor.origins for tensor in traced))
     entries = frozenset().union(*(tensor.entries for tensor in traced))
     parents = tuple(tensor.node for tensor in traced if tensor.node is not None)
@@ -336,7 +336,7 @@ def _handed_on(name: str, traced: Sequence[Traced]) -> frozenset[int]:
     handing = [tensor for tensor in traced if tensor.node is not None]
     if name not in _JOINS:
         handing = [tensor for tensor in handing if not tensor.is_of_integers] or handing
-    return frozenset().union(*(tensor.trace.values[tensor.node] for tensor in handing))
+    return frozenset().union(*(tensor.record.values[tensor.node] for tensor in handing))
 
 
 def _enter_through_function(tensor: Traced) -> None:
@@ -345,9 +345,9 @@ def _enter_through_function(tensor: Traced) -> None:
         node = tensor.grad_fn
         is_layer = node.name() == "CheckpointFunctionBackward" or not _is_of_hidden_states(node)
         if not is_layer:  # a loss perhaps: that it is no more followed must not pass for "no target"
-            tensor.trace.targets |= tensor.origins
+            tensor.record.targets |= tensor.origins
         elif tensor.origins:
-            tensor.trace.entries.append(Entry(node, (tensor.node,), True, True, node.name()))
+            tensor.record.entries.append(Entry(node, (tensor.node,), True, True, node.name()))
         tensor.value = tensor.as_subclass(Tensor)
         tensor.node, tensor.origins, tensor.entries = None, frozenset(), frozenset()
 
