@@ -478,6 +478,17 @@ def test_a_bypass_that_begins_later_is_found_in_the_next_epoch(make_trainer: Mak
     assert trainer.current_epoch == 1
 
 
+def test_a_layer_that_runs_twice_from_some_epoch_on_is_refused_there(make_trainer: MakeTrainer) -> None:
+    def step(net: Net, batch: Any) -> Tensor:
+        hidden = net.unused(net.second(net.first(batch[0])))
+        return F.cross_entropy(net.unused(hidden) if net.current_epoch > 0 else hidden, batch[1])
+
+    trainer = make_trainer(ManifoldMixupCallback(layers="unused"), max_epochs=2)
+    with pytest.raises(RuntimeError, match="Layer 'unused' ran 2 times in one training_step"):
+        trainer.fit(Net(step), Batches([(X, torch.tensor([0, 1, 2, 1, 2, 0]))] * 3))
+    assert trainer.current_epoch == 1
+
+
 def test_small_labels_and_masks_are_paired_beside_a_floating_point_input(make_trainer: MakeTrainer) -> None:
     batch = (X, torch.tensor([0, 1, 2, 2, 1, 0], dtype=torch.uint8), torch.tensor([True, False] * 3))
 
