@@ -169,10 +169,11 @@ def test_pytorch_lightning_17424_a_second_pass_in_a_callback_stays_clean(make_tr
             passes.append(module(X))
 
         on_train_batch_start = on_before_optimizer_step = on_train_batch_end = _run
+        on_before_backward = on_after_backward = _run
 
     net, callback = Net(), ManifoldMixupCallback(layers="first", seed=4)
     make_trainer(Clean(), callback, Clean()).fit(net, Batches([(X, Y)] * 2))
-    assert len(passes) == 2 * 2 * 3
+    assert len(passes) == 2 * 2 * 5
     assert all(torch.equal(logits, net(X)) for logits in passes)
 
 
@@ -225,25 +226,29 @@ def test_pytorch_lightning_2953_a_figure_reaches_tensorboard_at_its_step(
     assert (image.step, image.width, image.height) == (7, 100, 50)
 
 
-def test_fastai_3486_nothing_is_left_after_lr_find(make_trainer: MakeTrainer) -> None:
-    net = Net(lr=0.1)
-    criterion, wanted = net.criterion, plain(net, (X, Y))
-    Tuner(make_trainer(ManifoldMixupCallback(layers="first"))).lr_find(
-        net, Batches([(X, Y)] * 20), num_training=5, update_attr=False
-    )
-    assert net.criterion is criterion
-    assert_no_trace(net)
+def test_fastai_3486_training_after_lr_find_is_mixed_and_leaves_nothing(make_trainer: MakeTrainer) -> None:
+    net, callback = Net(lr=0.1), ManifoldMixupCallback(layers="first", alpha=1.0, seed=4)
+    trainer, seen, wanted = make_trainer(callback), Seen(callback), plain(net, (X, Y))
+    trainer.callbacks.append(seen)
+    Tuner(trainer).lr_find(net, Batches([(X, Y)] * 20), num_training=5, update_attr=False)
     assert torch.equal(net.training_step((X, Y), 0), wanted)
-
-
-def test_fastai_2233_lr_find_runs_in_mixed_precision(make_trainer: MakeTrainer) -> None:
-    net = Net(lr=0.1).float()
-    trainer = make_trainer(ManifoldMixupCallback(layers="first"), precision="bf16-mixed")
-    found = Tuner(trainer).lr_find(net, Batches([(X.float(), Y)] * 20), num_training=5, update_attr=False)
-    assert found is not None
-    assert len(found.results["loss"]) == 5
-    assert all(0 < loss < 10 for loss in found.results["loss"])
+    trainer.fit(net, Batches([(X, Y)]))
+    [(plan, loss)] = seen.steps
+    assert_mixed(Net(), plan, loss)
     assert_no_trace(net)
+
+
+def test_fastai_2233_lr_find_in_mixed_precision_measures_as_without_mixup(make_trainer: MakeTrainer) -> None:
+    losses = []
+    for callbacks in ([], [ManifoldMixupCallback(layers="first")]):
+        net, trainer = Net(lr=0.1).float(), make_trainer(*callbacks, precision="bf16-mixed")
+        batches = Batches([(X.float(), Y)] * 20)
+        found = Tuner(trainer).lr_find(net, batches, num_training=5, update_attr=False)
+        assert found is not None
+        losses.append(found.results["loss"])
+        trainer.fit(net, batches)
+    assert len(losses[0]) == 5
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

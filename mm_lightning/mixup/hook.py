@@ -349,8 +349,8 @@ class _MixHook:
         if self.recording:
             self.runs += 1
         plan = self.plan
-        if plan is None:
-            return None
+        if plan is None or not (self.recording or torch.is_grad_enabled()):
+            return None  # around the backward pass only what is recomputed for it is mixed
         if isinstance(output, Tensor):
             if self._is_batch(output, plan):
                 return self._mix(output, plan)
