@@ -64,7 +64,7 @@ class ManifoldMixupCallback(pl.Callback):
     mixup/lam        mean weight of the rows themselves in this batch, in [0, 1]; 1 for an unmixed batch
     mixup/layer      index of the mixed layer in ``callback.layer_names``; -1 for an unmixed batch
     mixup/acc_mixed  accuracy on the mixed targets (:func:`mixed_accuracy`), of a cross-entropy on
-                     class indices (N,)
+                     class indices (N,); nan for an unmixed batch
     mixup/loss_floor their entropy in nats, below which that loss cannot fall
                      (:func:`mixed_target_entropy`)
     ================ ===================================================================================
@@ -154,6 +154,7 @@ class ManifoldMixupCallback(pl.Callback):
         self._batch_size = 0
         self._place: dict[str, int] = {}
         self._measures = False
+        self._measured: dict[str, float] = {}
         self._epoch: list[tuple[float, int]] = []
         self._counts: Counter[str] = Counter()
         self._settings: dict[str, Any] = {}
@@ -235,7 +236,10 @@ class ManifoldMixupCallback(pl.Callback):
                 "torch.no_grad() this is not said."
             )
         if _is_logged(trainer, trainer.global_step):
-            values: dict[str, Any] = {"lam": self._lam, "layer": float(layer), **self._mixer.measured}
+            # Lightning writes a key again with its last value: what was not measured now is no number.
+            self._measured |= dict.fromkeys(self._mixer.measured, float("nan"))
+            measured = self._mixer.measured if self.plan.mixes else {}
+            values: dict[str, Any] = {"lam": self._lam, "layer": float(layer), **self._measured, **measured}
             keyed = {f"mixup/{name}": value for name, value in values.items()}
             pl_module.log_dict(keyed, on_step=True, on_epoch=False)
 

@@ -42,7 +42,7 @@ def find_losses(module: nn.Module, spec: LossSpec) -> list[LossSite]:
         ValueError: If there is no such attribute, or the function is not found.
         TypeError: If it is no function.
     """
-    parts = [spec] if isinstance(spec, str) or callable(spec) else list(spec)
+    parts: list[Any] = list(spec) if isinstance(spec, (list, tuple)) else [spec]
     return [
         site
         for part in parts

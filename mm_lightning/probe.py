@@ -179,6 +179,9 @@ def check_losses(
                 mixer.rehearse(plan)
             stack.enter_context(CatchBackward(trace))
             _run(step, (map_indexed(exchange, args[0]), *args[1:]), kwargs, trace)
+            lost = next((loss.lost for loss in trace.loss_tensors if isinstance(loss, TargetPair) and loss.lost), None)
+            if lost is not None:
+                raise RuntimeError(lost)
             found.append([float(loss.detach()) for loss in trace.loss_tensors])
     wanted, got = (torch.tensor(losses, dtype=torch.float64) for losses in found)
     is_close = wanted.shape == got.shape and torch.allclose(got, wanted, rtol=_tolerance(module), equal_nan=True)
@@ -322,10 +325,10 @@ def _without_effects(module: pl.LightningModule, trace: Trace) -> Iterator[None]
     if not module.automatic_optimization:
         optimizers = _optimizers(module)
         replaced["optimizers"] = lambda *_, **__: optimizers[0] if len(optimizers) == 1 else optimizers
-        schedulers: Any = [] if module._trainer is None else module.lr_schedulers()
-        schedulers = schedulers if isinstance(schedulers, list) else [schedulers] * (schedulers is not None)
+        schedulers: Any = None if module._trainer is None else module.lr_schedulers()
+        schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
         inert = [_Inert(scheduler) for scheduler in schedulers]
-        replaced["lr_schedulers"] = lambda: inert[0] if len(inert) == 1 else inert or None
+        replaced["lr_schedulers"] = lambda: inert[0] if len(inert) == 1 else inert
     trainer = module._trainer  # the property raises where there is none
     loggers = [] if trainer is None else trainer.loggers
     before = {name: module.__dict__[name] for name in replaced if name in module.__dict__}
@@ -346,7 +349,7 @@ def _without_effects(module: pl.LightningModule, trace: Trace) -> Iterator[None]
 
 def _optimizers(module: pl.LightningModule) -> list[_Inert]:
     found: Any
-    if module._trainer is not None:
+    if module._trainer is not None and module._trainer.optimizers:
         found = module.optimizers()
     else:
         found = module.configure_optimizers()  # to know how many there are

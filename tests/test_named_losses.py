@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from classifier import LAYERS, Classifier, Network, Plans, batches, loader, mixe
 from torch import Tensor, nn
 from torch.nn.functional import multi_margin_loss as margin
 from torch.testing import assert_close
+from torchmetrics.functional.classification import multiclass_hinge_loss as hinge
 
 from mm_lightning import ManifoldMixupCallback, MixPlan
 
@@ -125,14 +127,18 @@ def test_a_loss_is_found_by_the_object(make_trainer: MakeTrainer, attribute: str
     check(make_trainer, net, getattr(net, attribute), {picked: True})
 
 
-@pytest.mark.parametrize("loss", [margin, F.cross_entropy, by_numpy], ids=["imported", "cross_entropy", "numpy"])
+@pytest.mark.parametrize(
+    "loss", [hinge, margin, F.cross_entropy, by_numpy], ids=["hinge", "imported", "cross_entropy", "numpy"]
+)
 def test_a_function_is_found_where_the_class_is_defined(make_trainer: MakeTrainer, loss: Loss) -> None:
     names: dict[Loss, Any] = {
+        hinge: lambda net, logits, y: hinge(logits, y, num_classes=3),
         margin: lambda net, logits, y: margin(logits, y),
         F.cross_entropy: lambda net, logits, y: F.cross_entropy(logits, y),
         by_numpy: lambda net, logits, y: by_numpy(logits, y),
     }
-    check(make_trainer, Net(names[loss]), loss, {loss: True})
+    by_hand = partial(hinge, num_classes=3) if loss is hinge else loss
+    check(make_trainer, Net(names[loss]), loss, {by_hand: True})
 
 
 def test_cross_entropy_is_found_inside_a_loss_module(make_trainer: MakeTrainer) -> None:
@@ -146,23 +152,27 @@ def test_two_losses_are_mixed_and_another_is_not(make_trainer: MakeTrainer) -> N
     check(make_trainer, net, ["criterion", by_numpy], {picked: True, by_numpy: True, F.cross_entropy: False})
 
 
+def test_a_named_loss_may_call_another(make_trainer: MakeTrainer) -> None:
+    check(make_trainer, Net(lambda net, logits, y: net.criterion(logits, y)), ["criterion", picked], {picked: True})
+
+
 @pytest.mark.parametrize("fails", [False, True], ids=["fit", "exception"])
 def test_everything_is_put_back(make_trainer: MakeTrainer, fails: bool) -> None:
     def compute(net: Net, logits: Tensor, y: Tensor) -> Tensor:
         assert not fails or net.trainer.global_step < 2, "now"
-        return picked(logits, y) + net.function(logits, y) + net.criterion(logits, y) + net.method(logits, y)
+        return by_numpy(logits, y) + net.function(logits, y) + net.criterion(logits, y) + net.method(logits, y)
 
     net = Net(compute)
     before = [dict(vars(net)), dict(vars(net.criterion)), dict(vars(F)), dict(globals())]
-    trainer = make_trainer(mixup(loss=[picked, "criterion", "method", F.cross_entropy]))
+    trainer = make_trainer(mixup(loss=[by_numpy, "function", "criterion", "method", F.cross_entropy]))
     if fails:
         with pytest.raises(AssertionError, match="now"):
             trainer.fit(net, loader())
     else:
         trainer.fit(net, loader())
     for was, now in zip(before, [vars(net), vars(net.criterion), vars(F), globals()], strict=True):
-        assert was.keys() ^ now.keys() <= {"_trainer"}
-        assert [name for name in ("picked", "function", "cross_entropy") if was.get(name) is not now.get(name)] == []
+        assert was.keys() ^ now.keys() <= {"_trainer", "_hparams"}
+        assert [name for name in ("by_numpy", "function", "cross_entropy") if was.get(name) is not now.get(name)] == []
     assert "forward" not in vars(net.criterion)
     assert "method" not in vars(net)
 
@@ -186,20 +196,20 @@ def test_a_loss_that_is_not_there_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("layers", "message"),
+    ("weights", "message"),
     [
-        ("input", "loss=whole runs the network itself"),
-        ("first", "no loss on the batch's targets was seen|runs the network itself"),
+        pytest.param([1, 0], "loss=whole runs the network itself", id="input"),
+        pytest.param([0, 1], "no loss on the batch's targets was seen", id="first"),
     ],
-    ids=["input", "first"],
 )
-def test_a_loss_that_runs_the_network_is_refused(make_trainer: MakeTrainer, layers: str, message: str) -> None:
+def test_a_loss_that_runs_the_network_is_refused(make_trainer: MakeTrainer, weights: list[int], message: str) -> None:
     class Whole(Net):
         def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
             return self.whole(*batch)
 
+    callback = mixup(loss="whole", layers=["input", "first"], layer_weights=weights)
     with pytest.raises(RuntimeError, match=message):
-        make_trainer(mixup(loss="whole", layers=layers)).fit(Whole(lambda net, logits, y: logits), loader())
+        make_trainer(callback).fit(Whole(lambda net, logits, y: logits), loader())
 
 
 def test_a_named_loss_without_targets_is_refused(make_trainer: MakeTrainer) -> None:

@@ -109,7 +109,7 @@ class Busy(Network, pl.LightningModule):
         super().__init__()
         self.automatic_optimization = not is_manual
         self.counter, self.listed, self.counts, self.recent = 0, [torch.zeros(2)], {"n": 0}, collections.deque(maxlen=2)
-        self.register_buffer("running", torch.zeros(8, dtype=torch.float64))
+        self.register_buffer("running", torch.zeros(4, dtype=torch.float64))
         self.ema = copy.deepcopy(self.first).requires_grad_(False)
         self.loss, self.metrics = MeanMetric(), {"loss": MeanMetric()}
         self.torch_rng = torch.Generator().manual_seed(3)
@@ -129,7 +129,7 @@ class Busy(Network, pl.LightningModule):
         self.counts[f"at {self.counter}"] = self.counter
         self.recent.append(self.counter)
         with torch.no_grad():
-            self.running.lerp_(self.first(x).mean(dim=0), 0.1)
+            self.running.lerp_(x.mean(dim=0), 0.1)
             for own, mean in zip(self.first.parameters(), self.ema.parameters(), strict=True):
                 mean.lerp_(own, 0.5)
         self.loss.update(loss.detach())
@@ -142,7 +142,7 @@ class Busy(Network, pl.LightningModule):
         self.log("loss", loss)
         self.log_dict({"twice": 2 * loss})
         if self.logger is not None:
-            self.logger.experiment.write(float(loss))
+            self.logger.experiment.write(loss.item())
         self.print(f"step {self.counter}")
         if not self.automatic_optimization:
             optimizer, scheduler = self.optimizers(), self.lr_schedulers()
@@ -196,9 +196,10 @@ def assert_same(got: Any, wanted: Any) -> None:
         assert got == wanted
 
 
-def test_a_look_leaves_the_module_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("is_manual", [False, True], ids=["automatic", "manual"])
+def test_a_look_leaves_the_module_as_it_was(is_manual: bool, capsys: pytest.CaptureFixture[str]) -> None:
     seed()
-    module = Busy()
+    module = Busy(is_manual)
     before, parts = module.state(), [id(value) for value in module.__dict__.values()]
     mm_lightning.inspect(module, (X, Y))
     assert_same(module.state(), before)
@@ -350,7 +351,7 @@ def test_targets_taken_out_beside_another_loss_are_refused(make_trainer: MakeTra
         logits = net(batch[0])
         return F.cross_entropy(logits, batch[1]) + F.multi_margin_loss(logits, take_out(batch[1]))
 
-    with pytest.raises(RuntimeError, match=r"The loss of training_step cannot be followed|not the batch's"):
+    with pytest.raises(RuntimeError, match="The loss of training_step cannot be followed"):
         fit(make_trainer, step, (X, Y), layers="first")
 
 
@@ -361,21 +362,21 @@ def test_captions_are_no_loss(make_trainer: MakeTrainer) -> None:
         captions.append(names[int(batch[1][0])])
         return plain(net, batch)
 
-    with pytest.warns(UserWarning, match="takes targets of single rows out of tensors"):
-        net, steps = fit(make_trainer, step, (X, Y), layers="first")
+    net, steps = fit(make_trainer, step, (X, Y), layers="first")
     assert captions[-3:] == [names[int(Y[0])]] * 3
     for loss, plan in steps:
         assert_close(loss, mixed_loss(net, X, Y, plan).detach(), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("take", [Tensor.requires_grad_, lambda x: x.clone().requires_grad_()], ids=["own", "clone"])
 @pytest.mark.parametrize("layer", ["input", "first"])
-def test_gradient_penalties_are_exact(make_trainer: MakeTrainer, layer: str) -> None:
+def test_gradient_penalties_are_exact(make_trainer: MakeTrainer, layer: str, take: Any) -> None:
     def penalty(logits: Tensor, x: Tensor) -> Tensor:
         (slope,) = torch.autograd.grad(logits.square().sum(), x, create_graph=True)
         return slope.square().sum(dim=1).mean()
 
     def step(net: Net, batch: Any) -> Tensor:
-        x = batch[0].requires_grad_()
+        x = take(batch[0])
         logits = net(x)
         return F.cross_entropy(logits, batch[1]) + penalty(logits, x)
 
@@ -395,7 +396,7 @@ def test_gradient_penalties_are_exact(make_trainer: MakeTrainer, layer: str) -> 
 
 def test_auto_names_what_is_missing_where_nothing_is_safe(make_trainer: MakeTrainer) -> None:
     def step(net: Net, batch: Any) -> Tensor:
-        return F.cross_entropy(net.wide(F.one_hot(batch[0], 7).double()), batch[1])
+        return F.cross_entropy(F.one_hot(batch[0], 7).double() @ net.wide.weight.T, batch[1])
 
     with pytest.raises(ValueError, match="layers='auto' found no layer of Net that everything runs through"):
         fit(make_trainer, step, (Y, Y), layers="auto")
@@ -404,6 +405,7 @@ def test_auto_names_what_is_missing_where_nothing_is_safe(make_trainer: MakeTrai
 def test_auto_trains_as_the_same_layers_by_name(make_trainer: MakeTrainer) -> None:
     nets, layers = [], "auto"
     for _ in range(2):
+        torch.manual_seed(0)
         net, callback = Net(plain), ManifoldMixupCallback(alpha=1.0, layers=layers, seed=5)
         make_trainer(callback).fit(net, Batches([(X, Y)] * 12))
         nets.append(net)

@@ -110,7 +110,11 @@ class PairCall:
             if tensor.grad_fn is not None and not isinstance(tensor, Pair):
                 self.mixer.check_path(tensor, self.name)
         runs = len(self.mixer.ran)
-        mixed = self._interpolated(self._run(own_of))
+        self.mixer.is_in_named_loss = True
+        try:
+            mixed = self._interpolated(self._run(own_of))
+        finally:
+            self.mixer.is_in_named_loss = False
         if len(self.mixer.ran) > runs:
             raise RuntimeError(
                 f"loss={self.name} runs the network itself, so evaluating it on both target sets would run it twice. "

@@ -43,6 +43,7 @@ class Mixer:
     Attributes:
         losses: Names of the functions in which mixed targets met the hidden state since :meth:`start`, in order.
         is_verified: Whether the loss was proved to be followed, so that numbers read from targets are no part of it.
+        is_in_named_loss: Whether a loss that the user named is being evaluated.
         measures: Whether to measure the next step's cross-entropy, because it will be logged.
         measured: Accuracy on the mixed targets and their entropy, scalars by name.
         reads: Names of the functions that took class indices out of tensors.
@@ -70,6 +71,7 @@ class Mixer:
         self.losses: list[str] = []
         self.reads: set[str] = set()
         self.is_verified = False
+        self.is_in_named_loss = False
         self.measures = False
         self.measured: dict[str, Tensor] = {}
         self.sources: set[Node] = set()

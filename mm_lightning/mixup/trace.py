@@ -194,7 +194,7 @@ class Traced(Tensor):
             values, named_values = tree_map_only(Traced, _value_of, (args, kwargs))
             result = func(*values, **named_values)
             tensors = [leaf.value if isinstance(leaf, Traced) else leaf for leaf in leaves if isinstance(leaf, Tensor)]
-            if is_independent(name):
+            if is_independent(name) or name == "grad":  # a gradient comes from what it is the gradient of
                 return result
             if is_in_place(name, kwargs):
                 return _changed(kwargs.get("out", args[0] if args else None), name, traced, tensors, result)

@@ -149,6 +149,10 @@ class Encoder(pl.LightningModule):
             return lam * hidden + (1 - lam) * hidden[plan.partner]
 
         hidden = self.embed(IDS)
+        if plan.layer == "b":
+            hidden = self.b(self.a(hidden, src_key_padding_mask=own), src_key_padding_mask=own)
+            logits = self.head(mix(hidden)[:, 0])
+            return lam * F.cross_entropy(logits, Y) + (1 - lam) * F.cross_entropy(logits, Y[plan.partner])
         if plan.layer == "a":
             hidden = mix(self.a(hidden, src_key_padding_mask=own))
         else:
@@ -173,6 +177,13 @@ def test_mixed_rows_attend_to_both_parents(make_trainer: MakeTrainer, layer: str
         wanted, other = module.by_hand(plan, has_union).detach(), module.by_hand(plan, not has_union).detach()
         assert_close(loss, wanted, rtol=0, atol=1e-12)
         assert abs(loss - other) > 1e-6
+
+
+def test_blocks_before_the_mix_keep_their_own_masks(make_trainer: MakeTrainer) -> None:
+    module = Encoder()
+    plans = fit(make_trainer, module, BATCH, layers="b")
+    for (loss, _), plan in zip(module.steps, plans, strict=True):
+        assert_close(loss, module.by_hand(plan).detach(), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("layer", ["a", "input"])

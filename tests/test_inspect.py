@@ -1,0 +1,140 @@
+"""``mm_lightning.inspect``: the function, its table, and the command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from classifier import Classifier, loader, rows
+from torch import Tensor, nn
+
+import mm_lightning
+from mm_lightning.inspect import Inspection, LayerReport, inspect
+
+TABLE = """\
+layer   type       output shape  depth  auto  safe to mix
+input   the batch  6x4           0.00   *     yes
+first   Linear     6x8           0.33   *     yes
+second  Linear     6x8           0.67         yes
+head    Linear     6x3           1.00         yes
+unused  Linear     -                          no: does not run in training_step
+
+layers="auto" mixes at 'input', 'first'."""
+
+
+class Net(Classifier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Linear(2, 2)
+
+
+def test_the_function_and_the_module_have_one_name() -> None:
+    assert isinstance(mm_lightning.inspect, types.ModuleType)
+    assert mm_lightning.inspect is sys.modules["mm_lightning.inspect"]
+    assert mm_lightning.inspect.inspect is inspect
+    assert str(mm_lightning.inspect(Net(), rows(6))) == TABLE
+
+
+@pytest.mark.parametrize("has_trainer", [False, True], ids=["alone", "with a trainer"])
+def test_the_report(make_trainer: Callable[..., pl.Trainer], has_trainer: bool) -> None:
+    net, trainer = Net(), None
+    if has_trainer:
+        trainer = make_trainer()
+        trainer.fit(net, loader(6))
+    report = inspect(net, rows(6))
+    assert isinstance(report, Inspection)
+    assert str(report) == TABLE
+    assert report.chosen == ("input", "first")
+    assert report.safe == ("input", "first", "second", "head")
+    assert report.layers[1] == LayerReport("first", "Linear", (6, 8), True, "", True, 1 / 3)
+    assert report.layers[4] == LayerReport("unused", "Linear", None, False, "does not run in training_step", False, 0.0)
+    assert net._trainer is trainer
+    assert len(net.losses) == has_trainer
+
+
+def test_a_path_around_a_layer_is_told() -> None:
+    class Bypassed(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.tanh(self.first(x))
+            return self.head(hidden + torch.tanh(self.second(hidden)))
+
+    second = inspect(Bypassed(), rows(6)).layers[2]
+    assert (second.safe, second.chosen) == (False, False)
+    assert second.reason == "a path from 'first' to 'head' leads around it"
+
+
+def test_only_lightning_modules_are_taken() -> None:
+    with pytest.raises(TypeError, match=r"inspect takes a LightningModule, got Linear\."):
+        inspect(nn.Linear(4, 3), rows(6))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="needs tensors in the batch, got str without any"):
+        inspect(Net(), "rows")
+
+
+def test_the_errors_of_the_step_pass_through() -> None:
+    class Broken(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            raise KeyError("mine")
+
+    net = Broken()
+    with pytest.raises(KeyError, match="mine"):
+        inspect(net, rows(6))
+    assert net._trainer is None
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in net.modules())
+
+
+class SequenceFirst(pl.LightningModule):
+    """Takes (N, T, 4) and runs an LSTM on (T, N, 4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(4, 8), nn.Linear(8, 3)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        hidden, _ = self.lstm(batch[0].transpose(0, 1))
+        return F.cross_entropy(self.head(hidden[-1]), batch[1])
+
+
+@pytest.mark.parametrize(("batch_dim", "is_safe"), [(0, False), (1, True), ({"lstm": 1}, True)])
+def test_the_batch_may_stand_in_another_dimension(batch_dim: Any, is_safe: bool) -> None:
+    batch = torch.randn(6, 5, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    lstm = inspect(SequenceFirst(), batch, batch_dim=batch_dim).layers[1]
+    assert (lstm.name, lstm.type, lstm.shape, lstm.safe) == ("lstm", "LSTM", (5, 6, 8), is_safe)
+    problem = "has no floating point output with the 6 rows in dimension 0: (5, 6, 8), (1, 6, 8), (1, 6, 8)"
+    assert lstm.reason == ("" if is_safe else problem)
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    def command(*overrides: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "mm_lightning.inspect", *overrides]
+        finished = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        assert list(tmp_path.iterdir()) == []
+        return finished
+
+    return command
+
+
+def test_the_command_prints_the_table(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    finished = command("+experiment=mnist_bottleneck")
+    assert (finished.returncode, finished.stderr) == (0, "")
+    lines = finished.stdout.splitlines()
+    assert lines[0].split() == ["layer", "type", "output", "shape", "depth", "auto", "safe", "to", "mix"]
+    assert lines[1].split() == ["input", "the", "batch", "100x1x28x28", "0.00", "yes"]
+    assert "mix_before.3 MixPoint 100x2 0.50 * yes" in [" ".join(line.split()) for line in lines]
+    assert lines[-1] == "layers=\"auto\" mixes at 'mix_before.3', 'mix_before.4'."
+
+
+def test_a_mistake_is_answered_in_one_line(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    finished = command("data.batch_sice=3")
+    assert (finished.returncode, finished.stdout) == (1, "")
+    assert finished.stderr.startswith("error: There is no 'data.batch_sice'. Names there: ")
+    assert finished.stderr.endswith("Did you mean 'batch_size'?\n")
+    assert finished.stderr.count("\n") == 1
