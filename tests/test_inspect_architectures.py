@@ -38,6 +38,13 @@ def test_the_early_stages_are_chosen(architecture: Architecture) -> None:
     assert {row.name for row in inspection.layers if row.chosen} - {"input"} == set(architecture.chosen) - {"input"}
 
 
+def test_compiling_a_part_changes_no_choice() -> None:
+    (mlp,) = [architecture for architecture in ARCHITECTURES if architecture.name == "mlp"]
+    module = mlp.make()
+    module.net[2] = torch.compile(module.net[2], backend="eager")
+    assert mm_lightning.inspect(module, mlp.batch()).chosen == mlp.chosen
+
+
 def test_everything_is_as_before(architecture: Architecture) -> None:
     module, batch = architecture.make(), architecture.batch()
     list(module.modules())[-1].eval()  # modes differ

@@ -15,7 +15,7 @@ INPUT = "input"
 """Name of layer k = 0: the batch itself."""
 
 # Attributes in which torch.compile and activation checkpointing keep the module they wrap.
-_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
+WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
 
 LayerSpec = str | nn.Module | type[nn.Module] | Sequence[str | nn.Module | type[nn.Module]]
 
@@ -129,7 +129,7 @@ def _match(root: nn.Module, modules: dict[str, nn.Module], part: object, chosen:
 
 def _display_name(name: str, module: nn.Module) -> str:
     """The dotted name without wrappers' parts, and never the batch's for a module of the user."""
-    name = ".".join(part for part in name.split(".") if part not in _WRAPPED)
+    name = ".".join(part for part in name.split(".") if part not in WRAPPED)
     return f"{INPUT} (module)" if name == INPUT and not isinstance(module, MixPoint) else name
 
 

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mm_lightning.mixup.expression import is_in_place, is_independent, is_network
+from mm_lightning.mixup.layers import WRAPPED
 from mm_lightning.mixup.masks import MaskSite, is_mask, keep_value
 from mm_lightning.mixup.trees import map_tensors, tensors_in
 
@@ -281,6 +282,8 @@ def _masks_in(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[
 
 
 def _applies_weights(module: nn.Module, args: Any, kwargs: Any) -> bool:
+    for wrapped in WRAPPED:
+        module = getattr(module, wrapped, module)
     if not any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)):
         return False
     return any(tensor.is_floating_point() for tensor in tensors_in((args, kwargs)))
