@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from mm_lightning import ManifoldMixupCallback
+
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
@@ -38,8 +40,8 @@ def _run(block: str, **given: Any) -> dict[str, Any]:
     return names
 
 
-def test_the_readme_has_three_examples() -> None:
-    assert len(BLOCKS) == 3
+def test_the_readme_has_four_examples() -> None:
+    assert len(BLOCKS) == 4
 
 
 def test_the_callback_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,11 +50,19 @@ def test_the_callback_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyP
     block = BLOCKS[0].replace("Trainer(", "Trainer(logger=False, enable_progress_bar=False, accelerator='cpu', ")
     names = _run(block, your_module=Module(), your_dataloader=data)
     assert names["trainer"].global_step == 40
-    assert names["mixup"].plan.layer in ("input", "layer1", "layer2")
+    (mixup,) = [part for part in names["trainer"].callbacks if isinstance(part, ManifoldMixupCallback)]
+    assert mixup.summary().keys() == {"input", "layer1", "unmixed"}
+    assert sum(mixup.summary().values()) == 40
+
+
+def test_the_inspection_example_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    data = DataLoader(TensorDataset(torch.randn(32, 4), torch.randint(0, 3, (32,))), batch_size=8)
+    _run(BLOCKS[1], your_module=Module(), your_dataloader=data)
+    assert capsys.readouterr().out.endswith("layers=\"auto\" mixes at 'input', 'layer1'.\n")
 
 
 def test_the_module_example_trains(make_trainer: Any) -> None:
-    names = _run(BLOCKS[1])
+    names = _run(BLOCKS[2])
     data = DataLoader(TensorDataset(torch.randn(32, 1, 28, 28), torch.randint(0, 10, (32,))), batch_size=8)
     make_trainer(names["mixup"]).fit(names["model"], data)
     assert names["mixup"].layer_names == ("input", "mix_before.1")
@@ -62,7 +72,7 @@ def test_the_loop_example_has_the_gradient_of_the_formula() -> None:
     torch.manual_seed(0)
     blocks = [nn.Linear(4, 5).double(), nn.Tanh(), nn.Linear(5, 3).double()]
     x, y = torch.randn(6, 4, dtype=torch.float64), torch.randint(0, 3, (6,))
-    plan = _run(BLOCKS[2], batches=[(x, y)], blocks=blocks)["plan"]
+    plan = _run(BLOCKS[3], batches=[(x, y)], blocks=blocks)["plan"]
     got = blocks[0].weight.grad.clone()
 
     lam, hidden = float(plan.lam[0]), x
