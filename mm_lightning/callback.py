@@ -178,11 +178,6 @@ class ManifoldMixupCallback(pl.Callback):
         self._counts.clear()
         self._wrap_training_step(pl_module)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Hook them for the tuner, too, which trains before fit has started."""
-        if self._patched is None:
-            self._wrap_training_step(pl_module)
-
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look closely at the first mix of each layer in each epoch."""
         if self._mixer is not None:
