@@ -304,6 +304,11 @@ class ManifoldMixupCallback(pl.Callback):
             if view is None:
                 self._has_no_loss = True
                 self._is_armed = False
+                if not pl_module.automatic_optimization:
+                    self._warn_once(
+                        "No loss was seen in training_step, so such batches train unmixed. In manual optimization call "
+                        "self.manual_backward(loss)."
+                    )
                 return False
             self._views[signature] = view
         if self.plan is None:

@@ -468,6 +468,22 @@ def test_manual_optimization_is_held_to_the_same(make_trainer: MakeTrainer, step
         make_trainer(ManifoldMixupCallback(layers="first")).fit(Manual(), Batches([(X, ZEROS)] * 3))
 
 
+def test_a_loss_that_is_differentiated_out_of_sight_is_warned_of(make_trainer: MakeTrainer) -> None:
+    def manual(net: Net, batch: Any) -> None:
+        weights = list(net.second.parameters())
+        for weight, grad in zip(weights, torch.autograd.grad(plain(net, batch), weights), strict=True):
+            weight.grad = grad
+        net.optimizers().step()
+
+    class Manual(Net):
+        def __init__(self) -> None:
+            super().__init__(manual)
+            self.automatic_optimization = False
+
+    with pytest.warns(UserWarning, match="No loss was seen in training_step, so such batches train unmixed"):
+        make_trainer(ManifoldMixupCallback(layers="first")).fit(Manual(), Batches([(X, ZEROS)] * 3))
+
+
 def test_a_bypass_that_begins_later_is_found_in_the_next_epoch(make_trainer: MakeTrainer) -> None:
     def step(net: Net, batch: Any) -> Tensor:
         return _input_again(net, batch) if net.current_epoch > 0 else _input_once(net, batch)
