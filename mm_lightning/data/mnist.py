@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DistributedSampler, TensorDataset
 
-from mm_lightning.data.tensor_batches import TensorBatches
+from mm_lightning.data.tensor_data_module import TensorDataModule
 
 PACKAGED_FILES = Path(__file__).with_name("mnist_files")
 
@@ -25,9 +23,6 @@ SHA256 = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
-
-# The sampler adds the epoch to its seed. Without a stride, seed 0 in epoch 1 would repeat seed 1 in epoch 0.
-_SEED_STRIDE = 1_000_003
 
 
 class MNIST(NamedTuple):
@@ -62,7 +57,7 @@ def load_mnist(root: str | Path | None = None) -> MNIST:
     return MNIST(train_images, train_labels.long(), test_images, test_labels.long())
 
 
-class MNISTDataModule(LightningDataModule):
+class MNISTDataModule(TensorDataModule):
     """MNIST in its official split, held as tensors on the trainer's device.
 
     Batches are ``(images, labels)``: float32 (N, 1, 28, 28) in [0, 1] and int64 (N,). The last ``num_validation``
@@ -84,6 +79,7 @@ class MNISTDataModule(LightningDataModule):
 
     num_classes: ClassVar[int] = 10
     class_names: ClassVar[tuple[str, ...]] = tuple("0123456789")
+    row_name = "image"
 
     def __init__(
         self,
@@ -94,54 +90,17 @@ class MNISTDataModule(LightningDataModule):
         seed: int = 0,
         limit: int | None = None,
     ) -> None:
-        super().__init__()
-        if batch_size < 1 or eval_batch_size < 1:
-            raise ValueError(
-                f"batch_size and eval_batch_size must be >= 1, got {batch_size} and {eval_batch_size}."
-                " 1 yields single images."
-            )
+        super().__init__(batch_size, eval_batch_size, seed)
         if not 0 <= num_validation < 60_000:
             raise ValueError(f"num_validation must be in [0, 59999], got {num_validation}. 0 trains on all 60,000.")
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be >= 1, got {limit}. Leave it empty to use all images.")
         self.root = root
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
         self.num_validation = num_validation
-        self.seed = seed
         self.limit = limit
-        self._splits: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def setup(self, stage: str | None = None) -> None:
-        """Load the data once and put it on the trainer's device (the CPU without a trainer)."""
-        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
-        splits = self._splits or self._load_splits()
-        self._splits = {name: (images.to(device), labels.to(device)) for name, (images, labels) in splits.items()}
-
-    def train_dataloader(self) -> TensorBatches:
-        """Shuffled anew in each epoch.
-
-        While the trainer trains, iteration begins with its next batch, which is batch 0 except in a resumed epoch.
-        """
-        # overfit_batches asks for the same batches in each epoch; getattr, for Trainer does not declare it
-        shuffle = not getattr(self.trainer, "overfit_batches", 0)
-        images, labels = self._split("train")
-        sampler = self._sampler(images, shuffle=shuffle)
-        return TensorBatches([images, labels], self.batch_size, sampler, first_batch=self._next_train_batch)
-
-    def val_dataloader(self) -> TensorBatches:
-        """The validation set in order."""
-        return self._eval_batches("val")
-
-    def test_dataloader(self) -> TensorBatches:
-        """The test set in order."""
-        return self._eval_batches("test")
-
-    def predict_dataloader(self) -> TensorBatches:
-        """The test set in order, with its labels."""
-        return self._eval_batches("test")
-
-    def _load_splits(self) -> dict[str, tuple[Tensor, Tensor]]:
+    def load_splits(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Read the files, as ``load_splits`` of :class:`TensorDataModule` documents it."""
         data = load_mnist(self.root)
         num_train = len(data.train_images) - self.num_validation
         splits = {
@@ -153,28 +112,6 @@ class MNISTDataModule(LightningDataModule):
             name: (_to_unit_range(images[: self.limit]), labels[: self.limit])
             for name, (images, labels) in splits.items()
         }
-
-    def _eval_batches(self, name: str) -> TensorBatches:
-        images, labels = self._split(name)
-        return TensorBatches([images, labels], self.eval_batch_size, self._sampler(images, shuffle=False))
-
-    def _split(self, name: str) -> tuple[Tensor, Tensor]:
-        if not self._splits:
-            raise RuntimeError("MNISTDataModule holds no data yet. Call setup() before asking for a loader.")
-        return self._splits[name]
-
-    def _sampler(self, images: Tensor, shuffle: bool) -> DistributedSampler[tuple[Tensor, ...]]:
-        world_size = 1 if self.trainer is None else self.trainer.world_size
-        rank = 0 if self.trainer is None else self.trainer.global_rank
-        seed = self.seed * _SEED_STRIDE
-        return DistributedSampler(TensorDataset(images), world_size, rank, shuffle=shuffle, seed=seed)
-
-    def _next_train_batch(self) -> int:
-        # `ready` is the batch_idx of Lightning's next training step, restored from the checkpoint in a resumed epoch;
-        # after training it keeps the last epoch's value, which must not shorten a loader iterated by hand
-        if self.trainer is None or not self.trainer.training:
-            return 0
-        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
 
 def _find(folder: Path, name: str, way_out: str) -> Path:

@@ -298,6 +298,13 @@ def test_loader_before_setup_is_refused() -> None:
         MNISTDataModule().train_dataloader()
 
 
+def test_messages_of_the_common_part_speak_of_mnist() -> None:
+    with pytest.raises(ValueError, match=r"^batch_size and eval_batch_size must be .* 1 yields single images\.$"):
+        MNISTDataModule(batch_size=0)
+    with pytest.raises(RuntimeError, match=r"^MNISTDataModule holds no data yet\. Call setup\(\) before asking"):
+        MNISTDataModule().test_dataloader()
+
+
 # --- under a trainer -------------------------------------------------------------------------------------------------
 
 NUM_BATCHES = 8

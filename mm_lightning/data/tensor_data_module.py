@@ -1,0 +1,103 @@
+"""A LightningDataModule for data that fit into memory: tensors on the trainer's device, cut into batches."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DistributedSampler, TensorDataset
+
+from mm_lightning.data.tensor_batches import TensorBatches
+
+# The sampler adds the epoch to its seed. Without a stride, seed 0 in epoch 1 would repeat seed 1 in epoch 0.
+_SEED_STRIDE = 1_000_003
+
+
+class TensorDataModule(LightningDataModule, ABC):
+    """Three splits held as tensors on the trainer's device. A subclass loads them in :meth:`load_splits`.
+
+    Batches are ``(inputs, targets)``; ``predict`` sees the test set. The training order is a function of ``seed`` and
+    the epoch alone, and a resumed epoch continues with the batch at which it stopped.
+
+    Args:
+        batch_size: Training rows per batch, on each device.
+        eval_batch_size: Rows per batch in validation, test and prediction, on each device.
+        seed: Seed of the training order.
+
+    Raises:
+        ValueError: If a batch size is below 1.
+    """
+
+    row_name: ClassVar[str] = "row"  # what error messages call one
+
+    def __init__(self, batch_size: int, eval_batch_size: int, seed: int) -> None:
+        super().__init__()
+        if batch_size < 1 or eval_batch_size < 1:
+            raise ValueError(
+                f"batch_size and eval_batch_size must be >= 1, got {batch_size} and {eval_batch_size}."
+                f" 1 yields single {self.row_name}s."
+            )
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.seed = seed
+        self._splits: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @abstractmethod
+    def load_splits(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Load the data, on the CPU; called once.
+
+        Returns:
+            ``(inputs, targets)`` with one row for each sample, under ``"train"``, ``"val"`` and ``"test"``.
+        """
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the data once and put it on the trainer's device (the CPU without a trainer)."""
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        splits = self._splits or self.load_splits()
+        self._splits = {name: (inputs.to(device), targets.to(device)) for name, (inputs, targets) in splits.items()}
+
+    def train_dataloader(self) -> TensorBatches:
+        """Shuffled anew in each epoch.
+
+        While the trainer trains, iteration begins with its next batch, which is batch 0 except in a resumed epoch.
+        """
+        # overfit_batches asks for the same batches in each epoch; getattr, for Trainer does not declare it
+        shuffle = not getattr(self.trainer, "overfit_batches", 0)
+        inputs, targets = self._split("train")
+        sampler = self._sampler(inputs, shuffle=shuffle)
+        return TensorBatches([inputs, targets], self.batch_size, sampler, first_batch=self._next_train_batch)
+
+    def val_dataloader(self) -> TensorBatches:
+        """The validation set in order."""
+        return self._eval_batches("val")
+
+    def test_dataloader(self) -> TensorBatches:
+        """The test set in order."""
+        return self._eval_batches("test")
+
+    def predict_dataloader(self) -> TensorBatches:
+        """The test set in order, with its targets."""
+        return self._eval_batches("test")
+
+    def _eval_batches(self, name: str) -> TensorBatches:
+        inputs, targets = self._split(name)
+        return TensorBatches([inputs, targets], self.eval_batch_size, self._sampler(inputs, shuffle=False))
+
+    def _split(self, name: str) -> tuple[Tensor, Tensor]:
+        if not self._splits:
+            raise RuntimeError(f"{type(self).__name__} holds no data yet. Call setup() before asking for a loader.")
+        return self._splits[name]
+
+    def _sampler(self, inputs: Tensor, shuffle: bool) -> DistributedSampler[tuple[Tensor, ...]]:
+        world_size = 1 if self.trainer is None else self.trainer.world_size
+        rank = 0 if self.trainer is None else self.trainer.global_rank
+        seed = self.seed * _SEED_STRIDE
+        return DistributedSampler(TensorDataset(inputs), world_size, rank, shuffle=shuffle, seed=seed)
+
+    def _next_train_batch(self) -> int:
+        # `ready` is the batch_idx of Lightning's next training step, restored from the checkpoint in a resumed epoch;
+        # after training it keeps the last epoch's value, which must not shorten a loader iterated by hand
+        if self.trainer is None or not self.trainer.training:
+            return 0
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
