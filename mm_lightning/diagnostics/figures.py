@@ -66,6 +66,12 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     return path
 
 
+def save_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Write arrays to a compressed ``.npz`` file, whole or not at all."""
+    with whole_file(path) as file:
+        np.savez_compressed(file, **arrays)
+
+
 def draw_clouds(
     plane: Tensor,
     targets: Tensor,

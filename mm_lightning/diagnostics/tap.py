@@ -1,8 +1,10 @@
-"""Overhearing a layer: its outputs, beside the batches' targets, while the module is evaluated anyway."""
+"""Overhearing layers: their outputs, beside the batches' targets, while the module is evaluated."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,102 +16,181 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from mm_lightning.mixup import resolve_layers
 
+INPUT, OUTPUT = "input", "output"
+
 
 class LayerTap:
-    """Collects the hidden states of one layer and the targets of the same rows.
+    """Collects the hidden states of layers and the targets of the same rows.
 
-    The layer has a hook only between :meth:`open` and :meth:`close`, and no forward pass is made for it. A layer that
-    runs several times per batch gives its last output.
+    The layers have hooks only between :meth:`open` and :meth:`close`, and no forward pass is made for them. A layer
+    that runs several times per batch gives its last output.
 
     Args:
-        layer: The layer's dotted name, or what else ``resolve_layers`` takes for one layer.
+        layers: The layers' dotted names, or what else ``resolve_layers`` takes for one layer. ``"input"`` is the
+            batch's first floating point tensor, ``"output"`` what the module's own ``forward`` returns.
         max_rows: Only the first so many rows are kept, on each process.
         targets: Finds the class indices, integer (N,), in a batch. Default: the last integer tensor of the batch with
             one entry per row.
     """
 
-    def __init__(self, layer: str, max_rows: int, targets: Callable[[Any], Tensor] | None = None) -> None:
-        self.layer = layer
+    def __init__(self, layers: Sequence[str], max_rows: int, targets: Callable[[Any], Tensor] | None = None) -> None:
+        self.layers = list(layers)
         self.max_rows = max_rows
         self.targets = targets
-        self._handle: RemovableHandle | None = None
-        self._output: Tensor | None = None
-        self._hidden: list[Tensor] = []
+        self.is_open = False
+        self._handles: list[RemovableHandle] = []
+        self._room = max_rows
+        self._outputs: dict[str, Tensor] = {}  # of the batch that runs
+        self._hidden: dict[str, list[Tensor]] = {}
         self._targets: list[Tensor] = []
 
     @property
-    def is_open(self) -> bool:
-        """Whether the layer is hooked."""
-        return self._handle is not None
+    def is_full(self) -> bool:
+        """Whether ``max_rows`` rows are kept already."""
+        return self._room == 0
 
-    def find(self, module: nn.Module) -> nn.Module:
-        """Return the layer.
+    def find(self, module: nn.Module) -> dict[str, nn.Module]:
+        """Return the modules of the layers, by name, but for the input.
 
         Raises:
-            ValueError: If the name means no layer of ``module``, or several, or the batch.
+            ValueError: If a name means no layer of ``module``, or several.
         """
-        found = resolve_layers(module, self.layer)
-        if len(found) != 1 or len(found[0].modules) != 1:
-            raise ValueError(f"layer must name one module, got {self.layer!r}, which names {[x.name for x in found]}.")
-        return found[0].modules[0]
+        return {layer: _find(module, layer) for layer in self.layers if layer != INPUT}
 
     def open(self, module: nn.Module) -> None:
-        """Hook the layer and forget what was collected before."""
+        """Hook the layers and forget what was collected before."""
         self.close()
-        self._handle = self.find(module).register_forward_hook(self._overhear)
+        for layer, found in self.find(module).items():
+            if layer == OUTPUT:
+                self._handles.append(found.register_forward_pre_hook(self._await_output))
+            self._handles.append(found.register_forward_hook(partial(self._overhear, layer)))
+        self.is_open = True
 
     def close(self) -> None:
-        """Take the hook off and forget what was collected."""
-        if self._handle is not None:
-            self._handle.remove()
-        self._handle, self._output = None, None
-        self._hidden, self._targets = [], []
+        """Take the hooks off and forget what was collected."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._outputs, self._targets = [], {}, []
+        self._hidden = {layer: [] for layer in self.layers}
+        self._room = self.max_rows
+        self.is_open = False
 
     def keep(self, batch: Any) -> None:
-        """Keep the layer's output for this batch beside the batch's targets.
+        """Keep the layers' outputs for this batch beside the batch's targets.
 
         Raises:
-            RuntimeError: If the layer did not run.
-            ValueError: If the targets are not one class index per row.
+            RuntimeError: If a layer did not run.
+            ValueError: If the targets are not one class index per row, or the layers differ in their number of rows.
         """
-        room = self.max_rows - sum(map(len, self._targets))
-        if self._handle is None or room <= 0:
+        if not self.is_open or self.is_full:
             return
-        if self._output is None:
-            raise RuntimeError(
-                f"Layer {self.layer!r} did not run in this batch, or was compiled before it was hooked. "
-                "Choose a layer that every evaluation step runs, and do not compile it."
-            )
-        hidden = self._output.reshape(len(self._output), -1).cpu()
-        self._output = None
-        targets = self.targets(batch) if self.targets else _last_integers(batch, len(hidden))
-        if targets.shape != hidden.shape[:1]:
-            raise ValueError(f"targets must be ({len(hidden)},), a class per row, got {tuple(targets.shape)}.")
-        self._hidden.append(hidden[:room])
-        self._targets.append(targets[:room].detach().cpu().clone())
+        outputs = {layer: self._output(layer, batch) for layer in self.layers}
+        first, length = self.layers[0], len(outputs[self.layers[0]])
+        for layer, output in outputs.items():
+            if len(output) != length:
+                raise ValueError(f"Layer {layer!r} has {len(output)} rows, layer {first!r} has {length}.")
+        targets = self.targets(batch) if self.targets else _last_integers(batch, length)
+        if targets.shape != (length,):
+            raise ValueError(f"targets must be ({length},), a class per row, got {tuple(targets.shape)}.")
+        rows = min(self._room, length)
+        self._targets.append(targets[:rows].detach().cpu().clone())
+        for layer, output in outputs.items():
+            # the batch is not ours: the loader may hand out views of its data, or use the memory again
+            self._hidden[layer].append(output[:rows].reshape(rows, -1).to("cpu", copy=layer == INPUT))
+        self._room -= rows
 
-    def collected(self, module: LightningModule) -> tuple[Tensor, Tensor] | None:
-        """Return hidden states (N, D) and targets (N,) of all processes, on the CPU; None if there are none.
+    def collected(self, module: LightningModule) -> tuple[dict[str, Tensor], Tensor] | None:
+        """Return hidden states (N, D) by layer and targets (N,) of all processes, on the CPU.
 
-        To be called by every process.
+        To be called by every process. None if any of them has no rows: the others would wait for it.
         """
-        if not self._hidden:
+        if not module.trainer.strategy.reduce_boolean_decision(bool(self._targets), all=True):
             return None
-        hidden, targets = torch.cat(self._hidden), torch.cat(self._targets)
+        hidden, targets = {layer: torch.cat(parts) for layer, parts in self._hidden.items()}, torch.cat(self._targets)
         if module.trainer.world_size > 1:
-            hidden, targets = (torch.cat(gather_all_tensors(x.to(module.device))).cpu() for x in (hidden, targets))
+            hidden = {layer: _gathered(states, module) for layer, states in hidden.items()}
+            targets = _gathered(targets, module)
         return hidden, targets
 
-    def _overhear(self, layer: nn.Module, args: Any, output: Any) -> None:
-        if not isinstance(output, Tensor):
-            raise TypeError(f"Layer {self.layer!r} must return a tensor to be drawn, got {type(output).__name__}.")
-        self._output = output.detach().clone()  # the next layer may work in place
+    def _output(self, layer: str, batch: Any) -> Tensor:
+        output = _first_floats(batch) if layer == INPUT else self._outputs.pop(layer, None)
+        if output is None:
+            raise RuntimeError(_absent(layer))
+        return output
+
+    def _await_output(self, module: nn.Module, args: Any) -> None:
+        self._outputs.pop(OUTPUT, None)
+
+    def _overhear(self, layer: str, module: nn.Module, args: Any, output: Any) -> None:
+        if self.is_full:
+            return
+        # with several processes Lightning calls the steps through forward too: the call inside is the module's own
+        if layer == OUTPUT and (OUTPUT in self._outputs or not _has_rows(output)):
+            return
+        if not _has_rows(output):
+            raise TypeError(f"Layer {layer!r} must return a tensor with rows to be looked at, got {_kind(output)}.")
+        self._outputs[layer] = output.detach().clone()  # the next layer may work in place
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode, and each of its modules back into its own mode afterwards."""
+    training = {one: one.training for one in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for one, mode in training.items():
+            one.training = mode
+
+
+def _find(module: nn.Module, layer: str) -> nn.Module:
+    if layer == OUTPUT:
+        return module
+    found = resolve_layers(module, layer)
+    if len(found) != 1 or len(found[0].modules) != 1:
+        raise ValueError(f"layer must name one module, got {layer!r}, which names {[x.name for x in found]}.")
+    return found[0].modules[0]
+
+
+def _has_rows(output: Any) -> bool:
+    return isinstance(output, Tensor) and output.ndim > 0
+
+
+def _kind(output: Any) -> str:
+    return "a single number" if isinstance(output, Tensor) else type(output).__name__
+
+
+def _absent(layer: str) -> str:
+    if layer == OUTPUT:
+        return (
+            "The module's own forward() returned no tensor in this batch. "
+            "Name the layer that makes the logits, which every evaluation step runs, and do not compile it."
+        )
+    if layer == INPUT:
+        return "The batch holds no floating point tensor, which the layer 'input' stands for."
+    return (
+        f"Layer {layer!r} did not run in this batch, or was compiled before it was hooked. "
+        "Choose a layer that every evaluation step runs, and do not compile it."
+    )
+
+
+def _gathered(rows: Tensor, module: LightningModule) -> Tensor:
+    return torch.cat(gather_all_tensors(rows.to(module.device))).cpu()
+
+
+def _leaves(batch: Any) -> list[Tensor]:
+    leaves: list[Tensor] = []
+    apply_to_collection(batch, Tensor, leaves.append)
+    return leaves
+
+
+def _first_floats(batch: Any) -> Tensor | None:
+    return next((leaf.detach() for leaf in _leaves(batch) if leaf.is_floating_point() and leaf.ndim), None)
 
 
 def _last_integers(batch: Any, length: int) -> Tensor:
-    leaves: list[Tensor] = []
-    apply_to_collection(batch, Tensor, leaves.append)
-    leaves = [leaf for leaf in leaves if leaf.shape[:1] == (length,) and leaf.numel() == length]
+    leaves = [leaf for leaf in _leaves(batch) if leaf.shape[:1] == (length,) and leaf.numel() == length]
     leaves = [leaf for leaf in leaves if not leaf.is_floating_point() and leaf.dtype != torch.bool]
     if not leaves:
         raise ValueError(f"No integer tensor with {length} entries is in the batch. Pass targets=batch -> Tensor.")

@@ -1,0 +1,232 @@
+"""Pictures of the predicted classes over a plane: panels side by side on one scale, and an animation of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
+from matplotlib.figure import Figure
+from PIL import Image
+
+from mm_lightning.diagnostics.figures import GREY, HAIRLINE, INK, PALETTE, ClassNames, _dress, _pixels, spread_apart
+from mm_lightning.diagnostics.plane import PlaneMap, p_class1
+from mm_lightning.record import whole_file
+
+# White where both classes are equally probable, and the classes' own hues at the ends.
+P_CLASS1 = LinearSegmentedColormap.from_list("p_class1", [PALETTE[0], "white", PALETTE[1]])
+FULL = 0.8
+MAX_DRAWN = 1000  # points; more would cover the map
+_SIDE, _GAP, _LEFT, _KEY, _HEAD = 3.5, 0.25, 0.65, 1.15, 0.72  # inches
+
+
+def draw_confidence_map(axes: Axes, found: PlaneMap, class_names: ClassNames | None = None) -> None:
+    """Draw one map and the data on it, in equal units on both axes.
+
+    Two classes: the probability of class 1, from 0 in the hue of class 0 over white to 1 in the hue of class 1, with a
+    line at 0.5. More classes: the hue is that of the most probable class, the fuller the higher its probability, from
+    white at 1 / K to the hue at 1; lines part the classes. The data are dots in a dark shade of their class's hue, the
+    thousand of them at most.
+
+    Args:
+        axes: Where to draw; what is there stays.
+        found: The map and the data.
+        class_names: Text for the classes of more than two, at the median of each one's points; default is the index.
+    """
+    step = [(axis[-1] - axis[0]) / (len(axis) - 1) for axis in (found.x, found.y)]
+    ends = (found.x[0], found.x[-1], found.y[0], found.y[-1])
+    # a grid point is the middle of its pixel
+    extent = (ends[0] - step[0] / 2, ends[1] + step[0] / 2, ends[2] - step[1] / 2, ends[3] + step[1] / 2)
+    pixels: dict[str, Any] = {"extent": extent, "origin": "lower", "interpolation": "nearest", "rasterized": True}
+    if found.num_classes == 2:
+        p = p_class1(found.confidence, found.predicted)
+        axes.imshow(p, cmap=P_CLASS1, vmin=0, vmax=1, **pixels)
+    else:
+        axes.imshow(class_colours(found.confidence, found.predicted, int(found.num_classes)), **pixels)
+    _draw_boundaries(axes, found)
+    axes.set(xlim=ends[:2], ylim=ends[2:], aspect="equal")
+    _dress(axes)
+    _draw_points(axes, found)
+    if found.num_classes > 2:
+        _label_classes(axes, found, class_names)
+
+
+def class_colours(confidence: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return the colours of a map of many classes: the class's hue, whitened as the confidence falls to 1 / K.
+
+    Args:
+        confidence: Probability of the most probable class, in [1 / K, 1], (H, W).
+        predicted: That class, (H, W).
+        num_classes: K.
+
+    Returns:
+        RGB in [0, 1], (H, W, 3).
+    """
+    hues = np.array([to_rgb(PALETTE[k % len(PALETTE)]) for k in range(num_classes)])
+    fullness = ((confidence - 1 / num_classes) / (1 - 1 / num_classes)).clip(0, 1)[..., None]
+    return 1 - FULL * fullness * (1 - hues[predicted])
+
+
+def draw_confidence_maps(
+    maps: Sequence[PlaneMap],
+    titles: Sequence[str],
+    heading: str,
+    axis_names: Sequence[str] = ("x", "y"),
+    class_names: ClassNames | None = None,
+    numbers: Sequence[Mapping[str, str]] | None = None,
+) -> Figure:
+    """Draw maps of the same classes side by side, on the same axes and with one key to the colours.
+
+    Args:
+        maps: The panels, from left to right.
+        titles: Above each panel.
+        heading: Of the figure.
+        axis_names: Of the horizontal and the vertical axis.
+        class_names: Texts for the classes, by class index; default is the index.
+        numbers: What is written below each panel, by name.
+
+    Returns:
+        A figure unknown to pyplot, so nothing needs closing.
+
+    Raises:
+        ValueError: If there is no map, or the maps have different numbers of classes.
+    """
+    if len({int(found.num_classes) for found in maps}) != 1:
+        raise ValueError(f"maps must be of the same classes, got {[int(found.num_classes) for found in maps]} classes.")
+    xlim, ylim = _span([found.x for found in maps]), _span([found.y for found in maps])
+    panel = _SIDE * (ylim[1] - ylim[0]) / (xlim[1] - xlim[0])
+    foot = 1.1 if numbers else 0.6
+    width, height = _LEFT + len(maps) * (_SIDE + _GAP) + _KEY, foot + panel + _HEAD
+    figure = Figure(figsize=(width, height), dpi=120, facecolor="white")
+    points = min(13.0, 72 * (width - _LEFT - 0.1) / (0.68 * len(heading) + 1))  # a bold letter is about 0.68 em wide
+    figure.text(_LEFT / width, 1 - 0.15 / height, heading, va="top", fontsize=points, weight="bold", color=INK)
+    for column, (found, title) in enumerate(zip(maps, titles, strict=True)):
+        left = (_LEFT + column * (_SIDE + _GAP)) / width
+        axes = figure.add_axes((left, foot / height, _SIDE / width, panel / height), facecolor="white")
+        draw_confidence_map(axes, found, class_names)
+        axes.set(xlim=xlim, ylim=ylim, xlabel=axis_names[0], ylabel="" if column else axis_names[1])
+        axes.set_title(title, loc="left", fontsize=11, color=INK)
+        axes.set_title(_note(found), loc="right", fontsize=8.5, color=GREY)
+        axes.tick_params(labelleft=column == 0)
+        for place, (name, number) in enumerate(numbers[column].items() if numbers else ()):
+            x = left + (place + 0.5) / len(numbers[column]) * _SIDE / width
+            figure.text(x, 0.33 / height, number, ha="center", size=13, weight="bold", color=INK)
+            figure.text(x, 0.13 / height, name, ha="center", size=8.5, color=GREY)
+    _draw_key(figure, maps[0], 1 - (_KEY - 0.05) / width, foot / height, panel / height, class_names)
+    return figure
+
+
+def write_animation(figures: Iterable[Figure], path: Path) -> None:
+    """Write figures of one size as the frames of an animated GIF, whole or not at all.
+
+    The last frame stays for two seconds, the others share at most twelve.
+
+    Args:
+        figures: The frames; all are drawn before the file is written.
+        path: Target; missing folders are made.
+    """
+    frames = [Image.fromarray(_pixels(figure)) for figure in figures]
+    # one palette for all: a palette of each frame's own would flicker
+    sample = np.concatenate([np.asarray(frame) for frame in (frames[0], frames[len(frames) // 2], frames[-1])])
+    palette = Image.fromarray(sample).quantize(256)
+    frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    each = int(np.clip(12_000 / len(frames), 40, 250))  # milliseconds
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
+        durations = [each] * (len(frames) - 1) + [2000]
+        frames[0].save(file, format="gif", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+
+
+def _draw_boundaries(axes: Axes, found: PlaneMap) -> None:
+    if found.num_classes == 2:
+        heights = [p_class1(found.confidence, found.predicted)]
+    else:  # the first class's lines are those of its neighbours
+        heights = [_smooth(found.predicted == k) for k in np.unique(found.predicted)[1:]]
+    for height in heights:
+        if height.min() < 0.5 < height.max():
+            axes.contour(found.x, found.y, height, levels=[0.5], colors=INK, linewidths=0.8)
+
+
+def _smooth(mask: np.ndarray) -> np.ndarray:
+    # for the eye: the outline of a mask has steps of one grid point
+    height = np.pad(mask.astype(np.float32), 2, mode="edge")
+    for _ in range(2):
+        height = (height[:-2] + 2 * height[1:-1] + height[2:]) / 4
+        height = (height[:, :-2] + 2 * height[:, 1:-1] + height[:, 2:]) / 4
+    return height
+
+
+def _draw_points(axes: Axes, found: PlaneMap) -> None:
+    shown = _shown(found)
+    x, y = found.points[shown].T
+    colours = [_shade(int(k)) for k in found.targets[shown]]
+    size = max(5.0, min(14.0, 6000 / max(len(shown), 1)))  # points squared
+    axes.scatter(x, y, s=size, c=colours, edgecolors="white", linewidths=0.35, rasterized=True, zorder=3)
+
+
+def _label_classes(axes: Axes, found: PlaneMap, names: ClassNames | None) -> None:
+    classes = np.unique(found.targets).tolist()
+    if not classes:
+        return
+    places = torch.tensor(np.array([np.median(found.points[found.targets == k], axis=0) for k in classes]))
+    low, high = torch.tensor([found.x[0], found.y[0]]), torch.tensor([found.x[-1], found.y[-1]])
+    places = spread_apart(places.double(), 0.078 * float((high - low).max()), low, high)
+    for k, (x, y) in zip(classes, places.tolist(), strict=True):
+        box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": PALETTE[k % len(PALETTE)], "lw": 1.6, "alpha": 0.93}
+        axes.text(x, y, _name(k, names), ha="center", va="center", size=9.5, weight="bold", color=INK, bbox=box)
+
+
+def _shown(found: PlaneMap) -> np.ndarray:
+    # a shuffle, the same each time: in data sorted by class the first points would be of one class
+    return np.random.default_rng(0).permutation(len(found.points))[:MAX_DRAWN]
+
+
+def _shade(k: int) -> tuple[float, ...]:
+    return tuple(0.55 * channel for channel in to_rgb(PALETTE[k % len(PALETTE)]))
+
+
+def _note(found: PlaneMap) -> str:
+    drawn, present = len(_shown(found)), len(found.points)
+    return f"{present:,} points" if drawn == present else f"{drawn:,} of {present:,} points"
+
+
+def _span(axes: Sequence[np.ndarray]) -> tuple[float, float]:
+    return min(float(axis[0]) for axis in axes), max(float(axis[-1]) for axis in axes)
+
+
+def _name(k: int, names: ClassNames | None) -> str:
+    return str(k) if names is None else names[k]
+
+
+def _draw_key(
+    figure: Figure, found: PlaneMap, left: float, bottom: float, height: float, class_names: ClassNames | None
+) -> None:
+    num_classes = int(found.num_classes)
+    width = 0.2 / figure.get_figwidth()
+    if num_classes == 2:
+        bar = figure.colorbar(ScalarMappable(Normalize(0, 1), P_CLASS1), cax=figure.add_axes((left, bottom, width, height)))
+        bar.set_label(f"probability of class {_name(1, class_names)}", size=10, color=INK)
+        bar.set_ticks([0, 0.25, 0.5, 0.75, 1], labels=["0", "0.25", "0.5", "0.75", "1"])
+        bar.ax.scatter([0.5, 0.5], [0.03, 0.97], s=14, c=[_shade(0), _shade(1)], edgecolors="white", linewidths=0.35)
+        bar.outline.set(color=HAIRLINE, linewidth=0.8)
+        bar.ax.tick_params(length=2.5, width=0.8, color=HAIRLINE, labelsize=8.5, labelcolor=GREY)
+        return
+    ramp = np.linspace(1 / num_classes, 1, 64)
+    confidence = np.broadcast_to(ramp, (num_classes, len(ramp)))
+    classes = np.broadcast_to(np.arange(num_classes)[:, None], confidence.shape)
+    axes = figure.add_axes((left, bottom, 2.4 * width, height))
+    axes.imshow(class_colours(confidence, classes, num_classes), aspect="auto", extent=(0, 1, num_classes - 0.5, -0.5))
+    axes.set_yticks(range(num_classes), [_name(k, class_names) for k in range(num_classes)])
+    axes.set_xticks([0, 1], [f"{100 / num_classes:.0f} %", "100 %"])
+    axes.yaxis.tick_right()
+    axes.tick_params(length=0, labelsize=8.5, labelcolor=GREY)
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.spines[:].set(color=HAIRLINE, linewidth=0.8)
+    for k in range(1, num_classes):
+        axes.axhline(k - 0.5, color="white", linewidth=2)
+    axes.set_xlabel("confidence", size=8.5, color=GREY)

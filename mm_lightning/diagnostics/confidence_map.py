@@ -1,0 +1,257 @@
+"""How confident a network is all over a plane, not only at the data: its inputs' plane, or a layer's of two units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.seed import isolate_rng
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mm_lightning.diagnostics import figures
+from mm_lightning.diagnostics.confidence_figure import draw_confidence_maps, write_animation
+from mm_lightning.diagnostics.confidence_frames import Frame, packed, stacked, unpacked
+from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Rows
+from mm_lightning.diagnostics.figures import ClassNames
+from mm_lightning.diagnostics.plane import (
+    Extent,
+    PlaneFunction,
+    PlaneMap,
+    evaluate_plane,
+    logits_from,
+    plane_axes,
+    plane_numbers,
+)
+from mm_lightning.diagnostics.tap import INPUT, _first_floats, evaluating
+
+
+class ConfidenceMap(Diagnostic):
+    """Draw the predicted class probabilities over the plane of the inputs, or of a layer with two units.
+
+    For the inputs the module is evaluated at the points of a grid. For a layer it is evaluated on copies of one input
+    of the epoch, and the layer's output is replaced by the points: the map is of the rest of the network. When it looks
+    says :class:`Diagnostic`; how to read the picture says :func:`draw_confidence_map`.
+
+    The picture of the last epoch, of ``validate``, of ``test`` and of the training data has ``resolution`` points on
+    each axis, the pictures before have ``frame_resolution``, and so have the numbers that go with them. These coarse
+    maps are kept as frames, also in checkpoints, so that a resumed training has them all, and when ``fit`` ends they
+    are written as an animation.
+
+    ==========================================  ========================================================================
+    log key                                     what it is
+    ==========================================  ========================================================================
+    ``confidence_map/val``, ``.../test``        image; with ``train_points`` also ``confidence_map/train``
+    ``val/low_confidence``, ``test/...``        share of the grid whose top probability is below ``threshold``
+    ``val/low_confidence_near_data``            the same of the grid points near data: not farther than ``band`` times
+                                                the frame's longer side from a point looked at
+    ``val/boundary_slope``                      mean L2 norm of the gradient of the margin, largest minus second largest
+                                                logit, per unit of the plane, over the grid points near data that have
+                                                another class predicted beside, above or below them; left out where
+                                                there are none; planes of different scales cannot be compared
+    ==========================================  ========================================================================
+
+    ============================  ======================================================================================
+    file in ``dirpath``           content
+    ============================  ======================================================================================
+    ``confidence_map_val.png``    the last picture; also ``..._test`` and ``..._train``
+    ``confidence_map_val.npz``    the fields of :class:`PlaneMap`
+    ``confidence_map.gif``        the frames of ``fit``
+    ``confidence_map_frames.npz`` the frames as :func:`confidence_frames.stacked` returns them
+    ============================  ======================================================================================
+
+    Args:
+        layer: ``"input"`` for modules of inputs (N, 2), or the dotted name of the submodule whose output is (N, 2).
+        extent: Ends of the horizontal and of the vertical axis, ``((x0, x1), (y0, y1))``; None takes a square around
+            the points, which changes with them.
+        resolution: Grid points on each axis, both ends included, of the final pictures; 301 on [-15, 15] are 0.1 apart.
+        frame_resolution: The same of the pictures during ``fit``.
+        every_n_epochs: Period of the validation pictures, in epochs.
+        threshold: A top probability below it is low.
+        band: How far from a data point is near, as a fraction of the frame's longer side: 1/30 is 1.0 where the side
+            is 30.
+        probabilities: Whether the module's forward returns probabilities; they are softmaxed no more.
+        batch_size: Grid points per forward pass.
+        max_points: Only the first so many rows of an epoch are kept, on each process.
+        train_points: So many rows of the training data are looked at when ``fit`` ends, on each process.
+        dirpath: Folder of the files; default is ``figures`` in ``trainer.default_root_dir``.
+        class_names: Text for each class, by class index; default is the index.
+        targets: Finds the class indices, integer, (N,), in a batch; default takes the last integer tensor with one
+            entry per row.
+        forward: Runs the module on inputs (M, ...), the batch's first floating point tensor or points in its place,
+            and returns (M, K), or the logit of class 1 against class 0, (M,) or (M, 1); default is ``module(inputs)``.
+        name: First part of the picture's tag and of the files; of two callbacks of this kind each needs its own.
+
+    Raises:
+        ValueError: If a number is outside its range.
+    """
+
+    def __init__(
+        self,
+        layer: str = INPUT,
+        extent: Extent | None = None,
+        resolution: int = 301,
+        frame_resolution: int = 101,
+        every_n_epochs: int | None = 1,
+        threshold: float = 0.9,
+        band: float = 1 / 30,
+        probabilities: bool = False,
+        batch_size: int = 4096,
+        max_points: int = 10_000,
+        train_points: int = 0,
+        dirpath: str | Path | None = None,
+        class_names: ClassNames | None = None,
+        targets: Callable[[Any], Tensor] | None = None,
+        forward: Callable[[LightningModule, Tensor], Tensor] | None = None,
+        name: str = "confidence_map",
+    ) -> None:
+        super().__init__(name, [layer], every_n_epochs, max_points, train_points, dirpath, targets, self._run_batch)
+        counts = {"resolution": (resolution, 2), "frame_resolution": (frame_resolution, 2), "batch_size": (batch_size, 1)}
+        for key, (count, least) in counts.items():
+            if count < least:
+                raise ValueError(f"{key} must be >= {least}, got {count}.")
+        if not 0 < threshold <= 1 or not 0 < band < math.inf:
+            raise ValueError(f"threshold must be in (0, 1] and band > 0, got {threshold} and {band}.")
+        if extent is not None and not all(-math.inf < low < high < math.inf for low, high in extent):
+            raise ValueError(f"extent must be ((x0, x1), (y0, y1)) with x0 < x1 and y0 < y1, got {extent}.")
+        self.layer = layer
+        self.extent = extent
+        self.resolution = resolution
+        self.frame_resolution = frame_resolution
+        self.threshold = threshold
+        self.band = band
+        self.probabilities = probabilities
+        self.batch_size = batch_size
+        self.class_names = class_names
+        self._logits = forward or _logits
+        self._row: Tensor | None = None  # one input
+        self._frames: dict[int, Frame] = {}  # by optimizer step
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget the frames of an earlier training; those of a checkpoint are read after this."""
+        if stage == TrainerFn.FITTING and trainer.global_step == 0:
+            self._frames = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the frames, for a checkpoint."""
+        return {"frames": dict(self._frames)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the frames of a checkpoint; those of another ``frame_resolution`` are left."""
+        shape = (self.frame_resolution, self.frame_resolution)
+        frames = state_dict["frames"]
+        self._frames = {step: frame for step, frame in frames.items() if frame["predicted"].shape == shape}
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the hidden states of this batch beside its targets, and the epoch's first input."""
+        super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        if self._tap.is_open and batch_idx == dataloader_idx == 0:
+            self._keep_row(batch)
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the training data, where asked for, and write the frames."""
+        super().on_fit_end(trainer, pl_module)
+        if not self._frames or not trainer.is_global_zero:
+            return
+        frames = [frame for _, frame in sorted(self._frames.items())]
+        folder = self.folder(trainer)
+        drawings = (self._figure(unpacked(frame), f"validation set, epoch {frame['epoch']}") for frame in frames)
+        write_animation(drawings, folder / f"{self.name}.gif")
+        figures.save_arrays(stacked(frames), folder / f"{self.name}_frames.npz")
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule, rows: Rows) -> Findings | str:
+        """Return the map and its numbers, and keep a frame of it during ``fit``."""
+        points = rows.hidden[self.layer].float()
+        if points.shape[1] != 2:
+            raise ValueError(f"Layer {self.layer!r} must have 2 units to be a plane, got {points.shape[1]}.")
+        if not points.isfinite().all():
+            return f"layer {self.layer!r} has values that are not finite"
+        extent = self.extent or _around(points)
+        is_frame = rows.split == "val" and trainer.state.fn == TrainerFn.FITTING
+        is_final = not is_frame or _is_last(trainer)
+        with self._plane(trainer, pl_module) as logits_at:
+            for resolution in [self.frame_resolution] * is_frame + [self.resolution] * is_final:
+                axes = plane_axes(extent, resolution)
+                found = evaluate_plane(logits_at, *axes, points, rows.targets, self.batch_size)
+                if not np.isfinite(found.confidence).all():
+                    return "the logits are not finite all over the plane"
+                if is_frame and resolution == self.frame_resolution:
+                    self._frames[trainer.global_step] = packed(found, trainer.current_epoch)
+            numbers = plane_numbers(found, logits_at, self.threshold, self.band, self.batch_size)
+        return Findings(numbers, {key: np.asarray(value) for key, value in found._asdict().items()})
+
+    def draw(self, findings: Findings, rows: Rows) -> Figure:
+        """Draw the map, with the numbers below it."""
+        return self._figure(PlaneMap(**findings.arrays), rows.occasion, findings.numbers)
+
+    def _figure(self, found: PlaneMap, occasion: str, numbers: dict[str, float] | None = None) -> Figure:
+        names = ("x", "y") if self.layer == INPUT else ("hidden unit 1", "hidden unit 2")
+        captions = {
+            "low_confidence": (f"confidence < {self.threshold:g}", "{:.0%}"),
+            "low_confidence_near_data": ("… near the data", "{:.0%}"),
+            "boundary_slope": ("boundary slope", "{:.2f}"),
+        }
+        numbers = numbers or {}
+        texts = {label: text.format(numbers[key]) for key, (label, text) in captions.items() if key in numbers}
+        where = "the inputs" if self.layer == INPUT else f"layer {self.layer!r}"
+        heading = f"Confidence over the plane of {where}"
+        return draw_confidence_maps([found], [occasion], heading, names, self.class_names, [texts] if texts else None)
+
+    @contextmanager
+    def _plane(self, trainer: Trainer, module: LightningModule) -> Iterator[PlaneFunction]:
+        replaced = None if self.layer == INPUT else self._tap.find(module)[self.layer]
+        # one input for all processes: what passes by the layer must be the same for all
+        row = trainer.strategy.broadcast(self._row)
+        # not in inference mode, which Lightning evaluates in: the boundary's slope needs gradients
+        with isolate_rng(), evaluating(module), torch.inference_mode(False), torch.no_grad():
+            row = row.to(module.device)
+
+            def logits_at(points: Tensor) -> Tensor:
+                with trainer.precision_plugin.forward_context():
+                    return logits_from(module, self._logits, points, row, self.layer, replaced, self.probabilities)
+
+            yield logits_at
+
+    def _keep_row(self, batch: Any) -> None:
+        inputs = _first_floats(batch)
+        if inputs is None:
+            raise RuntimeError("The batch holds no floating point tensor, which the module could be run on.")
+        with torch.inference_mode(False):
+            self._row = inputs[0].clone().cpu()
+
+    def _run_batch(self, module: LightningModule, batch: Any) -> Any:
+        self._keep_row(batch)
+        return self._logits(module, _first_floats(batch))
+
+
+def _logits(module: LightningModule, inputs: Tensor) -> Any:
+    return module(inputs)
+
+
+def _around(points: Tensor) -> Extent:
+    low, high = figures.square_frame(points)
+    return (float(low[0]), float(high[0])), (float(low[1]), float(high[1]))
+
+
+def _is_last(trainer: Trainer) -> bool:
+    epoch, period = trainer.current_epoch, trainer.check_val_every_n_epoch or 1
+    is_last = trainer.max_epochs is not None and 0 < trainer.max_epochs <= epoch + period
+    return is_last or 0 < trainer.max_steps <= trainer.global_step

@@ -1,0 +1,241 @@
+"""What diagnostics of hidden states share: when they look, at which rows, and where their findings go."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mm_lightning.diagnostics import figures
+from mm_lightning.diagnostics.tap import LayerTap
+from mm_lightning.diagnostics.training_rows import overhear_training
+
+Forward = Callable[[LightningModule, Any], Any]
+
+
+class Rows(NamedTuple):
+    """What one epoch let a diagnostic overhear, from all processes, on the CPU."""
+
+    hidden: dict[str, Tensor]  # by layer, in the order asked for: (N, D)
+    targets: Tensor  # class indices, integer, (N,)
+    split: str  # "val", "test" or "train"
+    occasion: str  # for titles, e.g. "validation set, epoch 3"
+
+
+class Findings(NamedTuple):
+    """What a diagnostic made of its rows."""
+
+    numbers: dict[str, float]  # logged as ``split/name``; two diagnostics that share a name would get the mean logged
+    arrays: dict[str, np.ndarray]  # what the picture is drawn from; kept as ``.npz`` beside it
+
+
+class Diagnostic(Callback, ABC):
+    """Overhears layers while the module is validated and tested, measures, draws, logs.
+
+    A subclass says what is measured (:meth:`measure`, by every process) and drawn (:meth:`draw`, by rank zero).
+
+    The states are overheard while the module's own ``validation_step`` or ``test_step`` runs, so that they cost a copy
+    of the layer's output (``max_points`` rows in main memory), not a further forward pass; a hook is on the layer only
+    during the epochs that are looked at: validation epochs n - 1, 2n - 1, ... for n = ``every_n_epochs``, the last one
+    that ``max_epochs`` or ``max_steps`` allows (an early stop is not foreseen), every ``trainer.validate`` and every
+    ``trainer.test``; not the sanity check. Of several dataloaders the first is used. With several processes the shares
+    of all are gathered. A ``fast_dev_run`` measures and draws, but writes no files.
+
+    With ``train_points`` the training data are looked at too, unmixed and once, when training ends: ``forward`` runs
+    on as many rows in evaluation mode, as the loader gives them. Not after an interruption. A callback that gives the
+    module other weights at that moment, such as ``WeightAveraging``, must stand before the diagnostic.
+
+    Args:
+        name: First part of the picture's tag, and of its file.
+        layers: Dotted names of the layers overheard. ``"input"`` is the batch's first floating point tensor,
+            ``"output"`` what the module's own ``forward`` returns.
+        every_n_epochs: Period of the validation pictures, in epochs; None looks at the last one only.
+        max_points: Only the first so many rows of a validation or test epoch are kept, on each process.
+        train_points: So many rows of the training data are looked at, on each process; 0 leaves them out.
+        dirpath: Folder of ``NAME_val.png``, ``NAME_test.png`` and ``NAME_train.png``, each with the data behind it as
+            ``.npz``; default is ``figures`` in ``trainer.default_root_dir``.
+        targets: Finds the class indices, integer, (N,), in a batch; default takes the last integer tensor with one
+            entry per row.
+        forward: Runs the module on a training batch; default hands the batch, or the first entry of a tuple, a list
+            or a dict, to ``forward``.
+
+    Raises:
+        ValueError: If a number is outside its range.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        layers: Sequence[str],
+        every_n_epochs: int | None = None,
+        max_points: int = 10_000,
+        train_points: int = 0,
+        dirpath: str | Path | None = None,
+        targets: Callable[[Any], Tensor] | None = None,
+        forward: Forward | None = None,
+    ) -> None:
+        bounds = {
+            "every_n_epochs": (every_n_epochs, 1),
+            "max_points": (max_points, 1),
+            "train_points": (train_points, 0),
+        }
+        for key, (value, least) in bounds.items():
+            if value is not None and value < least:
+                raise ValueError(f"{key} must be >= {least}, got {value}.")
+        self.name = name
+        self.layers = list(dict.fromkeys(layers))
+        self.every_n_epochs = every_n_epochs
+        self.train_points = train_points
+        self.dirpath = dirpath
+        self.forward = forward or _forward
+        self._tap = LayerTap(self.layers, max_points, targets)
+        self._train_tap = LayerTap(self.layers, train_points, targets)
+
+    @abstractmethod
+    def measure(self, trainer: Trainer, pl_module: LightningModule, rows: Rows) -> Findings | str:
+        """Return what the rows show, or why they show nothing, as the end of a sentence. Called by every process."""
+
+    @abstractmethod
+    def draw(self, findings: Findings, rows: Rows) -> Figure:
+        """Draw what was found. Called by rank zero."""
+
+    @property
+    def state_key(self) -> str:
+        """Two diagnostics of one kind are told apart by their names."""
+        return self._generate_state_key(name=self.name)
+
+    def folder(self, trainer: Trainer) -> Path:
+        """Return the folder of the pictures."""
+        return Path(trainer.default_root_dir, "figures") if self.dirpath is None else Path(self.dirpath)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fail now, not epochs later, where a layer is unknown or two diagnostics have one name."""
+        self._check_name(trainer)
+        self._tap.find(pl_module)  # not in setup, which may come before the module builds its layers
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hook the layers where this epoch is looked at."""
+        if not trainer.sanity_checking and (trainer.state.fn != TrainerFn.FITTING or self._is_due(trainer)):
+            self._check_name(trainer)
+            self._tap.open(pl_module)
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hook the layers."""
+        self._check_name(trainer)
+        self._tap.open(pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the hidden states of this batch beside its targets."""
+        if dataloader_idx == 0:
+            self._tap.keep(batch)
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the numbers and the picture."""
+        occasion = f"validation set, epoch {trainer.current_epoch}"
+        pl_module.log_dict(self._look(trainer, pl_module, self._tap, "val", occasion), sync_dist=True)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the numbers and the picture."""
+        pl_module.log_dict(self._look(trainer, pl_module, self._tap, "test", "test set"), sync_dist=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the training data, where asked for."""
+        # not in on_fit_end, when the module has left its device
+        if not self.train_points:
+            return
+        overhear_training(trainer, pl_module, self._train_tap, self.forward)
+        found = self._look(trainer, pl_module, self._train_tap, "train", "training set")
+        # Lightning's log() is over when training ends
+        trainer.callback_metrics.update({key: torch.tensor(number) for key, number in found.items()})
+        for logger in trainer.loggers:
+            logger.log_metrics(found, step=trainer.global_step)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Take the hooks off."""
+        self._close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the hooks off."""
+        self._close()
+
+    def _close(self) -> None:
+        self._tap.close()
+        self._train_tap.close()
+
+    def _check_name(self, trainer: Trainer) -> None:
+        diagnostics = [callback for callback in trainer.callbacks if isinstance(callback, Diagnostic)]  # type: ignore[attr-defined]
+        kinds = [type(one).__name__ for one in diagnostics if one.name == self.name]
+        if len(kinds) > 1:
+            raise ValueError(
+                f"{len(kinds)} diagnostics ({', '.join(kinds)}) have the name {self.name!r} and would overwrite each "
+                f"other's pictures. Give each its own: {kinds[1]}(..., name={self.name + '_2'!r})."
+            )
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        is_nth = self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        return is_nth or is_last_validation(trainer)
+
+    def _look(
+        self, trainer: Trainer, pl_module: LightningModule, tap: LayerTap, split: str, occasion: str
+    ) -> dict[str, float]:
+        if not tap.is_open:
+            return {}
+        collected = tap.collected(pl_module)
+        tap.close()
+        rows = None if collected is None else Rows(*collected, split, occasion)
+        findings = "no rows were seen" if rows is None else self.measure(trainer, pl_module, rows)
+        if rows is None or isinstance(findings, str):
+            rank_zero_warn(f"{type(self).__name__} neither draws nor logs the {occasion}: {findings}.")
+            return {}
+        if trainer.is_global_zero:
+            figure = self.draw(findings, rows)
+            figures.log_figure(trainer, f"{self.name}/{split}", figure)
+            if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                figures.save_figure(figure, self.folder(trainer) / f"{self.name}_{split}.png")
+                figures.save_arrays(findings.arrays, self.folder(trainer) / f"{self.name}_{split}.npz")
+        return {f"{split}/{name}": number for name, number in findings.numbers.items()}
+
+
+def is_last_validation(trainer: Trainer) -> bool:
+    """Whether the validation that runs during ``fit`` is in the last epoch, or ``max_steps`` allows none after it."""
+    epoch, period = trainer.current_epoch, trainer.check_val_every_n_epoch or 1
+    if trainer.max_epochs is not None and 0 < trainer.max_epochs <= epoch + period:
+        return True
+    batches = trainer.val_check_batch or math.inf  # until the next one; not known of a loader without length
+    steps = 1 if math.isinf(batches) else math.ceil(batches * period / trainer.accumulate_grad_batches)
+    return 0 < trainer.max_steps < trainer.global_step + steps
+
+
+def _forward(module: LightningModule, batch: Any) -> Any:
+    inputs = batch
+    if isinstance(batch, (tuple, list)):
+        inputs = batch[0]
+    elif isinstance(batch, Mapping):
+        inputs = next(iter(batch.values()))
+    try:
+        return module(inputs)
+    except Exception as error:
+        raise RuntimeError(
+            f"{type(module).__name__} did not run on the first entry of a training batch ({error}), which train_points "
+            "asks for. Pass forward=(module, batch) -> anything, which runs it."
+        ) from error

@@ -1,0 +1,257 @@
+"""In how many directions a class varies within a layer: singular values of its hidden states, class by class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+from torch import Tensor
+
+from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Forward, Rows
+from mm_lightning.diagnostics.figures import GREY, HAIRLINE, INK, PALETTE, ClassNames, _dress
+
+IGNORED = -100  # what torch's cross_entropy leaves out
+FLOOR = 1e-4  # of the largest value of a panel; smaller ones are not drawn: a log axis has no place for zero
+WIDE = 40  # ranks; more are drawn on a log axis
+
+
+def class_spectrum(hidden: Tensor, targets: Tensor, centred: bool) -> tuple[Tensor, Tensor]:
+    """Decompose the hidden states of each class, as Verma et al. (2019) do to show that representations flatten.
+
+    The values are those of the raw matrix of a class's rows, (n_k, D), as in the original code; so they grow with the
+    scale of the layer and with sqrt(n_k). Uncentred, the first of them mostly measures how far the class lies from the
+    origin: its square is at least n_k |m_k|^2, for the class mean m_k. Centred, the squares sum to n_k times the
+    variance within the class.
+
+    Each matrix is decomposed as it is, in float64, not by way of its Gram matrix, which squares the condition. Ten
+    classes of 5,000 rows in a layer of 1,024 units take about 4 s on one core, and as long again centred.
+
+    Args:
+        hidden: Hidden states, finite, (N, D).
+        targets: Class indices, integer, (N,).
+        centred: Whether each class's mean is subtracted from its rows first.
+
+    Returns:
+        The singular values of each class in falling order, float64, (K, D), where a class with fewer rows than D has
+        zeros at the end; and the K classes present, rising, (K,).
+
+    Raises:
+        ValueError: If the shapes do not fit, there are no rows or a value is not finite.
+
+    Example:
+        >>> class_spectrum(torch.tensor([[3.0, 0.0], [0.0, 4.0], [5.0, 0.0]]), torch.tensor([0, 0, 1]), centred=False)
+        (tensor([[4., 3.],
+                [5., 0.]], dtype=torch.float64), tensor([0, 1]))
+    """
+    if hidden.ndim != 2 or not len(hidden) or targets.shape != hidden.shape[:1]:
+        shapes = f"{tuple(hidden.shape)} and {tuple(targets.shape)}"
+        raise ValueError(f"hidden must be (N, D) and targets (N,), with N >= 1, got {shapes}.")
+    if wrong := int((~hidden.isfinite()).sum()):
+        raise ValueError(f"hidden must be finite, got {wrong} of {hidden.numel()} values that are not.")
+    hidden, targets = hidden.detach().cpu(), targets.detach().cpu()
+    classes = targets.unique()
+    values = torch.zeros(len(classes), hidden.shape[1], dtype=torch.float64)
+    for k, row in zip(classes, values, strict=True):
+        own = hidden[targets == k].double()  # class by class: the whole in float64 would need twice the memory
+        found = torch.linalg.svdvals(own - own.mean(dim=0) if centred else own)
+        row[: len(found)] = found
+    return values, classes
+
+
+def spectrum_numbers(values: Tensor) -> dict[str, float]:
+    """Sum up the spectra of all classes.
+
+    - ``largest``: mean over the classes of the largest singular value.
+    - ``others``: mean over the classes of the sum of all the others.
+    - ``others_share``: others / (largest + others), in [0, 1 - 1/D]. Free of scale: neither the units of the layer nor
+      the number of rows matter. 0 means that every class lies on a line. NaN if all values are zero.
+
+    Args:
+        values: Singular values of each class, in falling order, (K, D).
+
+    Returns:
+        The three numbers by name.
+    """
+    largest, total = values[:, 0].mean(), values.sum(dim=1).mean()
+    others = values[:, 1:].sum(dim=1).mean()
+    return {"largest": largest.item(), "others": others.item(), "others_share": (others / total).item()}
+
+
+def draw_spectra(
+    spectra: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    classes: Sequence[int],
+    title: str = "Singular values by class",
+    class_names: ClassNames | None = None,
+) -> Figure:
+    """Draw singular values against their rank: a row per layer, left as they are, right minus the class mean.
+
+    How to read it: each thin line is one class, the thick one their mean. The steeper a line falls, the fewer
+    directions the class takes up: manifold mixup promises a large first value and small others. The step from the
+    first value to the second on the left, smaller on the right, is mostly the class mean. Both panels of a row share
+    the value axis, which ends at 1e-4 of the largest value; a line ends there too. More than 40 ranks are on a log
+    axis. Below a panel stand the numbers of :func:`spectrum_numbers`.
+
+    Args:
+        spectra: Singular values by layer, uncentred and centred, each (K, D).
+        classes: Class indices, (K,); they choose the colour.
+        title: Heading of the figure.
+        class_names: Text for each class, by class index; default is the index.
+
+    Returns:
+        A figure unknown to pyplot, so nothing needs closing.
+    """
+    width, high, step, left, right, bottom, top = 3.6, 2.75, 4.15, 0.75, 1.25, 1.05, 0.85  # inches
+    size = 2 * width + 0.25 + left + right, top + high + bottom + step * (len(spectra) - 1)
+    figure = Figure(figsize=size, dpi=120, facecolor="white")
+    points = min(13.0, 72 * (size[0] - left - 0.1) / (0.68 * len(title) + 1))  # a bold letter is about 0.68 em wide
+    figure.text(left / size[0], 1 - 0.12 / size[1], title, va="top", fontsize=points, weight="bold", color=INK)
+    for row, (layer, pair) in enumerate(spectra.items()):
+        below = size[1] - top - high - step * row
+        for column, (values, kind) in enumerate(zip(pair, ("uncentred", "minus class mean"), strict=True)):
+            corner = (left + column * (width + 0.25)) / size[0], below / size[1]
+            axes = figure.add_axes((*corner, width / size[0], high / size[1]), facecolor="white")
+            dress_spectrum(axes, np.concatenate(pair))
+            _draw_classes(axes, values, classes, class_names)
+            axes.set_title(f"Layer {layer}" if column == 0 else "", loc="left", fontsize=11, color=INK)
+            axes.set_title(kind, loc="right", fontsize=8.5, color=GREY)
+            axes.set_ylabel("singular value" if column == 0 else "")
+            axes.tick_params(which="both", labelleft=column == 0)
+            _write_numbers(axes, values)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.03), frameon=False, fontsize=8.5, labelcolor=INK)
+    return figure
+
+
+def dress_spectrum(axes: Axes, values: np.ndarray) -> None:
+    """Set both axes to hold these singular values, (..., D): log values against ranks, these log if many."""
+    drawn = values[values > FLOOR * values.max()]
+    low, high = (drawn.min(), drawn.max()) if drawn.size else (0.1, 1.0)
+    room, ranks = 1.05 * (high / low) ** 0.04, values.shape[-1]
+    _dress(axes)
+    axes.set(yscale="log", ylim=(low / room, high * room), xlabel="rank")
+    if ranks > WIDE:
+        axes.set(xscale="log", xlim=(0.85, ranks / 0.85))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda rank, _: f"{rank:.0f}"))
+        axes.xaxis.set_minor_formatter(FuncFormatter(_plain_two_and_five) if ranks < 200 else NullFormatter())
+    else:
+        spacing = 1 if ranks <= 5 else 2 if ranks <= 12 else 5
+        axes.set(xlim=(1 - 0.03 * ranks, ranks * 1.03), xticks=sorted({1, *range(spacing, ranks + 1, spacing)}))
+    axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+    few_decades = high < 100 * low
+    axes.yaxis.set_minor_formatter(FuncFormatter(_plain_two_and_five) if few_decades else NullFormatter())
+    axes.tick_params(which="minor", length=1.5, width=0.6, color=HAIRLINE, labelsize=8.5, labelcolor=GREY)
+
+
+class Spectrum(Diagnostic):
+    """Measure how flat the classes are in some layers: the singular values of each class's hidden states.
+
+    When it looks, at which rows and at what cost says :class:`Diagnostic`; what the decomposition costs besides, on
+    each process, :func:`class_spectrum`. How to read the picture says :func:`draw_spectra`. Rows with the target -100
+    are left out. The data behind the picture hold ``layers``, ``classes`` (K,) and, for the layer at place i,
+    ``values_i`` and ``values_centred_i``, each (K, D).
+
+    ===============================================  ==========================================================
+    log key                                          what it is
+    ===============================================  ==========================================================
+    ``spectrum/val``, ``spectrum/test``              image; with ``train_points`` also ``spectrum/train``
+    ``val/spectrum/LAYER/largest``, ``test/...``     largest singular value, mean over the classes
+    ``val/spectrum/LAYER/others``, ``test/...``      sum of all others, mean over the classes; lower is flatter
+    ``val/spectrum/LAYER/others_share``, ``...``     others / (largest + others), in [0, 1); lower is flatter
+    ``.../largest_centred``                          the same of rows minus their class mean; so for
+                                                     ``others_centred`` and ``others_share_centred``
+    ===============================================  ==========================================================
+
+    Of these only the shares may be compared between runs with other numbers of rows, or other scales of a layer.
+
+    Args:
+        layers: Dotted name of the layer whose output, (N, ...), is decomposed after flattening, or several.
+        every_n_epochs: Period of the validation pictures, in epochs; None looks at the last one only.
+        max_points: Only the first so many rows of an epoch are kept, on each process.
+        train_points: So many rows of the training data are looked at when ``fit`` ends, on each process.
+        dirpath: Folder of ``spectrum_val.png`` and so on; default is ``figures`` in ``trainer.default_root_dir``.
+        class_names: Text for each class, by class index; default is the index.
+        targets: Finds the class indices, integer, (N,), in a batch; default takes the last integer tensor with one
+            entry per row.
+        forward: Runs the module on a training batch; see :class:`Diagnostic`.
+        name: First part of the picture's tag and file and, after the split, of the log keys; of two callbacks of this
+            kind each needs its own.
+    """
+
+    def __init__(
+        self,
+        layers: str | Sequence[str],
+        every_n_epochs: int | None = None,
+        max_points: int = 10_000,
+        train_points: int = 0,
+        dirpath: str | Path | None = None,
+        class_names: ClassNames | None = None,
+        targets: Callable[[Any], Tensor] | None = None,
+        forward: Forward | None = None,
+        name: str = "spectrum",
+    ) -> None:
+        layers = [layers] if isinstance(layers, str) else layers
+        super().__init__(name, layers, every_n_epochs, max_points, train_points, dirpath, targets, forward)
+        self.class_names = class_names
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule, rows: Rows) -> Findings | str:
+        """Return the numbers of :func:`spectrum_numbers`, and all singular values."""
+        kept = rows.targets != IGNORED
+        if not kept.any():
+            return f"all {len(kept)} targets are {IGNORED}"
+        numbers: dict[str, float] = {}
+        arrays = {"layers": np.array(self.layers), "classes": rows.targets[kept].unique().numpy()}
+        for place, layer in enumerate(self.layers):
+            hidden = rows.hidden[layer][kept]
+            if not hidden.isfinite().all():
+                return f"layer {layer!r} has values that are not finite"
+            for ending, centred in (("", False), ("_centred", True)):
+                values, _ = class_spectrum(hidden, rows.targets[kept], centred)
+                found = spectrum_numbers(values)
+                numbers |= {f"{self.name}/{layer}/{key}{ending}": number for key, number in found.items()}
+                arrays[f"values{ending}_{place}"] = values.numpy()
+        return Findings(numbers, arrays)
+
+    def draw(self, findings: Findings, rows: Rows) -> Figure:
+        """Draw the singular values."""
+        spectra = {
+            layer: (findings.arrays[f"values_{place}"], findings.arrays[f"values_centred_{place}"])
+            for place, layer in enumerate(self.layers)
+        }
+        title = f"Singular values by class, {rows.occasion}"
+        return draw_spectra(spectra, findings.arrays["classes"].tolist(), title, self.class_names)
+
+
+def _draw_classes(axes: Axes, values: np.ndarray, classes: Sequence[int], names: ClassNames | None) -> None:
+    ranks, named = np.arange(1, values.shape[1] + 1), len(classes) <= len(PALETTE)
+    marker = "." if len(ranks) <= WIDE else None
+    drawn, mean = (
+        np.where(x > axes.get_ylim()[0], x, np.nan) for x in (values, values.mean(axis=0))
+    )  # NaN ends a line
+    for k, line in zip(classes, drawn, strict=True):
+        text = (str(k) if names is None else names[k]) if named else None  # more classes have no colour of their own
+        axes.plot(ranks, line, color=PALETTE[k % len(PALETTE)], lw=1.0, marker=marker, ms=3, label=text)
+    axes.plot(ranks, mean, color=INK, lw=2.6, marker=marker, ms=7, label="mean")
+
+
+def _write_numbers(axes: Axes, values: np.ndarray) -> None:
+    found = spectrum_numbers(torch.from_numpy(values))
+    captions = {"largest": f"{found['largest']:,.4g}", "sum of the others": f"{found['others']:,.4g}"}
+    captions["share of the others"] = f"{found['others_share']:.1%}"
+    for place, (name, number) in enumerate(captions.items()):
+        x = (place + 0.5) / len(captions)
+        axes.text(x, -0.27, number, transform=axes.transAxes, ha="center", size=13, weight="bold", color=INK)
+        axes.text(x, -0.335, name, transform=axes.transAxes, ha="center", size=8.5, color=GREY)
+
+
+def _plain(value: float, _: int | None = None) -> str:
+    return f"{value:,.10g}"
+
+
+def _plain_two_and_five(value: float, _: int | None = None) -> str:
+    return _plain(value) if f"{value:e}"[0] in "25" else ""

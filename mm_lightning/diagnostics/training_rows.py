@@ -1,0 +1,69 @@
+"""Overhearing layers on training data, unmixed, by a pass of evaluation after the training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from mm_lightning.diagnostics.tap import LayerTap, evaluating
+
+
+def overhear_training(
+    trainer: Trainer, module: LightningModule, tap: LayerTap, forward: Callable[[LightningModule, Any], Any]
+) -> None:
+    """Open a tap and run the module on training batches, in evaluation mode, until the tap is full.
+
+    The batches come from the trainer's own loader, as many as an epoch has, and take the way of validation batches:
+    hooks of module and data that ask for ``trainer.training`` get False. Modes and random states are as they were
+    afterwards, those of the loader's own generators too.
+
+    Args:
+        trainer: Its training has just ended.
+        module: The module.
+        tap: Is left open, with the rows.
+        forward: Runs the module on a batch.
+    """
+    loader = CombinedLoader(trainer.train_dataloader, "min_size")
+    length = trainer.num_training_batches
+    precision = trainer.precision_plugin
+    tap.open(module)
+    trainer.validating = True
+    try:
+        with isolate_rng(), _kept_generators(loader), evaluating(module), torch.no_grad():
+            for batch, _, _ in islice(loader, None if math.isinf(length) else int(length)):
+                batch = _before_transfer(trainer, module, precision.convert_input(batch))
+                batch = trainer.strategy.batch_to_device(batch)
+                with precision.forward_context():
+                    forward(module, batch)
+                tap.keep(batch)
+                if tap.is_full:
+                    break
+    finally:
+        trainer.training = True
+
+
+@contextmanager
+def _kept_generators(loader: CombinedLoader) -> Iterator[None]:
+    parts = [part for one in loader.flattened for part in (one, getattr(one, "sampler", None))]
+    found = [generator for part in parts if isinstance(generator := getattr(part, "generator", None), torch.Generator)]
+    states = [generator.get_state() for generator in found]
+    try:
+        yield
+    finally:
+        for generator, state in zip(found, states, strict=True):
+            generator.set_state(state)
+
+
+def _before_transfer(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    is_of_data = data is not None and is_overridden("on_before_batch_transfer", data)
+    return (data if is_of_data else module).on_before_batch_transfer(batch, 0)
