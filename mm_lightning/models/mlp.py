@@ -11,23 +11,28 @@ __all__ = ["mlp_blocks"]
 
 
 def mlp_blocks(
-    sizes: Sequence[int], mix_before: Iterable[int] = (), negative_slope: float = 0.3
+    sizes: Sequence[int],
+    mix_before: Iterable[int] = (),
+    negative_slope: float = 0.3,
+    dropout: Sequence[float] | None = None,
 ) -> list[tuple[nn.Module, bool]]:
     """Build the blocks of a multilayer perceptron for a MixableModule.
 
-    Every block is a linear layer and, but for the last, a LeakyReLU; the first one flattens its input. Weights are
-    Glorot-uniform and biases zero.
+    Every block is a linear layer and, but for the last, a LeakyReLU and, where asked for, dropout; the first one
+    flattens its input. Weights are Glorot-uniform and biases zero.
 
     Args:
         sizes: Units of each layer, from the flattened input to the logits: L + 1 numbers for L blocks.
         mix_before: Indices in 0 ... L - 1 of the blocks that the batch may be mixed before; 0 is the input.
         negative_slope: Slope of the LeakyReLU below zero.
+        dropout: Share of the units dropped after each of the L - 1 hidden layers, in [0, 1); None drops none.
 
     Returns:
         ``(block, eligible)`` for each block. Block i maps (N, sizes[i]) to (N, sizes[i + 1]), the first one (N, ...).
 
     Raises:
-        ValueError: If there are fewer than two sizes, or ``mix_before`` names a block that is not there.
+        ValueError: If there are fewer than two sizes, ``mix_before`` names a block that is not there, or ``dropout``
+            is not one share for each hidden layer.
     """
     if len(sizes) < 2 or any(size < 1 for size in sizes):
         raise ValueError(f"sizes must hold at least two numbers of units >= 1, got {list(sizes)}.")
@@ -35,12 +40,17 @@ def mlp_blocks(
     eligible = set(mix_before)
     if unknown := sorted(eligible - set(range(last + 1))):
         raise ValueError(f"mix_before names the blocks {unknown}, but the blocks are 0 to {last}.")
+    shares = [0.0] * last if dropout is None else list(dropout)
+    if len(shares) != last or not all(0 <= share < 1 for share in shares):
+        raise ValueError(f"dropout must be {last} numbers in [0, 1), one for each hidden layer, got {shares}.")
     blocks: list[tuple[nn.Module, bool]] = []
     for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         modules: list[nn.Module] = [nn.Flatten()] if i == 0 else []
         modules.append(_linear(fan_in, fan_out))
         if i < last:
             modules.append(nn.LeakyReLU(negative_slope))
+            if shares[i]:
+                modules.append(nn.Dropout(shares[i]))
         blocks.append((nn.Sequential(*modules), i in eligible))
     return blocks
 
