@@ -15,6 +15,7 @@ from typing import Any
 
 import hydra
 import lightning.pytorch as pl
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -59,7 +60,9 @@ def run(config: DictConfig) -> dict[str, float]:
 
     if trainer.is_global_zero:
         seconds = {"fit_seconds": round(fit_seconds, 2), "total_seconds": round(time.monotonic() - begin, 2)}
-        content = {"name": config.name, "seed": config.seed, "epochs": trainer.current_epoch, "metrics": metrics}
+        overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+        content = {"name": config.name, "seed": config.seed, "overrides": overrides, "epochs": trainer.current_epoch}
+        content |= {"metrics": metrics}
         record.write_json(folder / "metrics.json", {**content, **seconds, **record.environment()})
         print(_summary(folder, metrics, seconds["total_seconds"]))
     return metrics

@@ -3,6 +3,7 @@
 from mm_lightning.diagnostics.calibration import Calibration
 from mm_lightning.diagnostics.confidence_map import ConfidenceMap
 from mm_lightning.diagnostics.hidden_space import HiddenSpace
+from mm_lightning.diagnostics.mixup_monitor import MixupMonitor
 from mm_lightning.diagnostics.spectrum import Spectrum
 
-__all__ = ["Calibration", "ConfidenceMap", "HiddenSpace", "Spectrum"]
+__all__ = ["Calibration", "ConfidenceMap", "HiddenSpace", "MixupMonitor", "Spectrum"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mm_lightning.diagnostics.figures import GREY, HAIRLINE, INK, PALETTE, ClassNames, _dress, _pixels, spread_apart
-from mm_lightning.diagnostics.plane import PlaneMap, p_class1
+from mm_lightning.diagnostics.plane import PlaneMap
+from mm_lightning.diagnostics.plane_numbers import p_class1
 from mm_lightning.record import whole_file
 
-# White where both classes are equally probable, and the classes' own hues at the ends.
-P_CLASS1 = LinearSegmentedColormap.from_list("p_class1", [PALETTE[0], "white", PALETTE[1]])
-FULL = 0.8
+# The palette with some white, so that the data, which are darker, stand out.
+TINTS = 1 - 0.8 * (1 - np.array([to_rgb(colour) for colour in PALETTE]))
+P_CLASS1 = LinearSegmentedColormap.from_list("p_class1", [TINTS[0], "white", TINTS[1]])
+UNMAPPED = "#e9ecef"  # around a map that is smaller than its panel: white would read as low confidence
 MAX_DRAWN = 1000  # points; more would cover the map
 _SIDE, _GAP, _LEFT, _KEY, _HEAD = 3.5, 0.25, 0.65, 1.15, 0.72  # inches
 
@@ -30,7 +32,7 @@ def draw_confidence_map(axes: Axes, found: PlaneMap, class_names: ClassNames | N
 
     Two classes: the probability of class 1, from 0 in the hue of class 0 over white to 1 in the hue of class 1, with a
     line at 0.5. More classes: the hue is that of the most probable class, the fuller the higher its probability, from
-    white at 1 / K to the hue at 1; lines part the classes. The data are dots in a dark shade of their class's hue, the
+    white at 1 / K to the hue at 1; lines part the classes. The data are dots in a dark shade of their class's hue, a
     thousand of them at most.
 
     Args:
@@ -42,12 +44,13 @@ def draw_confidence_map(axes: Axes, found: PlaneMap, class_names: ClassNames | N
     ends = (found.x[0], found.x[-1], found.y[0], found.y[-1])
     # a grid point is the middle of its pixel
     extent = (ends[0] - step[0] / 2, ends[1] + step[0] / 2, ends[2] - step[1] / 2, ends[3] + step[1] / 2)
-    pixels: dict[str, Any] = {"extent": extent, "origin": "lower", "interpolation": "nearest", "rasterized": True}
+    pixels: dict[str, Any] = {"extent": extent, "origin": "lower", "rasterized": True}
     if found.num_classes == 2:
         p = p_class1(found.confidence, found.predicted)
-        axes.imshow(p, cmap=P_CLASS1, vmin=0, vmax=1, **pixels)
+        axes.imshow(p, cmap=P_CLASS1, vmin=0, vmax=1, interpolation="bilinear", **pixels)
     else:
-        axes.imshow(class_colours(found.confidence, found.predicted, int(found.num_classes)), **pixels)
+        colours = class_colours(found.confidence, found.predicted, found.num_classes)
+        axes.imshow(colours, interpolation="nearest", **pixels)
     _draw_boundaries(axes, found)
     axes.set(xlim=ends[:2], ylim=ends[2:], aspect="equal")
     _dress(axes)
@@ -67,9 +70,8 @@ def class_colours(confidence: np.ndarray, predicted: np.ndarray, num_classes: in
     Returns:
         RGB in [0, 1], (H, W, 3).
     """
-    hues = np.array([to_rgb(PALETTE[k % len(PALETTE)]) for k in range(num_classes)])
     fullness = ((confidence - 1 / num_classes) / (1 - 1 / num_classes)).clip(0, 1)[..., None]
-    return 1 - FULL * fullness * (1 - hues[predicted])
+    return 1 - fullness * (1 - TINTS[predicted % len(TINTS)])
 
 
 def draw_confidence_maps(
@@ -96,50 +98,55 @@ def draw_confidence_maps(
     Raises:
         ValueError: If there is no map, or the maps have different numbers of classes.
     """
-    if len({int(found.num_classes) for found in maps}) != 1:
-        raise ValueError(f"maps must be of the same classes, got {[int(found.num_classes) for found in maps]} classes.")
+    if len({found.num_classes for found in maps}) != 1:
+        raise ValueError(f"maps must be of the same classes, got {[found.num_classes for found in maps]} classes.")
     xlim, ylim = _span([found.x for found in maps]), _span([found.y for found in maps])
-    panel = _SIDE * (ylim[1] - ylim[0]) / (xlim[1] - xlim[0])
-    foot = 1.1 if numbers else 0.6
+    panel, foot = _SIDE * (ylim[1] - ylim[0]) / (xlim[1] - xlim[0]), 1.1 if numbers else 0.6
     width, height = _LEFT + len(maps) * (_SIDE + _GAP) + _KEY, foot + panel + _HEAD
     figure = Figure(figsize=(width, height), dpi=120, facecolor="white")
     points = min(13.0, 72 * (width - _LEFT - 0.1) / (0.68 * len(heading) + 1))  # a bold letter is about 0.68 em wide
     figure.text(_LEFT / width, 1 - 0.15 / height, heading, va="top", fontsize=points, weight="bold", color=INK)
     for column, (found, title) in enumerate(zip(maps, titles, strict=True)):
         left = (_LEFT + column * (_SIDE + _GAP)) / width
-        axes = figure.add_axes((left, foot / height, _SIDE / width, panel / height), facecolor="white")
+        axes = figure.add_axes((left, foot / height, _SIDE / width, panel / height), facecolor=UNMAPPED)
         draw_confidence_map(axes, found, class_names)
         axes.set(xlim=xlim, ylim=ylim, xlabel=axis_names[0], ylabel="" if column else axis_names[1])
+        axes.tick_params(labelleft=column == 0)
         axes.set_title(title, loc="left", fontsize=11, color=INK)
         axes.set_title(_note(found), loc="right", fontsize=8.5, color=GREY)
-        axes.tick_params(labelleft=column == 0)
-        for place, (name, number) in enumerate(numbers[column].items() if numbers else ()):
-            x = left + (place + 0.5) / len(numbers[column]) * _SIDE / width
-            figure.text(x, 0.33 / height, number, ha="center", size=13, weight="bold", color=INK)
-            figure.text(x, 0.13 / height, name, ha="center", size=8.5, color=GREY)
-    _draw_key(figure, maps[0], 1 - (_KEY - 0.05) / width, foot / height, panel / height, class_names)
+        if numbers:
+            _write_numbers(figure, numbers[column], left, _SIDE / width)
+    key = figure.add_axes((1 - (_KEY - 0.05) / width, foot / height, 0.2 / width, panel / height))
+    if maps[0].num_classes == 2:
+        _draw_bar(figure, key, class_names)
+    else:
+        _draw_ramps(key, maps[0].num_classes, class_names)
     return figure
 
 
-def write_animation(figures: Iterable[Figure], path: Path) -> None:
-    """Write figures of one size as the frames of an animated GIF, whole or not at all.
+def write_animation(draw: Callable[[int], Figure], count: int, path: Path) -> None:
+    """Write figures of one size as an animated GIF, whole or not at all.
 
-    The last frame stays for two seconds, the others share at most twelve.
+    The last frame stays for two seconds; the others share twelve seconds, and each has 40 to 250 ms.
 
     Args:
-        figures: The frames; all are drawn before the file is written.
+        draw: Draws frame i of 0 ... count - 1.
+        count: Number of frames, >= 1.
         path: Target; missing folders are made.
     """
-    frames = [Image.fromarray(_pixels(figure)) for figure in figures]
-    # one palette for all: a palette of each frame's own would flicker
-    sample = np.concatenate([np.asarray(frame) for frame in (frames[0], frames[len(frames) // 2], frames[-1])])
-    palette = Image.fromarray(sample).quantize(256)
-    frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    each = int(np.clip(12_000 / len(frames), 40, 250))  # milliseconds
+    # one palette for all: with a palette for each frame the colours would flicker
+    drawn = {i: _pixels(draw(i)) for i in {0, count // 2, count - 1}}
+    palette = Image.fromarray(np.concatenate(list(drawn.values()))).quantize(256)
+    colours = np.array(palette.getpalette()).reshape(-1, 3)
+    colours[(colours > 245).all(axis=1)] = 255  # the paper stays white
+    palette.putpalette(colours.flatten().tolist())
+    images = (Image.fromarray(drawn[i] if i in drawn else _pixels(draw(i))) for i in range(count))
+    frames = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images)
+    each = min(max(12_000 // count, 40), 250)  # milliseconds
+    durations = [each] * (count - 1) + [2000]
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
-        durations = [each] * (len(frames) - 1) + [2000]
-        frames[0].save(file, format="gif", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+        next(frames).save(file, format="gif", save_all=True, append_images=frames, duration=durations, loop=0)
 
 
 def _draw_boundaries(axes: Axes, found: PlaneMap) -> None:
@@ -154,7 +161,7 @@ def _draw_boundaries(axes: Axes, found: PlaneMap) -> None:
 
 def _smooth(mask: np.ndarray) -> np.ndarray:
     # for the eye: the outline of a mask has steps of one grid point
-    height = np.pad(mask.astype(np.float32), 2, mode="edge")
+    height = np.pad(mask.astype(np.float64), 2, mode="edge")
     for _ in range(2):
         height = (height[:-2] + 2 * height[1:-1] + height[2:]) / 4
         height = (height[:, :-2] + 2 * height[:, 1:-1] + height[:, 2:]) / 4
@@ -203,30 +210,34 @@ def _name(k: int, names: ClassNames | None) -> str:
     return str(k) if names is None else names[k]
 
 
-def _draw_key(
-    figure: Figure, found: PlaneMap, left: float, bottom: float, height: float, class_names: ClassNames | None
-) -> None:
-    num_classes = int(found.num_classes)
-    width = 0.2 / figure.get_figwidth()
-    if num_classes == 2:
-        bar = figure.colorbar(ScalarMappable(Normalize(0, 1), P_CLASS1), cax=figure.add_axes((left, bottom, width, height)))
-        bar.set_label(f"probability of class {_name(1, class_names)}", size=10, color=INK)
-        bar.set_ticks([0, 0.25, 0.5, 0.75, 1], labels=["0", "0.25", "0.5", "0.75", "1"])
-        bar.ax.scatter([0.5, 0.5], [0.03, 0.97], s=14, c=[_shade(0), _shade(1)], edgecolors="white", linewidths=0.35)
-        bar.outline.set(color=HAIRLINE, linewidth=0.8)
-        bar.ax.tick_params(length=2.5, width=0.8, color=HAIRLINE, labelsize=8.5, labelcolor=GREY)
-        return
-    ramp = np.linspace(1 / num_classes, 1, 64)
-    confidence = np.broadcast_to(ramp, (num_classes, len(ramp)))
+def _write_numbers(figure: Figure, numbers: Mapping[str, str], left: float, width: float) -> None:
+    for place, (name, number) in enumerate(numbers.items()):
+        x = left + (place + 0.5) / len(numbers) * width
+        figure.text(x, 0.33 / figure.get_figheight(), number, ha="center", size=13, weight="bold", color=INK)
+        figure.text(x, 0.13 / figure.get_figheight(), name, ha="center", size=8.5, color=GREY)
+
+
+def _draw_bar(figure: Figure, axes: Axes, names: ClassNames | None) -> None:
+    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), P_CLASS1), cax=axes)
+    bar.set_label(f"probability of class {_name(1, names)}", size=10, color=INK)
+    bar.set_ticks([0, 0.25, 0.5, 0.75, 1], labels=["0", "0.25", "0.5", "0.75", "1"])
+    bar.outline.set(color=HAIRLINE, linewidth=0.8)
+    axes.tick_params(length=2.5, width=0.8, color=HAIRLINE, labelsize=8.5, labelcolor=GREY)
+    # the two classes' data, where they belong
+    axes.scatter([0.5, 0.5], [0.03, 0.97], s=14, c=[_shade(0), _shade(1)], edgecolors="white", linewidths=0.35)
+
+
+def _draw_ramps(axes: Axes, num_classes: int, names: ClassNames | None) -> None:
+    confidence = np.broadcast_to(np.linspace(1 / num_classes, 1, 64), (num_classes, 64))
     classes = np.broadcast_to(np.arange(num_classes)[:, None], confidence.shape)
-    axes = figure.add_axes((left, bottom, 2.4 * width, height))
-    axes.imshow(class_colours(confidence, classes, num_classes), aspect="auto", extent=(0, 1, num_classes - 0.5, -0.5))
-    axes.set_yticks(range(num_classes), [_name(k, class_names) for k in range(num_classes)])
-    axes.set_xticks([0, 1], [f"{100 / num_classes:.0f} %", "100 %"])
-    axes.yaxis.tick_right()
-    axes.tick_params(length=0, labelsize=8.5, labelcolor=GREY)
-    axes.tick_params(axis="y", labelcolor=INK)
-    axes.spines[:].set(color=HAIRLINE, linewidth=0.8)
-    for k in range(1, num_classes):
-        axes.axhline(k - 0.5, color="white", linewidth=2)
+    colours = class_colours(confidence, classes, num_classes)
+    left, bottom, width, height = axes.get_position().bounds
+    axes.set_position((left, bottom, 2.4 * width, height))
+    axes.imshow(colours, aspect="auto", interpolation="nearest", extent=(0, 1, num_classes - 0.5, -0.5))
+    axes.hlines(np.arange(1, num_classes) - 0.5, 0, 1, color="white", linewidth=2)
+    axes.set_yticks(range(num_classes), [_name(k, names) for k in range(num_classes)], color=INK)
+    axes.set_xticks([0, 1], [f"{100 / num_classes:.0f} %", "100 %"], color=GREY)
     axes.set_xlabel("confidence", size=8.5, color=GREY)
+    axes.yaxis.tick_right()
+    axes.tick_params(length=0, labelsize=8.5)
+    axes.spines[:].set(color=HAIRLINE, linewidth=0.8)

@@ -16,12 +16,13 @@ MAX_POINTS = 1000
 
 
 def packed(found: PlaneMap, epoch: int) -> Frame:
-    """Make a frame of a map, with one byte for each confidence, and with the first 1,000 points.
+    """Make a frame of a map, with one byte for each confidence, and with at most 1,000 points, evenly picked.
 
     The byte is ``round(255 * (confidence - 1 / K) / (1 - 1 / K))``: 0 stands for 1 / K and 255 for 1.
     """
     least = 1 / found.num_classes
     scaled = 255 * (found.confidence.astype(np.float64) - least) / (1 - least)
+    picked = slice(None, None, max(1, -(-len(found.points) // MAX_POINTS)))  # the same rows in every epoch
     classes = np.uint8 if found.num_classes <= 256 else np.int16
     arrays = {
         "epoch": np.array(epoch),
@@ -30,8 +31,8 @@ def packed(found: PlaneMap, epoch: int) -> Frame:
         "y": found.y,
         "confidence": np.rint(scaled).clip(0, 255).astype(np.uint8),
         "predicted": found.predicted.astype(classes),
-        "points": found.points[:MAX_POINTS],
-        "targets": found.targets[:MAX_POINTS],
+        "points": found.points[picked],
+        "targets": found.targets[picked],
     }
     return {name: torch.from_numpy(array).clone() for name, array in arrays.items()}
 
@@ -42,9 +43,7 @@ def unpacked(frame: Frame) -> PlaneMap:
     num_classes = int(arrays.pop("num_classes"))
     confidence = 1 / num_classes + arrays.pop("confidence") / 255 * (1 - 1 / num_classes)
     predicted = arrays.pop("predicted").astype(np.int16)
-    return PlaneMap(
-        confidence=confidence.astype(np.float32), predicted=predicted, num_classes=num_classes, **arrays
-    )
+    return PlaneMap(confidence=confidence.astype(np.float32), predicted=predicted, num_classes=num_classes, **arrays)
 
 
 def stacked(frames: Sequence[Frame]) -> dict[str, np.ndarray]:

@@ -119,7 +119,7 @@ def _stacked(spectra: Mapping[str, np.ndarray], num_classes: int | None = None) 
     if len({shape[-2:] for shape in shapes.values()}) > 1 or not all(len(shape) in (2, 3) for shape in shapes.values()):
         raise ValueError(f"spectra must be (K, D) or (S, K, D) with the same K and D, got {shapes}.")
     stacks = {
-        title: np.asarray(values, dtype=float).reshape(-1, *shapes[title][-2:]) for title, values in spectra.items()
+        title: np.array(values, dtype=float).reshape(-1, *shapes[title][-2:]) for title, values in spectra.items()
     }
     if num_classes not in (None, next(iter(stacks.values())).shape[1]):
         raise ValueError(f"spectra must have a row for each of the {num_classes} classes, got {shapes}.")
@@ -151,16 +151,14 @@ def _draw_bars(axes: Axes, numbers: Mapping[str, Sequence[float]]) -> None:
     for place, seeds in enumerate(numbers.values()):
         style = STYLES[place]
         axes.barh(place, np.mean(seeds), height=0.62, color=style["color"], alpha=0.35)
-        axes.plot(
-            seeds,
-            [place] * len(seeds),
-            ls="",
-            marker=style["marker"],
-            ms=5.5,
-            mec="white",
-            mew=0.6,
-            color=style["color"],
-        )
+        dots: dict[str, Any] = {
+            "color": style["color"],
+            "marker": style["marker"],
+            "ms": 5.5,
+            "mec": "white",
+            "mew": 0.6,
+        }
+        axes.plot(seeds, [place] * len(seeds), ls="", **dots)
         text = f"{np.mean(seeds):,.0f}" if most >= 1000 else f"{np.mean(seeds):.4g}"
         axes.text(max(seeds) + 0.04 * most, place, text, va="center", size=8.5, color=INK)
     axes.set(yticks=range(len(numbers)), yticklabels=list(numbers), ylim=(len(numbers) - 0.45, -0.55))
@@ -180,9 +178,7 @@ def _head(figure: Figure, heading: str, left: float) -> None:
     points = min(13.0, 72 * (width - left - 0.1) / (0.68 * len(heading) + 1))  # a bold letter is about 0.68 em wide
     figure.text(left / width, 1 - 0.12 / height, heading, va="top", fontsize=points, weight="bold", color=INK)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    place: dict[str, Any] = {
-        "loc": "upper left",
-        "bbox_to_anchor": ((left - 0.08) / width, 1 - 0.37 / height),
-        "borderpad": 0,
-    }
-    figure.legend(handles, labels, ncols=4, frameon=False, fontsize=9, labelcolor=INK, handlelength=3, **place)
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": ((left - 0.08) / width, 1 - 0.37 / height)}
+    figure.legend(
+        handles, labels, ncols=4, frameon=False, fontsize=9, labelcolor=INK, handlelength=3, borderpad=0, **place
+    )

@@ -18,7 +18,7 @@ from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Forward, R
 from mm_lightning.diagnostics.figures import GREY, HAIRLINE, INK, PALETTE, ClassNames, _dress
 
 IGNORED = -100  # what torch's cross_entropy leaves out
-FLOOR = 1e-4  # of the largest value of a panel; smaller ones are not drawn: a log axis has no place for zero
+FLOOR = 1e-4  # of the largest value on an axis; smaller ones are not drawn: a log axis has no place for zero
 WIDE = 40  # ranks; more are drawn on a log axis
 
 
@@ -31,7 +31,7 @@ def class_spectrum(hidden: Tensor, targets: Tensor, centred: bool) -> tuple[Tens
     variance within the class.
 
     Each matrix is decomposed as it is, in float64, not by way of its Gram matrix, which squares the condition. Ten
-    classes of 5,000 rows in a layer of 1,024 units take about 4 s on one core, and as long again centred.
+    classes of 5,000 rows in a layer of 1,024 units take about 5 s on one core, and as long again centred.
 
     Args:
         hidden: Hidden states, finite, (N, D).
@@ -59,7 +59,7 @@ def class_spectrum(hidden: Tensor, targets: Tensor, centred: bool) -> tuple[Tens
     classes = targets.unique()
     values = torch.zeros(len(classes), hidden.shape[1], dtype=torch.float64)
     for k, row in zip(classes, values, strict=True):
-        own = hidden[targets == k].double()  # class by class: the whole in float64 would need twice the memory
+        own = hidden[targets == k].double()  # by class: the whole in float64 would take three times the memory
         found = torch.linalg.svdvals(own - own.mean(dim=0) if centred else own)
         row[: len(found)] = found
     return values, classes
@@ -70,8 +70,9 @@ def spectrum_numbers(values: Tensor) -> dict[str, float]:
 
     - ``largest``: mean over the classes of the largest singular value.
     - ``others``: mean over the classes of the sum of all the others.
-    - ``others_share``: others / (largest + others), in [0, 1 - 1/D]. Free of scale: neither the units of the layer nor
-      the number of rows matter. 0 means that every class lies on a line. NaN if all values are zero.
+    - ``others_share``: others / (largest + others), in [0, 1 - 1/D]. The scale of the layer cancels, and so does the
+      number of rows where each class has many more than D. 0 means that every class lies on a line. NaN if all values
+      are zero.
 
     Args:
         values: Singular values of each class, in falling order, (K, D).
@@ -167,7 +168,7 @@ class Spectrum(Diagnostic):
                                                      ``others_centred`` and ``others_share_centred``
     ===============================================  ==========================================================
 
-    Of these only the shares may be compared between runs with other numbers of rows, or other scales of a layer.
+    Between runs with other numbers of rows, or another scale of the layer, only the shares may be compared.
 
     Args:
         layers: Dotted name of the layer whose output, (N, ...), is decomposed after flattening, or several.
@@ -230,17 +231,16 @@ class Spectrum(Diagnostic):
 def _draw_classes(axes: Axes, values: np.ndarray, classes: Sequence[int], names: ClassNames | None) -> None:
     ranks, named = np.arange(1, values.shape[1] + 1), len(classes) <= len(PALETTE)
     marker = "." if len(ranks) <= WIDE else None
-    drawn, mean = (
-        np.where(x > axes.get_ylim()[0], x, np.nan) for x in (values, values.mean(axis=0))
-    )  # NaN ends a line
-    for k, line in zip(classes, drawn, strict=True):
+    # NaN ends a line
+    lines, mean = (np.where(each > axes.get_ylim()[0], each, np.nan) for each in (values, values.mean(axis=0)))
+    for k, line in zip(classes, lines, strict=True):
         text = (str(k) if names is None else names[k]) if named else None  # more classes have no colour of their own
         axes.plot(ranks, line, color=PALETTE[k % len(PALETTE)], lw=1.0, marker=marker, ms=3, label=text)
     axes.plot(ranks, mean, color=INK, lw=2.6, marker=marker, ms=7, label="mean")
 
 
 def _write_numbers(axes: Axes, values: np.ndarray) -> None:
-    found = spectrum_numbers(torch.from_numpy(values))
+    found = spectrum_numbers(torch.from_numpy(np.array(values)))
     captions = {"largest": f"{found['largest']:,.4g}", "sum of the others": f"{found['others']:,.4g}"}
     captions["share of the others"] = f"{found['others_share']:.1%}"
     for place, (name, number) in enumerate(captions.items()):

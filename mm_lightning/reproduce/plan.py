@@ -88,7 +88,9 @@ def chosen(config: DictConfig) -> list[str]:
         return known
     only = list(config.only) if isinstance(config.only, ListConfig) else [config.only]
     if unknown := [name for name in only if name not in known]:
-        raise ValueError(f"only names {', '.join(map(str, unknown))}, which is no experiment. There are {', '.join(known)}.")
+        raise ValueError(
+            f"only names {', '.join(map(str, unknown))}, which is no experiment. There are {', '.join(known)}."
+        )
     if not only:
         raise ValueError(f"only is an empty list. Name one or more of {', '.join(known)}, or leave it out.")
     return [name for name in known if name in only]

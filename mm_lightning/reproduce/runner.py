@@ -47,7 +47,9 @@ def run_all(jobs: Sequence[Job], at_once: int) -> None:
             for done, future in enumerate(as_completed(futures), start=1):
                 job, seconds = future.result()
                 left = (time.monotonic() - begin) / done * (len(missing) - done)
-                print(f"[{done}/{len(missing)}] {job.name}  {seconds:.0f} s, about {left / 60:.0f} min left", flush=True)
+                print(
+                    f"[{done}/{len(missing)}] {job.name}  {seconds:.0f} s, about {left / 60:.0f} min left", flush=True
+                )
         except RuntimeError:
             pool.shutdown(cancel_futures=True)  # waits for the runs in progress
             raise

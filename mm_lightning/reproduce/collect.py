@@ -1,0 +1,92 @@
+"""From the folders of finished runs to a study's results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from omegaconf import DictConfig
+
+from mm_lightning.reproduce.findings import cells, verdict
+from mm_lightning.reproduce.pictures import draw_pictures
+from mm_lightning.reproduce.plan import QUICK, Job
+from mm_lightning.reproduce.runner import METRICS
+from mm_lightning.reproduce.study import Experiment, Measure, Method, Run, Schedule, Verdict
+
+RULE = (
+    "A claim holds where the method is better in every seed of the default schedule, fails where it is better in none, "
+    "and is mixed otherwise. The reference schedule agrees where its one seed differs in the same direction."
+)
+
+
+def run_of(job: Job) -> Run:
+    """Read what a finished run measured."""
+    content = json.loads((job.folder / METRICS).read_text(encoding="utf-8"))
+    return Run(
+        method=job.method,
+        schedule=job.schedule,
+        seed=job.seed,
+        command=job.command,
+        seconds=content["total_seconds"],
+        epochs=content["epochs"],
+        metrics=content["metrics"],
+    )
+
+
+def experiment_of(name: str, config: DictConfig, jobs: Sequence[Job], folder: Path) -> Experiment:
+    """Collect one experiment's runs, judge its claims and draw its pictures.
+
+    Args:
+        name: Of the experiment.
+        config: Its part of ``conf/reproduction``.
+        jobs: Its finished runs.
+        folder: Of the report; pictures are put there.
+    """
+    runs = [run_of(job) for job in jobs]
+    measures = [Measure(key=str(key), **_without(measure, "claim")) for key, measure in config.measures.items()]
+    schedules = [_schedule(name, config, runs) for name in dict.fromkeys(run["schedule"] for run in runs)]
+    pictures, players = draw_pictures(config, jobs, folder)
+    return Experiment(
+        name=name,
+        title=config.title,
+        text=config.text,
+        methods=[Method(name=str(method), title=about.title) for method, about in config.methods.items()],
+        schedules=schedules,
+        measures=measures,
+        runs=[_only(run, measures) for run in runs],
+        cells=cells(runs, measures),
+        verdicts=_verdicts(config, measures, runs, [schedule["name"] for schedule in schedules]),
+        pictures=pictures,
+        players=players,
+    )
+
+
+def _verdicts(
+    config: DictConfig, measures: Sequence[Measure], runs: Sequence[Run], schedules: Sequence[str]
+) -> list[Verdict]:
+    others = [str(method) for method in config.methods if method not in config.judged]
+    return [
+        verdict(runs, measure, method, against, schedules)
+        for measure in measures
+        if config.measures[measure["key"]].claim
+        for method in config.judged
+        for against in others
+    ]
+
+
+def _schedule(name: str, config: DictConfig, runs: Sequence[Run]) -> Schedule:
+    seconds = mean(run["seconds"] for run in runs if run["schedule"] == name)
+    text = f"small networks and few data: {' '.join(config.quick)}" if name == QUICK else config.schedules[name].text
+    return Schedule(name=name, text=text, seconds_per_run=seconds)
+
+
+def _only(run: Run, measures: Sequence[Measure]) -> Run:
+    keys = [measure["key"] for measure in measures]
+    return Run(**{**run, "metrics": {key: run["metrics"].get(key) for key in keys}})  # type: ignore[typeddict-item]
+
+
+def _without(node: Any, *keys: str) -> dict[str, Any]:
+    return {str(key): value for key, value in node.items() if key not in keys}
