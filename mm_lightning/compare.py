@@ -21,7 +21,7 @@ from mm_lightning.reproduce.pictures import draw_pictures
 from mm_lightning.reproduce.plan import Job
 from mm_lightning.reproduce.report import write_report
 from mm_lightning.reproduce.runner import CONFIG, METRICS
-from mm_lightning.reproduce.study import Experiment, Measure, Method, Run, Schedule, Study
+from mm_lightning.reproduce.study import Experiment, Measure, Method, Schedule, Study
 from mm_lightning.reproduce.tables import tables
 from mm_lightning.train import CONF
 

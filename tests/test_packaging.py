@@ -47,7 +47,7 @@ def files_below(folder: Path, *patterns: str) -> set[str]:
 
 @pytest.mark.slow
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
-    modules = files_below(ROOT / "mm_lightning", "*.py", "py.typed")
+    modules = files_below(ROOT / "mm_lightning", "*.py", "*.jinja", "py.typed")
     data = files_below(ROOT / "mm_lightning" / "data" / "mnist_files", "*.xz", "LICENSE")
     conf = {f"mm_lightning/{name}" for name in files_below(CONF, "*.yaml")}
     assert (len(data), len(conf) > 15, "mm_lightning/conf/train.yaml" in conf) == (5, True, True)

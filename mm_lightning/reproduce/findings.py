@@ -76,7 +76,7 @@ def verdict(runs: Sequence[Run], measure: Measure, method: str, against: str, sc
 
 
 def _differences(runs: Sequence[Run], key: str, method: str, against: str, schedule: str) -> Mapping[int, float | None]:
-    """method - against of each seed that has both; None where either has no value."""
+    """Method - against of each seed that has both; None where either has no value."""
     of = {(run["method"], run["seed"]): _value(run, key) for run in runs if run["schedule"] == schedule}
     pairs = {
         seed: (of[method, seed], of[against, seed]) for name, seed in of if name == method and (against, seed) in of

@@ -58,7 +58,8 @@ class Job:
 def jobs_of(config: DictConfig) -> list[Job]:
     """List the trainings of a study, in the order they are run.
 
-    Every method once before any seed is repeated, so that a study cut short can still compare.
+    Every method once before any seed is repeated, so that a study cut short can still compare; the schedules that no
+    verdict is about come last.
 
     Args:
         config: The composed ``conf/reproduce.yaml``.
@@ -103,10 +104,10 @@ def _rounds(name: str, config: DictConfig) -> Iterator[list[Job]]:
             yield [_job(name, method, QUICK, seed, experiment.quick, config) for method in experiment.methods]
         return
     first, *others = experiment.schedules
-    for seed in range(config.seeds or experiment.seeds):
-        for schedule in [first, *(others if seed == 0 else [])]:
-            overrides = experiment.schedules[schedule].overrides
-            yield [_job(name, method, schedule, seed, overrides, config) for method in experiment.methods]
+    rounds = [(first, seed) for seed in range(config.seeds or experiment.seeds)] + [(other, 0) for other in others]
+    for schedule, seed in rounds:
+        overrides = experiment.schedules[schedule].overrides
+        yield [_job(name, method, schedule, seed, overrides, config) for method in experiment.methods]
 
 
 def _job(name: str, method: str, schedule: str, seed: int, overrides: Sequence[str], config: DictConfig) -> Job:

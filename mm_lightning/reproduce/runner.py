@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import hydra
@@ -16,6 +20,7 @@ from omegaconf import OmegaConf
 
 from mm_lightning.reproduce.plan import Job
 
+_ABSENT = "absent"
 METRICS, CONFIG, LOG = "metrics.json", "config.yaml", "log.txt"
 
 
@@ -41,20 +46,20 @@ def run_all(jobs: Sequence[Job], at_once: int) -> None:
         return
     threads = max(1, num_cores() // at_once)
     begin = time.monotonic()
-    with _Processes() as processes, ThreadPoolExecutor(at_once) as pool:
-        futures = [pool.submit(processes.run, job, threads) for job in missing]
+    processes = _Processes()
+    with ThreadPoolExecutor(at_once) as pool, _sigterm_as_exit():
         try:
+            futures = [pool.submit(processes.run, job, threads) for job in missing]
             for done, future in enumerate(as_completed(futures), start=1):
                 job, seconds = future.result()
                 left = (time.monotonic() - begin) / done * (len(missing) - done)
                 print(
                     f"[{done}/{len(missing)}] {job.name}  {seconds:.0f} s, about {left / 60:.0f} min left", flush=True
                 )
-        except RuntimeError:
-            pool.shutdown(cancel_futures=True)  # waits for the runs in progress
-            raise
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
+            if not isinstance(error, RuntimeError):
+                processes.stop()
             raise
 
 
@@ -66,11 +71,12 @@ def is_finished(job: Job) -> bool:
     """
     if not (job.folder / METRICS).is_file():
         return False
-    made, wanted = OmegaConf.to_container(OmegaConf.load(job.folder / CONFIG)), composed(job)
-    differing = sorted(key for key in {**wanted, **made} if made.get(key) != wanted.get(key))
+    made, wanted = _leaves(OmegaConf.to_container(OmegaConf.load(job.folder / CONFIG))), _leaves(composed(job))
+    differing = [key for key in {**wanted, **made} if made.get(key, _ABSENT) != wanted.get(key, _ABSENT)]
     if differing:
+        first = "; ".join(f"{key} is {wanted.get(key, _ABSENT)}, was {made.get(key, _ABSENT)}" for key in differing[:3])
         raise ValueError(
-            f"{job.folder} holds a run with another {', '.join(differing)} than {job.command!r} has now. "
+            f"{job.folder} holds a run that {job.command!r} would not make now ({first}). "
             "Move it away, or choose another folder with out=..."
         )
     return True
@@ -86,18 +92,45 @@ def composed(job: Job) -> dict[str, Any]:
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
 
+def _leaves(node: Any, place: str = "") -> dict[str, Any]:
+    """Every value below ``node`` by its dotted place."""
+    if not isinstance(node, dict) or not node:
+        return {place: node}
+    inner = [_leaves(value, f"{place}.{key}" if place else str(key)) for key, value in node.items()]
+    return {key: value for part in inner for key, value in part.items()}
+
+
+@contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does; unheard it would leave the runs in progress without a parent."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 class _Processes:
-    """The processes that run now; whatever ends the block ends them."""
+    """Runs jobs in processes, and can stop those in progress."""
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[bytes]] = set()
+        self._is_stopped = False
+        self._lock = threading.Lock()  # no run may begin behind the back of stop()
 
-    def __enter__(self) -> _Processes:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for process in list(self._running):
-            process.terminate()
+    def stop(self) -> None:
+        """End the runs in progress, and let no other begin."""
+        with self._lock:
+            self._is_stopped = True
+            for process in self._running:
+                process.terminate()
 
     def run(self, job: Job, threads: int) -> tuple[Job, float]:
         """Run a job, with what it prints in its folder."""
@@ -108,11 +141,13 @@ class _Processes:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, "-m", "mm_lightning.train", *job.arguments]
         with (job.folder / LOG).open("wb") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-            self._running.add(process)
-            try:
-                code = process.wait()
-            finally:
+            with self._lock:
+                if self._is_stopped:
+                    raise RuntimeError(f"The run {job.name} was not begun.")
+                process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+                self._running.add(process)
+            code = process.wait()
+            with self._lock:
                 self._running.discard(process)
         if code:
             last = (job.folder / LOG).read_text(errors="replace").strip().splitlines()[-1:]

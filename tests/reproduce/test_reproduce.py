@@ -1,0 +1,131 @@
+"""The whole quick study, as typed: runs, numbers, pictures, report; and the same runs side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+
+
+def call(module: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True, timeout=800)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("reproduce")
+
+
+@pytest.fixture(scope="module")
+def printed(folder: Path) -> str:
+    done = call("mm_lightning.reproduce", "--quick", "out=quick study", folder=folder)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture
+def study(folder: Path, printed: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "quick study" / "report" / "metrics.json").read_text())
+    return content
+
+
+def test_every_run_has_every_number(study: dict[str, Any]) -> None:
+    assert study["quick"] is True
+    runs = {experiment["name"]: experiment["runs"] for experiment in study["experiments"]}
+    assert {name: len(own) for name, own in runs.items()} == {"spiral": 3, "mnist_bottleneck": 3, "mnist_flatness": 6}
+    for experiment in study["experiments"]:
+        keys = {measure["key"] for measure in experiment["measures"]}
+        for run in experiment["runs"]:
+            missing = {key for key in keys if run["metrics"][key] is None}
+            # a quick spiral may have the same class predicted wherever there are data
+            assert missing <= {"test/boundary_slope"}, (run["command"], missing)
+
+
+def test_numbers_are_those_of_the_runs(study: dict[str, Any], folder: Path) -> None:
+    for experiment in study["experiments"]:
+        for cell in experiment["cells"]:
+            path = folder / "quick study/runs" / experiment["name"] / "quick" / cell["method"] / "seed0/metrics.json"
+            assert cell["values"] == [json.loads(path.read_text())["metrics"].get(cell["key"])]
+            assert cell["mean"] == (None if cell["values"] == [None] else pytest.approx(mean(cell["values"])))
+            assert cell["sd"] is None
+
+
+def test_claims_are_judged_by_the_numbers(study: dict[str, Any]) -> None:
+    for experiment in study["experiments"]:
+        better = {measure["key"]: measure["better"] for measure in experiment["measures"]}
+        means = {(cell["method"], cell["key"]): cell["mean"] for cell in experiment["cells"]}
+        assert experiment["verdicts"]
+        for verdict in experiment["verdicts"]:
+            ours, theirs = (means[verdict[role], verdict["key"]] for role in ("method", "against"))
+            if ours is not None and theirs is not None:
+                wins = ours > theirs if better[verdict["key"]] == "higher" else ours < theirs
+                assert (verdict["better_in"], verdict["verdict"]) == ((1, "holds") if wins else (0, "fails"))
+    against = {(v["method"], v["against"]) for v in study["experiments"][2]["verdicts"]}
+    assert against == {
+        (a, b) for a in ("manifold", "manifold_before") for b in ("baseline", "input", "weight_decay", "dropout")
+    }
+
+
+def test_pictures_and_page_are_there(study: dict[str, Any], folder: Path) -> None:
+    report = folder / "quick study" / "report"
+    for experiment in study["experiments"]:
+        files = [picture["file"] for picture in experiment["pictures"]]
+        files += [file for player in experiment["players"] for file in player["files"]]
+        assert len(files) > 1
+        for file in files:
+            with Image.open(report / file) as image:
+                assert min(image.size) > 100
+    page = (report / "index.html").read_text(encoding="utf-8")
+    for experiment in study["experiments"]:
+        assert experiment["title"] in page
+        assert all(run["seed"] == 0 and "+experiment=" in run["command"] for run in experiment["runs"])
+
+
+def test_finished_runs_are_not_repeated(printed: str, folder: Path) -> None:
+    assert "0 of 12 runs are finished, 12 to go" in printed
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("quick study/runs/**/metrics.json")}
+    done = call("mm_lightning.reproduce", "--quick", "out=quick study", "only=spiral", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert "3 of 3 runs are finished, 0 to go" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("quick study/runs/**/metrics.json")} == before
+
+
+def test_runs_side_by_side(printed: str, folder: Path) -> None:
+    runs = [f"quick study/runs/spiral/quick/{method}/seed0" for method in ("baseline", "manifold")]
+    done = call("mm_lightning.compare", *runs, "--report", "side by side", folder=folder)
+    assert done.returncode == 0, done.stderr
+    rows = [
+        [cell.strip(" *★") for cell in line.strip("|").split("|")] for line in done.stdout.splitlines() if "|" in line
+    ]
+    accuracy = next(row for row in rows if row[0].startswith("test accuracy"))
+    found = [json.loads((folder / run / "metrics.json").read_text())["metrics"]["test/acc"] for run in runs]
+    assert accuracy[1:] == [f"{100 * value:.2f}" for value in found]
+    assert "mixup=none" in rows[0][1] and "mixup=manifold" in rows[0][2]
+    assert (folder / "side by side" / "index.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("mm_lightning.reproduce", ["only=spirals"], "error: only names spirals, which is no experiment."),
+        ("mm_lightning.reproduce", ["seed=5"], "error: There is no 'seed'."),
+        ("mm_lightning.reproduce", ["jobs=0"], "error: jobs must be an integer >= 1, or null for one per core, got 0."),
+        ("mm_lightning.compare", ["nowhere"], "error: nowhere holds no metrics.json, so no finished run."),
+    ],
+)
+def test_mistake_is_answered_in_one_line(module: str, arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = call(module, *arguments, folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(message), done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
