@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from mm_lightning import failure, record
-from mm_lightning.reproduce.collect import run_of
+from mm_lightning.reproduce.collect import measure_of, run_of
 from mm_lightning.reproduce.findings import cells
 from mm_lightning.reproduce.pictures import draw_pictures
 from mm_lightning.reproduce.plan import Job
@@ -147,7 +147,7 @@ def _known_measures() -> dict[str, Measure]:
     for path in sorted((CONF / "reproduction").glob("*.yaml")):
         (about,) = OmegaConf.load(path).values()
         for key, measure in about.measures.items():
-            found.setdefault(key, Measure(key=key, **{name: measure[name] for name in measure if name != "claim"}))
+            found.setdefault(key, measure_of(key, measure))
     return found
 
 

@@ -7,7 +7,7 @@ import hydra
 import lightning.pytorch as pl
 import pytest
 import torch
-from hydra.errors import ConfigCompositionException
+from hydra.errors import ConfigCompositionException, MissingConfigException
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
@@ -22,7 +22,11 @@ from mm_lightning.train import CONF, build_trainer
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated")
 
-OPTIONS = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.glob("*/*.yaml"))
+OPTIONS = sorted(
+    path.relative_to(CONF).with_suffix("").as_posix()
+    for path in CONF.glob("*/*.yaml")
+    if path.parent.name != "reproduction"  # which conf/reproduce.yaml composes
+)
 SMALL = ["model=mlp_bottleneck", "model.blocks.sizes=[784,8,8,2,8,8,10]"]
 
 Compose = Callable[..., DictConfig]
@@ -206,11 +210,77 @@ def test_checkpoints_can_be_replaced_by_another_way_to_write(compose: Compose) -
     assert not isinstance(writer, WholeCheckpointIO)
 
 
+DIAGNOSTICS = [option.split("/")[1] for option in OPTIONS if option.startswith("diagnostics/") and "none" not in option]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        ([], []),
+        (["diagnostics=none"], []),
+        (["diagnostics=[]"], []),
+        (["~diagnostics"], []),
+        (["diagnostics=hidden_space"], ["hidden_space"]),
+        (["diagnostics=[mixup_monitor,hidden_space]"], ["mixup_monitor", "hidden_space"]),
+        (["+experiment=several"], ["hidden_space", "mixup_monitor"]),
+        (["+experiment=several", "diagnostics=none"], []),
+        (["+experiment=several", "diagnostics=[mixup_monitor]"], ["mixup_monitor"]),
+    ],
+    ids=lambda value: "_".join(value) or "default" if value is not None else None,
+)
+def test_diagnostics_are_one_or_several_or_none(
+    overrides: list[str], names: list[str], compose: Compose, tmp_path: Path
+) -> None:
+    experiment = tmp_path / "conf" / "experiment" / "several.yaml"
+    experiment.parent.mkdir(parents=True)
+    experiment.write_text("# @package _global_\ndefaults:\n  - override /diagnostics: [hidden_space, mixup_monitor]\n")
+    config = compose(*overrides, f"hydra.searchpath=[file://{tmp_path / 'conf'}]")
+    assert list(config.diagnostics) == names
+    kinds = [type(callback).__name__ for callback in build_trainer(config).callbacks]
+    wanted = {"hidden_space": "HiddenSpace", "mixup_monitor": "MixupMonitor"}
+    assert [kind for kind in kinds if kind in wanted.values()] == [wanted[name] for name in names]
+
+
+def test_each_diagnostic_opens_into_its_own_node(compose: Compose) -> None:
+    together = compose(f"diagnostics=[{','.join(DIAGNOSTICS)}]").diagnostics
+    assert list(together) == DIAGNOSTICS
+    for option in DIAGNOSTICS:
+        assert compose(f"diagnostics={option}").diagnostics == {option: together[option]}
+        assert "_target_" in together[option]
+
+
+def test_settings_of_one_of_several_diagnostics(compose: Compose) -> None:
+    config = compose("diagnostics=[hidden_space,mixup_monitor]", "diagnostics.mixup_monitor.every_n_epochs=7")
+    assert instantiate(config.diagnostics.mixup_monitor).every_n_epochs == 7
+    assert instantiate(config.diagnostics.hidden_space).every_n_epochs == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("hiden_space", "Could not find 'diagnostics/hiden_space'.*Available options.*hidden_space.*mixup_monitor"),
+        ("[mixup_monitor,hiden_space]", "Could not load 'diagnostics/hiden_space'"),  # Hydra lists no options there
+    ],
+    ids=["one", "several"],
+)
+def test_misspelt_diagnostics_are_named(override: str, message: str, compose: Compose) -> None:
+    with pytest.raises(MissingConfigException, match=f"(?s){message}"):
+        compose(f"diagnostics={override}")
+
+
+def test_folders_of_a_sweep_carry_no_brackets(tmp_path: Path) -> None:
+    overrides = ["diagnostics=[hidden_space,mixup_monitor]", "seed=3", f"run_dir={tmp_path}"]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("train", overrides, return_hydra_config=True)
+    assert config.hydra.job.override_dirname == f"run_dir-{tmp_path}_seed-3"
+
+
 def test_callbacks_beyond_the_configuration_come_after_it(compose: Compose) -> None:
     class Extra(pl.Callback):
         pass
 
-    callbacks = build_trainer(compose("+experiment=mnist_bottleneck"), [Extra()]).callbacks
+    config = compose("+experiment=mnist_bottleneck", "diagnostics=hidden_space")
+    callbacks = build_trainer(config, [Extra()]).callbacks
     names = [type(callback).__name__ for callback in callbacks]
     assert sorted(names) == sorted(
         "HiddenSpace EpochLines StopAfterStep ManifoldMixupCallback Extra ModelCheckpoint".split()

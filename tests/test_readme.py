@@ -40,8 +40,8 @@ def _run(block: str, **given: Any) -> dict[str, Any]:
     return names
 
 
-def test_the_readme_has_four_examples() -> None:
-    assert len(BLOCKS) == 4
+def test_the_readme_has_five_examples() -> None:
+    assert len(BLOCKS) == 5
 
 
 def test_the_callback_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,8 +61,26 @@ def test_the_inspection_example_prints_the_table(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out.endswith("layers=\"auto\" mixes at 'input', 'layer1'.\n")
 
 
+class Validated(Module):
+    """The same with validation."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.training_step(batch, batch_idx)
+
+
+def test_the_diagnostics_example_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = DataLoader(TensorDataset(torch.randn(32, 4), torch.arange(32) % 3), batch_size=8)
+    block = BLOCKS[2].replace("Trainer(", "Trainer(logger=False, enable_progress_bar=False, accelerator='cpu', ")
+    names = _run(block, your_module=Validated(), your_dataloader=data, your_validation_dataloader=data)
+    for name in ("hidden_space", "spectrum", "calibration"):
+        assert next(tmp_path.rglob(f"{name}_val.png")).stat().st_size > 10_000
+    tags = "val/spread_ratio val/davies_bouldin val/nearest_mean_margin val/spectrum/layer1/largest val/calibration/ece"
+    assert set(tags.split()) <= set(names["trainer"].callback_metrics)
+
+
 def test_the_module_example_trains(make_trainer: Any) -> None:
-    names = _run(BLOCKS[2])
+    names = _run(BLOCKS[3])
     data = DataLoader(TensorDataset(torch.randn(32, 1, 28, 28), torch.randint(0, 10, (32,))), batch_size=8)
     make_trainer(names["mixup"]).fit(names["model"], data)
     assert names["mixup"].layer_names == ("input", "mix_before.1")
@@ -72,7 +90,7 @@ def test_the_loop_example_has_the_gradient_of_the_formula() -> None:
     torch.manual_seed(0)
     blocks = [nn.Linear(4, 5).double(), nn.Tanh(), nn.Linear(5, 3).double()]
     x, y = torch.randn(6, 4, dtype=torch.float64), torch.randint(0, 3, (6,))
-    plan = _run(BLOCKS[3], batches=[(x, y)], blocks=blocks)["plan"]
+    plan = _run(BLOCKS[4], batches=[(x, y)], blocks=blocks)["plan"]
     got = blocks[0].weight.grad.clone()
 
     lam, hidden = float(plan.lam[0]), x

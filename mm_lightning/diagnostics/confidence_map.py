@@ -16,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from mm_lightning.diagnostics import figures
 from mm_lightning.diagnostics.confidence_figure import draw_confidence_maps, write_animation
@@ -131,7 +132,7 @@ class ConfidenceMap(Diagnostic):
         if extent is not None and not all(-math.inf < low < high < math.inf for low, high in extent):
             raise ValueError(f"extent must be ((x0, x1), (y0, y1)) with x0 < x1 and y0 < y1, got {extent}.")
         self.layer = layer
-        self.extent = extent
+        self.extent = None if extent is None else _floats(extent)
         self.resolution = resolution
         self.frame_resolution = frame_resolution
         self.threshold = threshold
@@ -143,7 +144,7 @@ class ConfidenceMap(Diagnostic):
         self._row: Tensor | None = None  # one input
         self._frames: dict[int, Frame] = {}  # by optimizer step
         # the last validation, the training data and the test often show the same weights in the same frame
-        self._evaluated: tuple[Any, PlaneMap] | tuple[None, None] = (None, None)
+        self._evaluated: dict[tuple[int, Extent, bytes], PlaneMap] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget the frames of an earlier training; those of a checkpoint are read after this."""
@@ -200,12 +201,12 @@ class ConfidenceMap(Diagnostic):
         with self._plane(trainer, pl_module) as logits_at:
 
             def evaluate(resolution: int) -> PlaneMap:
-                key = None if trainer.world_size > 1 else (resolution, extent, _digest(pl_module))
-                if key is None or key != self._evaluated[0]:
+                key = (resolution, extent, _digest(pl_module, None if self.layer == INPUT else self._row))
+                if key not in self._evaluated:
                     x, y = plane_axes(extent, resolution)
-                    found = evaluate_plane(logits_at, x, y, points, rows.targets, self.batch_size)
-                    self._evaluated = (key, found)
-                return self._evaluated[1]._replace(points=points.numpy(), targets=rows.targets.numpy())
+                    known = evaluate_plane(logits_at, x, y, points, rows.targets, self.batch_size)
+                    self._evaluated = {key: known}
+                return self._evaluated[key]._replace(points=points.numpy(), targets=rows.targets.numpy())
 
             found = evaluate(self.frame_resolution if is_frame else self.resolution)
             if is_frame and _is_finite(found):
@@ -270,13 +271,20 @@ def _logits(module: LightningModule, inputs: Tensor) -> Any:
     return module(inputs)
 
 
+def _floats(extent: Extent) -> Extent:
+    (x0, x1), (y0, y1) = extent
+    return (float(x0), float(x1)), (float(y0), float(y1))
+
+
 def _is_finite(found: PlaneMap) -> bool:
     return bool(np.isfinite(found.confidence).all())
 
 
-def _digest(module: LightningModule) -> bytes:
+def _digest(module: LightningModule, row: Tensor | None) -> bytes:
+    """Tell weights apart, and rows; to be called by every process, for each gets the whole of sharded weights."""
     digest = hashlib.sha256()
-    for tensor in (*module.parameters(), *module.buffers()):
+    for tensor in (*module.parameters(), *module.buffers(), *([] if row is None else [row])):
+        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.digest()
 

@@ -69,7 +69,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 def save_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
     """Write arrays to a compressed ``.npz`` file, whole or not at all."""
     with whole_file(path) as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # any name might be allow_pickle
 
 
 def draw_clouds(

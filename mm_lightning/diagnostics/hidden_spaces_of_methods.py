@@ -103,7 +103,7 @@ def _common_frame(clouds: Sequence[Clouds]) -> _Frame:
     for found in (each.found for each in clouds if each.found is not None):
         corners += [torch.tensor([found.x[end], found.y[end]], dtype=torch.float64) for end in (0, -1)]
     low, high = torch.stack(corners).amin(dim=0), torch.stack(corners).amax(dim=0)
-    middle, half = (low + high) / 2, (high - low).max() / 2
+    middle, half = (low + high) / 2, (high - low) / 2
     return _Frame(*zip((middle - half).tolist(), (middle + half).tolist(), strict=True))
 
 

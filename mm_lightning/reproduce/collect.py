@@ -46,7 +46,7 @@ def experiment_of(name: str, config: DictConfig, jobs: Sequence[Job], folder: Pa
         folder: Of the report; pictures are put there.
     """
     runs = [run_of(job) for job in jobs]
-    measures = [Measure(key=str(key), **_without(measure, "claim")) for key, measure in config.measures.items()]
+    measures = [measure_of(str(key), measure) for key, measure in config.measures.items()]
     schedules = [_schedule(name, config, runs) for name in dict.fromkeys(run["schedule"] for run in runs)]
     pictures, players = draw_pictures(config, jobs, folder)
     return Experiment(
@@ -85,8 +85,17 @@ def _schedule(name: str, config: DictConfig, runs: Sequence[Run]) -> Schedule:
 
 def _only(run: Run, measures: Sequence[Measure]) -> Run:
     keys = [measure["key"] for measure in measures]
-    return Run(**{**run, "metrics": {key: run["metrics"].get(key) for key in keys}})  # type: ignore[typeddict-item]
+    return Run(**{**run, "metrics": {key: run["metrics"].get(key) for key in keys}})
 
 
-def _without(node: Any, *keys: str) -> dict[str, Any]:
-    return {str(key): value for key, value in node.items() if key not in keys}
+def measure_of(key: str, about: Any) -> Measure:
+    """Make a measure of its description in ``conf/reproduction``."""
+    return Measure(
+        key=key,
+        title=about["title"],
+        unit=about["unit"],
+        factor=about["factor"],
+        digits=about["digits"],
+        better=about["better"],
+        meaning=about["meaning"],
+    )

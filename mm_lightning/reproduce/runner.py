@@ -52,10 +52,8 @@ def run_all(jobs: Sequence[Job], at_once: int) -> None:
             futures = [pool.submit(processes.run, job, threads) for job in missing]
             for done, future in enumerate(as_completed(futures), start=1):
                 job, seconds = future.result()
-                left = (time.monotonic() - begin) / done * (len(missing) - done)
-                print(
-                    f"[{done}/{len(missing)}] {job.name}  {seconds:.0f} s, about {left / 60:.0f} min left", flush=True
-                )
+                left = (time.monotonic() - begin) / done * (len(missing) - done) / 60  # minutes
+                print(f"[{done}/{len(missing)}] {job.name}  {seconds:.0f} s, about {left:.0f} min left", flush=True)
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             if not isinstance(error, RuntimeError):

@@ -34,10 +34,34 @@ def test_separation_of_two_pairs_by_hand():
     # means (1, 0) and (5, 3), 5 apart; distances to own mean 1, 1 and 2, 2; class indices need not be 0, 1
     hidden = torch.tensor([[0.0, 0.0], [2.0, 0.0], [5.0, 1.0], [5.0, 5.0]])
     got = class_separation(hidden, torch.tensor([3, 3, 7, 7]))
-    assert got == pytest.approx(
-        {"davies_bouldin": (1 + 2) / 5, "spread_ratio": math.sqrt((1 + 1 + 4 + 4) / 4) / 5, "nearest_mean_acc": 1.0},
-        rel=1e-12,
-    )
+    # from each row to the other mean: (5, 3), (3, 3), (4, 1), (4, 5)
+    others = math.sqrt(34), math.sqrt(18), math.sqrt(17), math.sqrt(41)
+    margins = [(far - near) / (far + near) for far, near in zip(others, (1, 1, 2, 2), strict=True)]
+    want = {
+        "davies_bouldin": (1 + 2) / 5,
+        "spread_ratio": math.sqrt((1 + 1 + 4 + 4) / 4) / 5,
+        "nearest_mean_acc": 1.0,
+        "nearest_mean_margin": sum(margins) / 4,
+    }
+    assert got == pytest.approx(want, rel=1e-12)
+
+
+def test_margin_of_points_on_a_line_by_hand():
+    # means 0, 4 and 10; to own mean and nearest other 1, 3; 1, 5; 3, 1 (nearer to class 0); 3, 3 (between); 0, 6
+    hidden = torch.tensor([[1.0], [-1.0], [1.0], [7.0], [10.0]])
+    got = class_separation(hidden, torch.tensor([0, 0, 1, 1, 2]))
+    assert got["nearest_mean_margin"] == pytest.approx((2 / 4 + 4 / 6 - 2 / 4 + 0 + 1) / 5, rel=1e-12)
+
+
+def test_classes_of_one_point_each_have_the_largest_margin():
+    got = class_separation(torch.tensor([[0.0, 1.0], [3.0, 1.0], [3.0, 1.0]]), torch.tensor([0, 1, 1]))
+    want = {"davies_bouldin": 0.0, "spread_ratio": 0.0, "nearest_mean_acc": 1.0, "nearest_mean_margin": 1.0}
+    assert got == want
+
+
+def test_row_on_a_mean_that_two_classes_share_has_no_margin():
+    got = class_separation(torch.tensor([[0.0], [-1.0], [1.0]]), torch.tensor([0, 1, 1]))
+    assert got["nearest_mean_margin"] == 0
 
 
 def _reference_separation(hidden: np.ndarray, targets: np.ndarray) -> dict[str, float]:
@@ -49,14 +73,17 @@ def _reference_separation(hidden: np.ndarray, targets: np.ndarray) -> dict[str, 
         spread[k] = sum(math.dist(row, mean[k]) for row in rows) / len(rows)
     worst = [max((spread[k] + spread[j]) / math.dist(mean[k], mean[j]) for j in classes if j != k) for k in classes]
     pairs = [math.dist(mean[k], mean[j]) for k in classes for j in classes if j < k]
-    squares, right = 0.0, 0
+    squares, right, margins = 0.0, 0, 0.0
     for h, t in zip(hidden, targets.tolist(), strict=True):
         squares += math.dist(h, mean[t]) ** 2
         right += min(classes, key=lambda k: math.dist(h, mean[k])) == t
+        near, far = math.dist(h, mean[t]), min(math.dist(h, mean[k]) for k in classes if k != t)
+        margins += (far - near) / (far + near)
     return {
         "davies_bouldin": sum(worst) / len(classes),
         "spread_ratio": math.sqrt(squares / len(hidden)) / (sum(pairs) / len(pairs)),
         "nearest_mean_acc": right / len(hidden),
+        "nearest_mean_margin": margins / len(hidden),
     }
 
 
@@ -83,7 +110,12 @@ def test_separation_is_exact_far_from_the_origin():
 def test_equal_means_are_infinitely_bad():
     hidden = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])
     got = class_separation(hidden, torch.tensor([0, 0, 1, 1]))
-    assert got == {"davies_bouldin": math.inf, "spread_ratio": math.inf, "nearest_mean_acc": 0.5}
+    assert got == {
+        "davies_bouldin": math.inf,
+        "spread_ratio": math.inf,
+        "nearest_mean_acc": 0.5,
+        "nearest_mean_margin": 0.0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -233,9 +265,9 @@ def _loader(rows: slice = slice(None), shuffle: bool = False) -> DataLoader:
 
 def _trainer(path: Path, callback: HiddenSpace | None, **settings: object) -> Trainer:
     settings = {"max_epochs": 3, "logger": False, "num_sanity_val_steps": 1} | settings
+    settings.setdefault("callbacks", [] if callback is None else [callback])
     return Trainer(
         default_root_dir=path,
-        callbacks=[] if callback is None else [callback],
         accelerator="cpu",
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -363,16 +395,57 @@ def test_misuse_is_named(tmp_path: Path, callback: HiddenSpace, error: type[Exce
         _trainer(tmp_path, callback).test(net, _loader(), verbose=False)
 
 
-@pytest.mark.parametrize("name", ["every_n_epochs", "max_points"])
-def test_settings_below_one_are_refused(name: str):
-    with pytest.raises(ValueError, match=f"{name} must be >= 1, got 0"):
-        HiddenSpace("body.2", **{name: 0})
+@pytest.mark.parametrize("layer", ["one", "body.2"], ids=["single unit", "single class"])
+def test_what_cannot_be_drawn_is_said(tmp_path: Path, layer: str):
+    net = _net()
+    net.one = nn.Linear(2, 1)
+    net.body.append(net.one)
+    net.head = nn.Linear(1, 4)
+    callback = HiddenSpace(layer, targets=lambda batch: batch[1] if layer == "one" else 0 * batch[1])
+    reason = {"one": "'one' has a single unit, which makes no plane", "body.2": r"'body\.2' has only the classes \[0\]"}
+    with pytest.warns(UserWarning, match=f"the test set: layer {reason[layer]}"):
+        _trainer(tmp_path, callback).test(net, _loader(), verbose=False)
+    assert not (tmp_path / "figures").exists()
+
+
+@pytest.mark.parametrize(("layer", "width"), [("body.2", 2), ("body.0", 8)], ids=["narrow", "wide"])
+def test_drawn_points_are_kept_beside_the_picture(tmp_path: Path, layer: str, width: int):
+    net = _net()
+    _trainer(tmp_path, HiddenSpace(layer)).test(net, _loader(), verbose=False)
+    with torch.no_grad():
+        hidden = net.body[: int(layer[-1]) + 1](INPUTS)
+    assert hidden.shape == (80, width)
+    with np.load(tmp_path / "figures" / "hidden_space_test.npz") as arrays:
+        assert_close(arrays["targets"], TARGETS.numpy())
+        if width == 2:
+            assert set(arrays) == {"plane", "targets"}
+            assert_close(arrays["plane"], hidden.double().numpy())
+        else:
+            plane, variance = principal_plane(hidden)
+            assert_close(arrays["plane"], plane.numpy())
+            assert_close(arrays["variance"], variance.numpy())
+
+
+def test_two_of_a_kind_keep_their_numbers_and_pictures_apart(tmp_path: Path):
+    net, logger = _net(), TensorBoardLogger(tmp_path, name="tb", version=0)
+    callbacks = [HiddenSpace("body.2"), HiddenSpace("body.0", name="body.0")]
+    trainer = _trainer(tmp_path, None, callbacks=callbacks, logger=logger)
+    trainer.test(net, _loader(), verbose=False)
+    for prefix, cut in (("test/", 3), ("test/body.0/", 1)):
+        with torch.no_grad():
+            want = class_separation(net.body[:cut](INPUTS), TARGETS)
+        got = {name: trainer.callback_metrics[f"{prefix}{name}"].item() for name in want}
+        assert got == pytest.approx(want, rel=1e-5)
+    assert EventAccumulator(logger.log_dir).Reload().Tags()["images"] == ["hidden_space/test", "body.0/test"]
+    files = {"hidden_space_test.npz", "hidden_space_test.png", "body.0_test.npz", "body.0_test.png"}
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == files
 
 
 def test_diverged_states_are_warned_about_not_drawn(tmp_path: Path):
     net = _net()
     nn.init.constant_(net.body[2].bias, math.nan)
-    with pytest.warns(UserWarning, match=r"'body\.2' has values that are not finite, test set"):
+    message = r"HiddenSpace neither draws nor logs the test set: layer 'body\.2' has values that are not finite\."
+    with pytest.warns(UserWarning, match=message):
         _trainer(tmp_path, HiddenSpace("body.2")).test(net, _loader(), verbose=False)
     assert not (tmp_path / "figures").exists()
 

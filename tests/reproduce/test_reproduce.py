@@ -110,7 +110,8 @@ def test_runs_side_by_side(printed: str, folder: Path) -> None:
     accuracy = next(row for row in rows if row[0].startswith("test accuracy"))
     found = [json.loads((folder / run / "metrics.json").read_text())["metrics"]["test/acc"] for run in runs]
     assert accuracy[1:] == [f"{100 * value:.2f}" for value in found]
-    assert "mixup=none" in rows[0][1] and "mixup=manifold" in rows[0][2]
+    assert "mixup=none" in rows[0][1]
+    assert "mixup=manifold" in rows[0][2]
     assert (folder / "side by side" / "index.html").is_file()
 
 
