@@ -29,7 +29,7 @@ def packed(found: PlaneMap, epoch: int) -> Frame:
         "num_classes": np.array(found.num_classes),
         "x": found.x,
         "y": found.y,
-        "confidence": np.rint(scaled).clip(0, 255).astype(np.uint8),
+        "confidence": np.rint(scaled).astype(np.uint8),
         "predicted": found.predicted.astype(classes),
         "points": found.points[picked],
         "targets": found.targets[picked],

@@ -91,10 +91,11 @@ def in_class_distances(found: PlaneMap) -> PlaneMap:
     Args:
         found: Its points are of two classes at least, whose means differ.
     """
-    means = np.array([found.points[found.targets == k].mean(axis=0) for k in np.unique(found.targets)], dtype=float)
+    points = found.points.astype(np.float64)
+    means = np.array([points[found.targets == k].mean(axis=0) for k in np.unique(found.targets)])
     distance = torch.pdist(torch.from_numpy(means)).mean().item()
     x, y = means.mean(axis=0)
-    points = (found.points - means.mean(axis=0)) / distance
+    points = (points - means.mean(axis=0)) / distance
     return found._replace(x=(found.x - x) / distance, y=(found.y - y) / distance, points=points)
 
 
@@ -103,7 +104,7 @@ def _common_frame(clouds: Sequence[Clouds]) -> _Frame:
     for found in (each.found for each in clouds if each.found is not None):
         corners += [torch.tensor([found.x[end], found.y[end]], dtype=torch.float64) for end in (0, -1)]
     low, high = torch.stack(corners).amin(dim=0), torch.stack(corners).amax(dim=0)
-    middle, half = (low + high) / 2, (high - low) / 2
+    middle, half = (low + high) / 2, (high - low).max() / 2
     return _Frame(*zip((middle - half).tolist(), (middle + half).tolist(), strict=True))
 
 

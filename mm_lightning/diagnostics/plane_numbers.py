@@ -103,7 +103,7 @@ def plane_numbers(
 
 def _places_around(axis: np.ndarray, values: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
     step = (axis[-1] - axis[0]) / (len(axis) - 1)
-    reach = math.ceil(radius / step) + 1  # one more, for the nearest place may lie behind the point
+    reach = math.ceil(radius / step)
     nearest = np.rint((values - axis[0]) / step).clip(0, len(axis) - 1).astype(np.int64)
     index = (nearest[:, None] + np.arange(-reach, reach + 1)).clip(0, len(axis) - 1)
     return index, axis[index] - values[:, None]  # both (N, 2 * reach + 1)

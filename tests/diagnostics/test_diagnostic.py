@@ -136,14 +136,17 @@ def test_training_numbers_and_pictures_reach_loggers_and_files(make_trainer: Mak
         assert_close(arrays["hidden"], net.states().numpy())
 
 
-def test_a_pass_over_training_data_leaves_no_trace(make_trainer: MakeTrainer) -> None:
+@pytest.mark.parametrize("own", [True, False], ids=["own generator", "global generator"])
+def test_a_pass_over_training_data_leaves_no_trace(make_trainer: MakeTrainer, own: bool) -> None:
     results = []
     for points in (0, 20):
         net, generator = Net(), torch.Generator().manual_seed(4)
         net.body[0].eval()  # as of a frozen part
         torch.manual_seed(9)
         with pytest.warns(UserWarning, match="in eval mode at the start of training"):
-            make_trainer(Spy(train_points=points), max_epochs=2).fit(net, loader(shuffle=True, generator=generator))
+            make_trainer(Spy(train_points=points), max_epochs=2).fit(
+                net, loader(shuffle=True, generator=generator if own else None)
+            )
         assert [name for name, one in net.named_modules() if not one.training] == ["body.0"]
         assert not any(one._forward_hooks or one._forward_pre_hooks for one in net.modules())
         results.append((net.state_dict(), torch.get_rng_state(), generator.get_state()))
@@ -350,7 +353,12 @@ def test_rows_stop_the_pass_when_there_are_enough() -> None:
         strategy=SimpleNamespace(batch_to_device=lambda batch: batch),
     )
     spy = Spy(("input",), train_points=9)
-    overhear_training(trainer, Net(), spy._train_tap, lambda module, batch: ran.append(len(batch[0])))
+
+    def forward(module: pl.LightningModule, batch: Any) -> None:
+        assert not torch.is_grad_enabled()
+        ran.append(len(batch[0]))
+
+    overhear_training(trainer, Net(), spy._train_tap, forward)
     assert ran == [8, 8]
     assert trainer.training
 

@@ -266,9 +266,11 @@ def test_an_interrupted_epoch_is_forgotten(make_trainer: MakeTrainer, tmp_path: 
 
 
 def test_a_dev_run_writes_no_files(make_trainer: MakeTrainer, tmp_path: Path):
-    trainer = make_trainer(mixup(), MixupMonitor(), fast_dev_run=True)
+    monitor = MixupMonitor()
+    trainer = make_trainer(mixup(), monitor, fast_dev_run=True)
     trainer.fit(_still(), loader())
     assert len(trainer.callback_metrics) == 1
+    assert not monitor._losses  # nothing is kept once it is drawn
     assert not (tmp_path / "figures").exists()
 
 

@@ -10,13 +10,15 @@ from mm_lightning.diagnostics.small_png import save_small_png
 
 
 def _ramps() -> Figure:
-    """White paper, ten flat colours and a ramp from white to each of them: far more than 256 colours."""
+    """White paper, ten flat colours, a ramp from white to each of them, and shades of white: over 256 colours."""
     figure = Figure(figsize=(6, 3), facecolor="white")
     for k, colour in enumerate(PALETTE):
         hue = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
         axes = figure.add_axes((0.05 + 0.09 * k, 0.1, 0.08, 0.35), xticks=[], yticks=[])
         axes.imshow(1 - np.linspace(0, 1, 200)[:, None, None] * (1 - hue), aspect="auto")
         figure.add_axes((0.05 + 0.09 * k, 0.55, 0.08, 0.35), facecolor=colour, xticks=[], yticks=[])
+    axes = figure.add_axes((0.05, 0.02, 0.9, 0.06), xticks=[], yticks=[])
+    axes.imshow(1 - np.linspace(0, 0.03, 400)[None, :, None] * [0.2, 0.6, 1.0], aspect="auto")
     return figure
 
 
@@ -32,8 +34,8 @@ def test_few_colours_look_like_all_of_them(tmp_path: Path):
     assert (np.asarray(got)[white] == 255).all()
     # as the eye sees dots of a few pixels
     near = [np.asarray(image.filter(ImageFilter.BoxBlur(2))).astype(float) for image in (got, want)]
-    assert np.abs(near[0] - near[1]).mean() < 1
-    assert np.quantile(np.abs(near[0] - near[1]), 0.999) < 10
+    assert np.abs(near[0] - near[1]).mean() < 0.3
+    assert np.quantile(np.abs(near[0] - near[1]), 0.999) < 6
 
 
 def test_a_failure_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -145,6 +145,8 @@ def test_nothing_is_copied_once_the_tap_is_full():
     assert tap.is_full
     assert not tap._outputs
     assert_close(hidden["first"], _by_hand(net, _batch(0)[0])["first"])
+    hidden, _ = _collect(tap, net, _batch(1))  # opened again, it has room again
+    assert_close(hidden["first"], _by_hand(net, _batch(1)[0])["first"])
 
 
 def test_hooks_are_there_only_while_the_tap_is_open():
