@@ -8,27 +8,28 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from mm_lightning import failure, record
-from mm_lightning.reproduce.collect import measure_of, run_of
-from mm_lightning.reproduce.findings import cells
+from mm_lightning.reproduce.collect import measure_of, run_of, study_of
 from mm_lightning.reproduce.pictures import draw_pictures
 from mm_lightning.reproduce.plan import Job
 from mm_lightning.reproduce.report import write_report
-from mm_lightning.reproduce.runner import CONFIG, METRICS
-from mm_lightning.reproduce.study import Experiment, Measure, Method, Schedule, Study
+from mm_lightning.reproduce.runner import CONFIG, METRICS, leaves
+from mm_lightning.reproduce.study import Experiment, Measure, Method, Schedule
 from mm_lightning.reproduce.tables import tables
+from mm_lightning.reproduce.verdicts import cells
 from mm_lightning.train import CONF
 
 __all__ = ["compare", "main", "markdown"]
 
-_SCHEDULE = "runs"  # the tables have schedules; here every run is what it is
-_NO_METHOD = ("seed=", "ckpt_path=", "hydra.", "trainer=", "logger=", "callbacks=")
+_SCHEDULE = "configured"  # the tables have schedules; here every run is what it is
+_WATCHING = ("seed", "run_dir", "ckpt_path", "logger", "diagnostics", "callbacks")  # settings that change no result
+_NO_METHOD = ("seed=", "ckpt_path=", "hydra.", "logger", "diagnostics", "callbacks", "+experiment=")
+_MOST_SHOWN = 3  # settings in a column's title
 
 
 def compare(folders: Sequence[Path]) -> list[Experiment]:
@@ -42,20 +43,20 @@ def compare(folders: Sequence[Path]) -> list[Experiment]:
 
     Raises:
         FileNotFoundError: If a folder holds no finished run.
-        ValueError: If two runs of one column have the same seed, or no measure is common.
+        ValueError: If two runs of one column have the same seed, or none has a number of a test.
     """
     jobs = [_job(folder) for folder in folders]
     return [_experiment(name, [job for job in jobs if job.experiment == name]) for name in _unique(jobs, "experiment")]
 
 
 def markdown(experiment: Experiment) -> str:
-    """Write an experiment's table in Markdown: a row per measure, a column per method, ``mean ± sd``."""
-    (table,) = tables(experiment)
+    """Write an experiment's first table in Markdown: a row per measure, a column per method, ``mean ± sd``."""
+    table = tables(experiment)[0]
     lines = [
         ["", *(method["title"] for method in table.methods)],
         ["---"] * (1 + len(table.methods)),
         *(
-            [_heading(row.measure), *(f"**{cell.text}**" if cell.is_best else cell.text for cell in row.cells)]
+            [heading(row.measure), *(f"**{cell.text}**" if cell.is_best else cell.text for cell in row.cells)]
             for row in table.rows
         ),
     ]
@@ -78,33 +79,60 @@ def main() -> None:
 
 
 def _job(folder: Path) -> Job:
+    """Describe a finished run; its method is a hash of all that was set but the seed, paths and what only watches."""
     for file in (METRICS, CONFIG):
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder} holds no {file}, so no finished run. Name folders of finished runs.")
-    config, metrics = OmegaConf.load(folder / CONFIG), json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    overrides = [word for word in metrics.get("overrides") or [] if not word.startswith((*_NO_METHOD, "+experiment="))]
-    method = " ".join(overrides) or ("as it is" if "overrides" in metrics else folder.parent.name)
-    return Job(config.name, method, _SCHEDULE, metrics["seed"], tuple(overrides), folder)
+    config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    settings = {
+        key: value
+        for key, value in leaves(config).items()
+        if key.split(".")[0] not in _WATCHING
+        and str(config["run_dir"]) not in str(value)
+        and not (key.split(".")[-1] == "seed" and value == config["seed"])
+    }
+    method = json.dumps(settings, sort_keys=True)
+    overrides = [word for word in metrics.get("overrides") or [] if not word.startswith(_NO_METHOD)]
+    return Job(config["name"], method, _SCHEDULE, metrics["seed"], tuple(overrides), folder)
+
+
+def _titles(jobs: Sequence[Job]) -> dict[str, str]:
+    """Name each method by what was overridden, or where that is the same or unknown, by the settings that differ."""
+    methods = {job.method: " ".join(job.overrides) for job in jobs}
+    if len(methods) == 1:
+        return {method: title or "as configured" for method, title in methods.items()}
+    if all(methods.values()) and len(set(methods.values())) == len(methods):
+        return methods
+    settings = {method: json.loads(method) for method in methods}
+    keys = dict.fromkeys(key for one in settings.values() for key in one)
+    differing = [key for key in keys if len({str(one.get(key)) for one in settings.values()}) > 1]
+    return {
+        method: " ".join(f"{key}={one.get(key)}" for key in differing[:_MOST_SHOWN]) for method, one in settings.items()
+    }
 
 
 def _experiment(name: str, jobs: Sequence[Job]) -> Experiment:
+    titles = _titles(jobs)
     for job in jobs:
         twins = [str(other.folder) for other in jobs if (other.method, other.seed) == (job.method, job.seed)]
         if len(twins) > 1:
-            raise ValueError(f"{' and '.join(twins)} are both {name}, {job.method}, seed {job.seed}. Name one of them.")
+            raise ValueError(
+                f"{' and '.join(twins)} are the same {name} with seed {job.seed}, {titles[job.method]}. Name only one."
+            )
     runs = [run_of(job) for job in jobs]
-    keys = [key for key in runs[0]["metrics"] if all(key in run["metrics"] for run in runs)]
-    known = _known_measures()
-    order = [key for key in known if key in keys]
-    measures = [known[key] for key in order] + [_unknown(key) for key in keys if _is_result(key) and key not in known]
+    known = {measure["key"]: measure for measure in _known_measures(name)}
+    keys = list(dict.fromkeys(key for run in runs for key in run["metrics"]))
+    measures = [known[key] for key in known if key in keys]
+    measures += [_unknown(key) for key in keys if key.startswith("test/") and key not in known]
     if not measures:
-        raise ValueError(f"The runs of {name} have no test/... number in common.")
+        raise ValueError(f"The runs of {name} have no test/... number. Let them be tested.")
     seconds = sum(run["seconds"] for run in runs) / len(runs)
     return Experiment(
         name=name,
         title=name,
         text="Runs side by side; columns differ in what was set, dots in the seed.",
-        methods=[Method(name=method, title=method) for method in _unique(jobs, "method")],
+        methods=[Method(name=method, title=title) for method, title in titles.items()],
         schedules=[Schedule(name=_SCHEDULE, text="as configured in each run", seconds_per_run=seconds)],
         measures=measures,
         runs=runs,
@@ -119,47 +147,30 @@ def _report(experiments: Sequence[Experiment], folders: Sequence[Path], folder: 
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [_job(one) for one in folders]
     for experiment in experiments:
-        about: Any = OmegaConf.create(
-            {
-                "methods": {method["name"]: {"title": method["title"]} for method in experiment["methods"]},
-                "schedules": {_SCHEDULE: {"text": "as configured in each run"}},
-            }
-        )
+        titles = {method["name"]: {"title": method["title"]} for method in experiment["methods"]}
         own = [job for job in jobs if job.experiment == experiment["name"]]
-        experiment["pictures"], experiment["players"] = draw_pictures(about, own, folder)
-    study = Study(
-        format=1,
-        quick=False,
-        command=f"python -m mm_lightning.compare {' '.join(map(str, folders))}",
-        finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        seconds=sum(run["seconds"] for experiment in experiments for run in experiment["runs"]),
-        jobs=1,
-        threads_per_job=0,
-        environment=record.environment(),
-        experiments=list(experiments),
-    )
+        experiment["pictures"], experiment["players"] = draw_pictures({"methods": titles}, own, folder)
+    command = ["python", "-m", "mm_lightning.compare", *map(str, folders), "--report", str(folder)]
+    study = study_of(command, experiments, jobs, at_once=None)
+    study["title"] = "Runs side by side"
     record.write_json(folder / METRICS, dict(study))
     return write_report(study, folder)
 
 
-def _known_measures() -> dict[str, Measure]:
-    found: dict[str, Measure] = {}
-    for path in sorted((CONF / "reproduction").glob("*.yaml")):
-        (about,) = OmegaConf.load(path).values()
-        for key, measure in about.measures.items():
-            found.setdefault(key, measure_of(key, measure))
-    return found
+def _known_measures(experiment: str) -> list[Measure]:
+    """Return the measures that ``conf/reproduction`` describes for an experiment; none for another one."""
+    path = CONF / "reproduction" / f"{experiment}.yaml"
+    described: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
+    own = described.get(experiment, {}).get("measures", {})
+    return [measure_of(key, about) for key, about in own.items()]
 
 
 def _unknown(key: str) -> Measure:
     return Measure(key=key, title=key, unit="", factor=1, digits=4, better=None, meaning="")
 
 
-def _is_result(key: str) -> bool:
-    return key.startswith("test/")
-
-
-def _heading(measure: Measure) -> str:
+def heading(measure: Measure) -> str:
+    """Name a measure with its unit and an arrow to the better side."""
     arrow = {"higher": " ↑", "lower": " ↓", None: ""}[measure["better"]]
     return f"{measure['title']}{', ' + measure['unit'] if measure['unit'] else ''}{arrow}"
 

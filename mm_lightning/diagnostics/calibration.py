@@ -19,8 +19,6 @@ from mm_lightning.diagnostics.reliability import (
     reliability,
 )
 
-IGNORED = -100  # what torch's cross_entropy leaves out
-
 
 class Calibration(Diagnostic):
     """Draw a reliability diagram, and measure the calibration errors, while the module is validated and tested.
@@ -85,10 +83,7 @@ class Calibration(Diagnostic):
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, rows: Rows) -> Findings | str:
         """Return the numbers of :func:`calibration_numbers`, and the bins."""
-        kept = rows.targets != IGNORED
-        output, targets = rows.hidden[self.layer][kept], rows.targets[kept].long()
-        if not len(targets):
-            return f"all {len(kept)} targets are {IGNORED}"
+        output, targets = rows.hidden[self.layer], rows.targets.long()
         if not output.isfinite().all():
             return f"layer {self.layer!r} has values that are not finite"
         if self.probabilities:

@@ -184,7 +184,7 @@ class ConfidenceMap(Diagnostic):
         frames = [frame for _, frame in sorted(self._frames.items())]
 
         def draw(i: int) -> Figure:
-            return self._figure(unpacked(frames[i]), f"validation set, epoch {frames[i]['epoch']}")
+            return self._figure(unpacked(frames[i]), f"validation set, epoch {int(frames[i]['epoch']) + 1}")
 
         write_animation(draw, len(frames), self.folder(trainer) / f"{self.name}.gif")
         figures.save_arrays(stacked(frames), self.folder(trainer) / f"{self.name}_frames.npz")
@@ -240,8 +240,8 @@ class ConfidenceMap(Diagnostic):
     @contextmanager
     def _plane(self, trainer: Trainer, module: LightningModule) -> Iterator[PlaneFunction]:
         replaced = None if self.layer == INPUT else self._tap.find(module)[self.layer]
-        # one input for all processes: what passes by the layer must be the same for all
-        row = trainer.strategy.broadcast(self._row)
+        # one input for all processes: what passes by the layer, and what is known already, must be the same for all
+        row = self._row = trainer.strategy.broadcast(self._row)
         assert row is not None  # measure follows a batch
         # not in inference mode, which Lightning evaluates in: the boundary's slope needs gradients
         with isolate_rng(), evaluating(module), torch.inference_mode(False), torch.no_grad():

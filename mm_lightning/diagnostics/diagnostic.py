@@ -23,13 +23,16 @@ from mm_lightning.diagnostics.training_rows import overhear_training
 Forward = Callable[[LightningModule, Any], Any]
 
 
+IGNORED = -100  # what torch's cross_entropy leaves out
+
+
 class Rows(NamedTuple):
     """What one epoch let a diagnostic overhear, from all processes, on the CPU."""
 
     hidden: dict[str, Tensor]  # by layer, in the order asked for: (N, D)
     targets: Tensor  # class indices, integer, (N,)
     split: str  # "val", "test" or "train"
-    occasion: str  # for titles, e.g. "validation set, epoch 3"
+    occasion: str  # for titles, e.g. "validation set, epoch 3", from 1
 
 
 class Findings(NamedTuple):
@@ -49,7 +52,7 @@ class Diagnostic(Callback, ABC):
     during the epochs that are looked at: validation epochs n - 1, 2n - 1, ... for n = ``every_n_epochs``, the last one
     that ``max_epochs`` or ``max_steps`` allows (an early stop is not foreseen), every ``trainer.validate`` and every
     ``trainer.test``; not the sanity check. Of several dataloaders the first is used. With several processes the shares
-    of all are gathered. A ``fast_dev_run`` measures and draws, but writes no files.
+    of all are gathered. Rows with the target -100, which torch's losses ignore, are left out. A ``fast_dev_run`` measures and draws, but writes no files.
 
     With ``train_points`` the training data are looked at too, unmixed and once, when training ends: ``forward`` runs
     on as many rows in evaluation mode, as the loader gives them. Not after an interruption. A callback that gives the
@@ -151,7 +154,7 @@ class Diagnostic(Callback, ABC):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the numbers and the picture."""
-        occasion = f"validation set, epoch {trainer.current_epoch}"
+        occasion = f"validation set, epoch {trainer.current_epoch + 1}"  # from 1, as the progress bar counts
         pl_module.log_dict(self._look(trainer, pl_module, self._tap, "val", occasion), sync_dist=True)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -202,8 +205,11 @@ class Diagnostic(Callback, ABC):
             return {}
         collected = tap.collected(pl_module)
         tap.close()
-        rows = None if collected is None else Rows(*collected, split, occasion)
-        findings = "no rows were seen" if rows is None else self.measure(trainer, pl_module, rows)
+        rows = None if collected is None else Rows(*_without_ignored(*collected), split, occasion)
+        if rows is None or not len(rows.targets):
+            findings: Findings | str = "no rows were seen" if rows is None else f"all targets are {IGNORED}"
+        else:
+            findings = self.measure(trainer, pl_module, rows)
         if rows is None or isinstance(findings, str):
             rank_zero_warn(f"{type(self).__name__} neither draws nor logs the {occasion}: {findings}.")
             return {}
@@ -224,6 +230,11 @@ def is_last_validation(trainer: Trainer) -> bool:
     batches = trainer.val_check_batch or math.inf  # until the next one; not known of a loader without length
     steps = 1 if math.isinf(batches) else math.ceil(batches * period / trainer.accumulate_grad_batches)
     return 0 < trainer.max_steps < trainer.global_step + steps
+
+
+def _without_ignored(hidden: dict[str, Tensor], targets: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    kept = targets != IGNORED
+    return {layer: states[kept] for layer, states in hidden.items()}, targets[kept]
 
 
 def _forward(module: LightningModule, batch: Any) -> Any:

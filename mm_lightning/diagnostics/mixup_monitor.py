@@ -134,7 +134,7 @@ class MixupMonitor(Callback):
 
     def _publish(self, trainer: Trainer, mixing: Mixing) -> None:
         rank = f", rank 0 of {trainer.world_size}" if trainer.world_size > 1 else ""
-        figure = draw_mixing(mixing, self.num_bins, f"Mixing in epoch {trainer.current_epoch}{rank}")
+        figure = draw_mixing(mixing, self.num_bins, f"Mixing in epoch {trainer.current_epoch + 1}{rank}")
         figures.log_figure(trainer, f"{self.name}/epoch", figure)
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             folder = Path(trainer.default_root_dir, "figures") if self.dirpath is None else Path(self.dirpath)

@@ -17,7 +17,6 @@ from torch import Tensor
 from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Forward, Rows
 from mm_lightning.diagnostics.figures import GREY, HAIRLINE, INK, PALETTE, ClassNames, _dress
 
-IGNORED = -100  # what torch's cross_entropy leaves out
 FLOOR = 1e-4  # of the largest value on an axis; smaller ones are not drawn: a log axis has no place for zero
 WIDE = 40  # ranks; more are drawn on a log axis
 
@@ -202,17 +201,14 @@ class Spectrum(Diagnostic):
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, rows: Rows) -> Findings | str:
         """Return the numbers of :func:`spectrum_numbers`, and all singular values."""
-        kept = rows.targets != IGNORED
-        if not kept.any():
-            return f"all {len(kept)} targets are {IGNORED}"
         numbers: dict[str, float] = {}
-        arrays = {"layers": np.array(self.layers), "classes": rows.targets[kept].unique().numpy()}
+        arrays = {"layers": np.array(self.layers), "classes": rows.targets.unique().numpy()}
         for place, layer in enumerate(self.layers):
-            hidden = rows.hidden[layer][kept]
+            hidden = rows.hidden[layer]
             if not hidden.isfinite().all():
                 return f"layer {layer!r} has values that are not finite"
             for ending, centred in (("", False), ("_centred", True)):
-                values, _ = class_spectrum(hidden, rows.targets[kept], centred)
+                values, _ = class_spectrum(hidden, rows.targets, centred)
                 found = spectrum_numbers(values)
                 numbers |= {f"{self.name}/{layer}/{key}{ending}": number for key, number in found.items()}
                 arrays[f"values{ending}_{place}"] = values.numpy()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 import sys
-import time
-from datetime import datetime, timezone
 from pathlib import Path
 
 import hydra
@@ -14,12 +12,14 @@ from omegaconf import DictConfig
 
 from mm_lightning import failure, record
 from mm_lightning.reproduce import runner
-from mm_lightning.reproduce.collect import RULE, experiment_of
+from mm_lightning.reproduce.collect import experiment_of, study_of
 from mm_lightning.reproduce.plan import chosen, jobs_of
 from mm_lightning.reproduce.report import write_report
 from mm_lightning.reproduce.study import Study
 from mm_lightning.reproduce.tables import claims
 from mm_lightning.train import CONF
+
+MOST_AT_ONCE = 8  # by default: a run takes up to 1 GB
 
 
 def reproduce(config: DictConfig) -> None:
@@ -29,40 +29,22 @@ def reproduce(config: DictConfig) -> None:
         ValueError: If a setting does not fit.
         RuntimeError: If a run fails.
     """
-    begin = time.monotonic()
-    at_once = runner.num_cores() if config.jobs is None else config.jobs
+    at_once = min(runner.num_cores(), MOST_AT_ONCE) if config.jobs is None else config.jobs
     if not isinstance(at_once, int) or at_once < 1:
         raise ValueError(f"jobs must be an integer >= 1, or null for one per core, got {at_once!r}.")
     jobs = jobs_of(config)
     runner.run_all(jobs, at_once)
     folder = Path(config.out, "report")
-    folder.mkdir(parents=True, exist_ok=True)
-    experiments = [
-        experiment_of(name, config.experiments[name], [job for job in jobs if job.experiment == name], folder)
-        for name in chosen(config)
-    ]
-    study = Study(
-        format=1,
-        quick=config.quick,
-        command=" ".join(["python -m mm_lightning.reproduce", *HydraConfig.get().overrides.task]),
-        finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        seconds=_all_seconds(folder.parent / "seconds.json", time.monotonic() - begin),
-        jobs=at_once,
-        threads_per_job=max(1, runner.num_cores() // at_once),
-        environment=record.environment(),
-        experiments=experiments,
-        rule=RULE,
-    )
+    shutil.rmtree(folder, ignore_errors=True)  # pictures of an earlier, larger or smaller study
+    folder.mkdir(parents=True)
+    names = chosen(config)
+    of = {name: [job for job in jobs if job.experiment == name] for name in names}
+    experiments = [experiment_of(name, config.experiments[name], of[name], folder) for name in names]
+    command = ["python", "-m", "mm_lightning.reproduce", *HydraConfig.get().overrides.task]
+    study = study_of(command, experiments, jobs, (at_once, runner.threads_of(at_once)))
     record.write_json(folder / "metrics.json", dict(study))
     page = write_report(study, folder)
     print(_summary(study, page))
-
-
-def _all_seconds(path: Path, seconds: float) -> float:
-    """Add this call to those before it, which made other runs of the same study."""
-    before = json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
-    record.write_json(path, {"seconds": before + seconds})
-    return before + seconds
 
 
 def _summary(study: Study, page: Path) -> str:
@@ -87,7 +69,10 @@ def _job(config: DictConfig) -> None:
 
 def main() -> None:
     """Run the command line. Exit code 0 on success, 130 after Ctrl-C, 1 otherwise."""
-    sys.argv[1:] = ["quick=true" if argument == "--quick" else argument for argument in sys.argv[1:]]
+    if "--quick" in sys.argv:
+        sys.argv.remove("--quick")
+        own_folder = [] if any(word.startswith("out=") for word in sys.argv) else ["out=reproduction_quick"]
+        sys.argv += ["quick=true", *own_folder]
     with failure.as_one_line():
         _job()
 

@@ -3,28 +3,56 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from omegaconf import DictConfig
 
-from mm_lightning.reproduce.findings import cells, verdict
 from mm_lightning.reproduce.pictures import draw_pictures
 from mm_lightning.reproduce.plan import QUICK, Job
 from mm_lightning.reproduce.runner import METRICS
-from mm_lightning.reproduce.study import Experiment, Measure, Method, Run, Schedule, Verdict
+from mm_lightning.reproduce.study import Experiment, Measure, Method, Run, Schedule, Study, Verdict
+from mm_lightning.reproduce.verdicts import cells, verdict
 
 RULE = (
     "A claim holds where the method is better in every seed of the default schedule, fails where it is better in none, "
-    "and is mixed otherwise. The reference schedule agrees where its one seed differs in the same direction."
+    "and is mixed otherwise. The reference schedule agrees where its one seed says the same; of a mixed claim nothing is "
+    "asked."
 )
+
+
+def study_of(
+    command: Sequence[str], experiments: Sequence[Experiment], jobs: Sequence[Job], at_once: tuple[int, int] | None
+) -> Study:
+    """Put experiments together with what they were made with.
+
+    Args:
+        command: What was called, word by word.
+        experiments: In the order of the page.
+        jobs: All their runs.
+        at_once: Runs at a time, and the threads of each; None if unknown.
+    """
+    return Study(
+        format=1,
+        quick=any(job.schedule == QUICK for job in jobs),
+        command=shlex.join(command),
+        finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        seconds=sum(run["seconds"] for experiment in experiments for run in experiment["runs"]),
+        jobs=at_once[0] if at_once else None,
+        threads_per_job=at_once[1] if at_once else None,
+        environment=_environment([_content(job) for job in jobs]),
+        experiments=list(experiments),
+        rule=RULE,
+    )
 
 
 def run_of(job: Job) -> Run:
     """Read what a finished run measured."""
-    content = json.loads((job.folder / METRICS).read_text(encoding="utf-8"))
+    content = _content(job)
     return Run(
         method=job.method,
         schedule=job.schedule,
@@ -58,7 +86,9 @@ def experiment_of(name: str, config: DictConfig, jobs: Sequence[Job], folder: Pa
         measures=measures,
         runs=[_only(run, measures) for run in runs],
         cells=cells(runs, measures),
-        verdicts=_verdicts(config, measures, runs, [schedule["name"] for schedule in schedules]),
+        verdicts=[]
+        if schedules[0]["name"] == QUICK
+        else _verdicts(config, measures, runs, [schedule["name"] for schedule in schedules]),
         pictures=pictures,
         players=players,
     )
@@ -81,6 +111,26 @@ def _schedule(name: str, config: DictConfig, runs: Sequence[Run]) -> Schedule:
     seconds = mean(run["seconds"] for run in runs if run["schedule"] == name)
     text = f"small networks and few data: {' '.join(config.quick)}" if name == QUICK else config.schedules[name].text
     return Schedule(name=name, text=text, seconds_per_run=seconds)
+
+
+def _content(job: Job) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((job.folder / METRICS).read_text(encoding="utf-8"))
+    return content
+
+
+def _environment(contents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the runs were made with; where they differ, all of it."""
+    keys = ("python", "platform", "git_revision")
+    packages = list(dict.fromkeys(name for content in contents for name in content["packages"]))
+    return {
+        **{key: _all(content[key] for content in contents) for key in keys},
+        "processors": contents[0]["processors"],
+        "packages": {name: _all(content["packages"].get(name) for content in contents) for name in packages},
+    }
+
+
+def _all(values: Iterable[Any]) -> str | None:
+    return ", ".join(dict.fromkeys(str(value) for value in values if value is not None)) or None
 
 
 def _only(run: Run, measures: Sequence[Measure]) -> Run:

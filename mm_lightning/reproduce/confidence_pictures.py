@@ -16,7 +16,7 @@ from mm_lightning.diagnostics.tap import INPUT
 from mm_lightning.reproduce.schedule_runs import SETS, Arrays, ScheduleRuns
 from mm_lightning.reproduce.study import Picture, Player
 
-FRAME_WIDTH = 1000  # pixels
+FRAME_WIDTH = 960  # pixels
 
 
 def confidence_maps(runs: ScheduleRuns) -> list[Picture]:

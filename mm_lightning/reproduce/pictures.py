@@ -63,6 +63,7 @@ def _hidden_spaces(runs: ScheduleRuns) -> Iterator[Picture]:
         if not found:
             continue
         maps = _maps_of_layer(runs, layer) if split == "test" else {}
+        maps = maps if maps.keys() == found.keys() else {}  # a row of them needs one for each method
         clouds = {
             title: Clouds(torch.from_numpy(arrays["plane"]), torch.from_numpy(arrays["targets"]), maps.get(title))
             for title, arrays in found.items()

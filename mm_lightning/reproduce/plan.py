@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +44,7 @@ class Job:
     @property
     def command(self) -> str:
         """The command that repeats the run by hand."""
-        words = [f"'{word}'" if any(sign in word for sign in "[]{}* ") else word for word in self._words]
-        return " ".join(["python -m mm_lightning.train", *words])
+        return shlex.join(["python", "-m", "mm_lightning.train", *self._words])
 
     @property
     def arguments(self) -> list[str]:
@@ -112,5 +113,6 @@ def _rounds(name: str, config: DictConfig) -> Iterator[list[Job]]:
 
 def _job(name: str, method: str, schedule: str, seed: int, overrides: Sequence[str], config: DictConfig) -> Job:
     own: Any = config.experiments[name].methods[method].overrides
-    folder = Path(config.out).absolute() / "runs" / name / schedule / method / f"seed{seed}"
+    out = os.path.abspath(config.out)  # without "..", as Hydra has it
+    folder = Path(out, "runs", name, schedule, method, f"seed{seed}")
     return Job(name, method, schedule, seed, (*own, *overrides), folder)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -29,6 +30,11 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads_of(at_once: int) -> int:
+    """Return each run's share of the cores."""
+    return max(1, num_cores() // at_once)
+
+
 def run_all(jobs: Sequence[Job], at_once: int) -> None:
     """Run what is not finished yet.
 
@@ -44,7 +50,7 @@ def run_all(jobs: Sequence[Job], at_once: int) -> None:
     print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are finished, {len(missing)} to go, {at_once} at a time.")
     if not missing:
         return
-    threads = max(1, num_cores() // at_once)
+    threads = threads_of(at_once)
     begin = time.monotonic()
     processes = _Processes()
     with ThreadPoolExecutor(at_once) as pool, _sigterm_as_exit():
@@ -58,6 +64,7 @@ def run_all(jobs: Sequence[Job], at_once: int) -> None:
             pool.shutdown(wait=False, cancel_futures=True)
             if not isinstance(error, RuntimeError):
                 processes.stop()
+                print("Stopped. The finished runs are kept; the same command goes on from there.", file=sys.stderr)
             raise
 
 
@@ -69,7 +76,8 @@ def is_finished(job: Job) -> bool:
     """
     if not (job.folder / METRICS).is_file():
         return False
-    made, wanted = _leaves(OmegaConf.to_container(OmegaConf.load(job.folder / CONFIG))), _leaves(composed(job))
+    made = leaves(OmegaConf.to_container(OmegaConf.load(job.folder / CONFIG)))
+    wanted = leaves(composed(job, made.get("run_dir")))  # where it was made: a study may be moved
     differing = [key for key in {**wanted, **made} if made.get(key, _ABSENT) != wanted.get(key, _ABSENT)]
     if differing:
         first = "; ".join(f"{key} is {wanted.get(key, _ABSENT)}, was {made.get(key, _ABSENT)}" for key in differing[:3])
@@ -80,21 +88,25 @@ def is_finished(job: Job) -> bool:
     return True
 
 
-def composed(job: Job) -> dict[str, Any]:
+def composed(job: Job, folder: str | Path | None = None) -> dict[str, Any]:
     """Return the configuration of the run that the job would make, resolved.
+
+    Args:
+        job: The job.
+        folder: Of the run; default is the job's.
 
     Raises:
         hydra.errors.HydraException: If an override does not fit.
     """
-    config = hydra.compose("train", [*job.arguments[:-1], f'run_dir="{job.folder}"'])
+    config = hydra.compose("train", [*job.arguments[:-1], f'run_dir="{folder or job.folder}"'])
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
 
-def _leaves(node: Any, place: str = "") -> dict[str, Any]:
-    """Every value below ``node`` by its dotted place."""
+def leaves(node: Any, place: str = "") -> dict[str, Any]:
+    """Return every value below ``node`` by its dotted place."""
     if not isinstance(node, dict) or not node:
         return {place: node}
-    inner = [_leaves(value, f"{place}.{key}" if place else str(key)) for key, value in node.items()]
+    inner = [leaves(value, f"{place}.{key}" if place else str(key)) for key, value in node.items()]
     return {key: value for part in inner for key, value in part.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,9 +62,13 @@ class ScheduleRuns:
         return "" if self.is_first else f", {self.jobs[0].schedule} schedule"
 
     def of_lowest_seed(self) -> ScheduleRuns:
-        """Return one run for each method."""
-        lowest = min(job.seed for job in self.jobs)
-        return replace(self, jobs=[job for job in self.jobs if job.seed == lowest])
+        """Return one run for each method: of the lowest seed that all have, or else of the lowest that each has."""
+        seeds: dict[str, set[int]] = {}
+        for job in self.jobs:
+            seeds.setdefault(job.method, set()).add(job.seed)
+        common = set.intersection(*seeds.values())
+        chosen = {method: min(common or own) for method, own in seeds.items()}
+        return replace(self, jobs=[job for job in self.jobs if job.seed == chosen[job.method]])
 
     def diagnostic(self, key: str, default: str) -> str:
         """Return a setting of the diagnostics, as in ``hidden_space.layer``."""
@@ -78,19 +83,14 @@ class ScheduleRuns:
             file: Its name in the runs' folders of figures.
 
         Returns:
-            The content by title of the method, of each seed; nothing if no run has the file.
-
-        Raises:
-            FileNotFoundError: If some runs have it and one has not.
+            The content by title of the method, of each seed; nothing if no run has the file. A run that lacks what
+            others have, as one that diverged does, is left out and named on stderr.
         """
         paths = {job: job.folder / "figures" / file for job in self.jobs}
         having = [job for job, path in paths.items() if path.is_file()]
-        missing = [job for job in self.jobs if job not in having]
-        if having and missing:
-            raise FileNotFoundError(
-                f"The run {missing[0].name} left no {paths[missing[0]]}, as the run {having[0].name} did. Its log says "
-                "why; to repeat it, move its folder away and call the study again."
-            )
+        for job in self.jobs if having else []:
+            if job not in having:
+                print(f"{job.folder} holds no figures/{file}: the picture is drawn without it.", file=sys.stderr)
         found: dict[str, list[Arrays]] = {}
         for job in having:
             with np.load(paths[job]) as content:

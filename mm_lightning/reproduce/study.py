@@ -199,8 +199,8 @@ class _Study(TypedDict):
     command: str
     finished: str
     seconds: float
-    jobs: int
-    threads_per_job: int
+    jobs: int | None
+    threads_per_job: int | None
     environment: dict[str, Any]
     experiments: list[Experiment]
 
@@ -213,12 +213,14 @@ class Study(_Study, total=False):
         quick: True if the runs were cut so short that they say nothing about the claims; the page says so.
         command: What was called.
         finished: ISO 8601 with the offset from UTC.
-        seconds: Wall time of all calls that contributed, summed.
-        jobs: Runs at a time.
-        threads_per_job: CPU threads of each run.
-        environment: What :func:`mm_lightning.record.environment` returns.
+        seconds: Wall time of all runs, summed.
+        jobs: Runs at a time; None if unknown.
+        threads_per_job: CPU threads of each run; None if unknown.
+        environment: What :func:`mm_lightning.record.environment` returned in the runs; where they differ, all of it.
         experiments: In the order of the page.
         rule: Optional: how numbers become a verdict, a sentence or two for the reader.
+        title: Optional: heading of the page.
     """
 
     rule: str
+    title: str

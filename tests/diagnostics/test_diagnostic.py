@@ -373,7 +373,7 @@ def test_validation_and_test_alone(make_trainer: MakeTrainer, tmp_path: Path) ->
     trainer.validate(net, loader(), verbose=False)
     trainer.test(net, loader(10), verbose=False)
     assert [(rows.split, rows.occasion) for rows in spy.seen] == [
-        ("val", "validation set, epoch 0"),
+        ("val", "validation set, epoch 1"),
         ("test", "test set"),
     ]
     for rows, length in zip(spy.seen, (24, 10), strict=True):
@@ -494,7 +494,7 @@ def test_a_resumed_training_finds_what_the_straight_one_does(make_trainer: MakeT
 
     straight = fit(tmp_path / "straight", 4)
     first, second = fit(tmp_path / "resumed", 2), fit(tmp_path / "resumed", 4, tmp_path / "resumed" / "last.ckpt")
-    val_1, val_3, train = ("validation set, epoch 1", "validation set, epoch 3", "training set")
+    val_1, val_3, train = ("validation set, epoch 2", "validation set, epoch 4", "training set")
     assert [rows.occasion for rows in straight] == [val_1, val_3, train]
     assert [rows.occasion for rows in first] == [val_1, train]
     assert [rows.occasion for rows in second] == [val_3, train]

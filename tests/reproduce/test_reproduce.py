@@ -48,7 +48,7 @@ def test_every_run_has_every_number(study: dict[str, Any]) -> None:
         for run in experiment["runs"]:
             missing = {key for key in keys if run["metrics"][key] is None}
             # a quick spiral may have the same class predicted wherever there are data
-            assert missing <= {"test/boundary_slope"}, (run["command"], missing)
+            assert missing <= {"train/boundary_slope"}, (run["command"], missing)
 
 
 def test_numbers_are_those_of_the_runs(study: dict[str, Any], folder: Path) -> None:
@@ -60,20 +60,10 @@ def test_numbers_are_those_of_the_runs(study: dict[str, Any], folder: Path) -> N
             assert cell["sd"] is None
 
 
-def test_claims_are_judged_by_the_numbers(study: dict[str, Any]) -> None:
-    for experiment in study["experiments"]:
-        better = {measure["key"]: measure["better"] for measure in experiment["measures"]}
-        means = {(cell["method"], cell["key"]): cell["mean"] for cell in experiment["cells"]}
-        assert experiment["verdicts"]
-        for verdict in experiment["verdicts"]:
-            ours, theirs = (means[verdict[role], verdict["key"]] for role in ("method", "against"))
-            if ours is not None and theirs is not None:
-                wins = ours > theirs if better[verdict["key"]] == "higher" else ours < theirs
-                assert (verdict["better_in"], verdict["verdict"]) == ((1, "holds") if wins else (0, "fails"))
-    against = {(v["method"], v["against"]) for v in study["experiments"][2]["verdicts"]}
-    assert against == {
-        (a, b) for a in ("manifold", "manifold_before") for b in ("baseline", "input", "weight_decay", "dropout")
-    }
+def test_a_quick_study_judges_nothing(study: dict[str, Any], printed: str) -> None:
+    assert not any(experiment["verdicts"] for experiment in study["experiments"])
+    assert "it is too small to judge the claims" in printed
+    assert "holds" not in printed
 
 
 def test_pictures_and_page_are_there(study: dict[str, Any], folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Print the tables of the README: ``python scripts/findings.py docs/results/reproduction.json``.
+"""Print the tables of the README: ``python scripts/readme_tables.py docs/results/reproduction.json``.
 
 The file is the ``metrics.json`` of ``python -m mm_lightning.reproduce``.
 """
@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+from mm_lightning.compare import heading
 from mm_lightning.reproduce.study import Experiment, Study
 from mm_lightning.reproduce.tables import tables
 
@@ -32,11 +33,10 @@ def _table(experiment: Experiment) -> str:
         ["---"] * (1 + len(titles) + len(AGAINST)),
     ]
     for row in table.rows:
-        measure = row.measure
-        arrow = {"higher": " ↑", "lower": " ↓", None: ""}[measure["better"]]
-        heading = f"{measure['title']}{', ' + measure['unit'] if measure['unit'] else ''}{arrow}"
         cells = [f"**{cell.text}**" if cell.is_best else cell.text for cell in row.cells]
-        lines.append([heading, *cells, *(_seeds(experiment, measure["key"], name) for name in AGAINST)])
+        lines.append(
+            [heading(row.measure), *cells, *(_seeds(experiment, row.measure["key"], name) for name in AGAINST)]
+        )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

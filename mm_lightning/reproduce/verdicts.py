@@ -46,7 +46,7 @@ def verdict(runs: Sequence[Run], measure: Measure, method: str, against: str, sc
         schedules: The one that is judged, then those that should agree.
 
     Returns:
-        The verdict. The other schedules agree where the mean difference has the sign it has in the first.
+        The verdict. The other schedules agree where their seeds say the same; of a mixed one nothing is asked.
 
     Raises:
         ValueError: If the measure has no direction, or no seed of the first schedule has both methods.
@@ -70,7 +70,7 @@ def verdict(runs: Sequence[Run], measure: Measure, method: str, against: str, sc
         seeds=len(first),
         difference=mean(known) if known else None,
         sd=stdev(known) if len(known) > 1 else None,
-        reference_agrees=_agree(known, [other for other in others if other]),
+        reference_agrees=_agree(outcome, sign, [other for other in others if other]),
         verdict=outcome,
     )
 
@@ -84,11 +84,11 @@ def _differences(runs: Sequence[Run], key: str, method: str, against: str, sched
     return {seed: None if a is None or b is None else a - b for seed, (a, b) in pairs.items()}
 
 
-def _agree(known: Sequence[float], others: Sequence[Mapping[int, float | None]]) -> bool | None:
-    if not others or not known:
-        return None
+def _agree(outcome: str, sign: int, others: Sequence[Mapping[int, float | None]]) -> bool | None:
     differences = [difference for other in others for difference in other.values()]
-    return all(difference is not None and difference * mean(known) > 0 for difference in differences)
+    if outcome == "mixed" or not differences or None in differences:
+        return None
+    return all((sign * difference > 0) == (outcome == "holds") for difference in differences if difference is not None)
 
 
 def _value(run: Run, key: str) -> float | None:

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from mm_lightning.reproduce.findings import cells, verdict
 from mm_lightning.reproduce.study import Measure, Run
+from mm_lightning.reproduce.verdicts import cells, verdict
 
 ACC = Measure(key="acc", title="accuracy", unit="", factor=1, digits=2, better="higher", meaning="")
 NLL = Measure(key="nll", title="NLL", unit="", factor=1, digits=2, better="lower", meaning="")
@@ -71,11 +71,22 @@ def test_verdict_pairs_by_seed_not_by_place() -> None:
     assert (found["seeds"], found["better_in"]) == (2, 2)
 
 
-@pytest.mark.parametrize(("theirs", "agrees"), [(0.8, True), (0.95, False), (None, False)])
-def test_reference_agrees_where_its_sign_is_the_same(theirs: float | None, agrees: bool) -> None:
-    runs = [run("ours", 0, acc=0.9), run("theirs", 0, acc=0.8)]
+@pytest.mark.parametrize(
+    ("default", "theirs", "agrees"),
+    [(0.8, 0.8, True), (0.8, 0.95, False), (0.8, 0.9, False), (0.8, None, None), (0.9, 0.9, True), (0.9, 0.8, False)],
+    ids=["holds", "fails there", "ties there", "unknown there", "ties in both", "ties here"],
+)
+def test_reference_agrees_where_it_says_the_same(default: float, theirs: float | None, agrees: bool | None) -> None:
+    runs = [run("ours", 0, acc=0.9), run("theirs", 0, acc=default)]
     runs += [run("ours", 0, "reference", acc=0.9), run("theirs", 0, "reference", acc=theirs)]
     assert verdict(runs, ACC, "ours", "theirs", ["default", "reference"])["reference_agrees"] is agrees
+
+
+def test_reference_is_not_asked_about_a_mixed_claim() -> None:
+    runs = [run("ours", 0, acc=0.9), run("theirs", 0, acc=0.8), run("ours", 1, acc=0.7), run("theirs", 1, acc=0.8)]
+    runs += [run("ours", 0, "reference", acc=0.9), run("theirs", 0, "reference", acc=0.8)]
+    found = verdict(runs, ACC, "ours", "theirs", ["default", "reference"])
+    assert (found["verdict"], found["reference_agrees"]) == ("mixed", None)
 
 
 def test_verdict_refuses_what_cannot_be_judged() -> None:
