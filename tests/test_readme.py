@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mm_lightning import ManifoldMixupCallback
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -100,3 +103,18 @@ def test_the_loop_example_has_the_gradient_of_the_formula() -> None:
         hidden = block(hidden)
     loss = lam * F.cross_entropy(hidden, y) + (1 - lam) * F.cross_entropy(hidden, y[plan.partner])
     torch.testing.assert_close(got, torch.autograd.grad(loss, blocks[0].weight)[0], rtol=0, atol=1e-12)
+
+
+def test_the_tables_are_those_of_the_study() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "readme_tables.py"), str(ROOT / "docs/results/reproduction.json")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().split("\n\n")
+    assert len(printed) == 3
+    for table in printed:
+        assert table in README
+
+
+def test_every_picture_is_there() -> None:
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
+    assert len(pictures) == 3
+    for picture in pictures:
+        assert (ROOT / picture).stat().st_size < 600_000

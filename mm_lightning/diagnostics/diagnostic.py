@@ -52,7 +52,8 @@ class Diagnostic(Callback, ABC):
     during the epochs that are looked at: validation epochs n - 1, 2n - 1, ... for n = ``every_n_epochs``, the last one
     that ``max_epochs`` or ``max_steps`` allows (an early stop is not foreseen), every ``trainer.validate`` and every
     ``trainer.test``; not the sanity check. Of several dataloaders the first is used. With several processes the shares
-    of all are gathered. Rows with the target -100, which torch's losses ignore, are left out. A ``fast_dev_run`` measures and draws, but writes no files.
+    of all are gathered. Rows with the target -100, which torch's losses ignore, are left out. A ``fast_dev_run``
+    measures and draws, but writes no files.
 
     With ``train_points`` the training data are looked at too, unmixed and once, when training ends: ``forward`` runs
     on as many rows in evaluation mode, as the loader gives them. Not after an interruption. A callback that gives the

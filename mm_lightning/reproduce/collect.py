@@ -20,8 +20,8 @@ from mm_lightning.reproduce.verdicts import cells, verdict
 
 RULE = (
     "A claim holds where the method is better in every seed of the default schedule, fails where it is better in none, "
-    "and is mixed otherwise. The reference schedule agrees where its one seed says the same; of a mixed claim nothing is "
-    "asked."
+    "and is mixed otherwise. The reference schedule agrees where its one seed says the same; it is not asked about a "
+    "mixed claim."
 )
 
 

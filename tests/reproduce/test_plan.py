@@ -100,3 +100,41 @@ def test_methods_of_an_experiment_share_the_schedule(compose: Compose) -> None:
         **{("spiral", "default"): 16, ("mnist_bottleneck", "default"): 14, ("mnist_flatness", "default"): 6},
         **{(name, "reference"): 24 for name in ("spiral", "mnist_bottleneck", "mnist_flatness")},
     }
+
+
+@pytest.mark.parametrize("name", ["spiral", "mnist_bottleneck", "mnist_flatness"])
+def test_what_is_written_of_an_experiment_is_what_it_does(name: str, compose: Compose) -> None:
+    described = compose().experiments[name]
+    for job in jobs_of(compose(f"only={name}", "seeds=1")):
+        config = runner.composed(job)
+        text = described.schedules[job.schedule].text
+        assert text.startswith(
+            f"{config['max_epochs']} epochs, learning rate {config['optimizer']['lr']:.0e}".replace("e-0", "e-")
+        )
+        assert ("half a cosine" in text) == config["scheduler"]["_target_"].endswith("CosineAnnealingLR")
+        assert ("divided by ten every ten epochs" in text) == config["scheduler"]["_target_"].endswith("StepLR")
+        sizes = "-".join(map(str, config["model"]["blocks"]["sizes"]))
+        short = {"spiral": "2-1024x7-2", "mnist_flatness": "784-1024x3-12-1024x4-10"}.get(name, sizes)
+        for width, times in (("1024", 7), ("1024", 4), ("1024", 3)):
+            short = short.replace(f"{width}x{times}", "-".join([width] * times))
+        assert short == sizes
+        assert f"batches of {config['data']['batch_size']}" in described.text.replace("\n", " ")
+        if job.method.startswith("manifold"):
+            assert f"Beta({config['mixup']['alpha']:.0f}, {config['mixup']['alpha']:.0f})" in described.text
+
+
+def test_where_is_mixed(compose: Compose) -> None:
+    jobs = {
+        (job.experiment, job.method): runner.composed(job)
+        for job in jobs_of(compose("seeds=1"))
+        if job.schedule == "default"
+    }
+    mixed = {key: config["model"]["blocks"]["mix_before"] for key, config in jobs.items() if "manifold" in key[1]}
+    assert mixed == {
+        ("spiral", "manifold"): [4, 5, 6, 7],  # hidden layers 5, 6, 7 and the output layer, counted from 0
+        ("mnist_bottleneck", "manifold"): [3, 4],  # block 2 ends in the bottleneck
+        ("mnist_flatness", "manifold"): [4],  # block 3 ends in the bottleneck
+        ("mnist_flatness", "manifold_before"): [3],
+    }
+    assert jobs["mnist_flatness", "dropout"]["model"]["blocks"]["dropout"] == [0.5, 0.5, 0.5, 0, 0.5, 0.5, 0.5, 0.5]
+    assert jobs["mnist_flatness", "weight_decay"]["optimizer"]["weight_decay"] == 1e-4

@@ -78,7 +78,8 @@ def test_tables_show_every_mean(study: Study, tmp_path: Path):
 def test_origin_is_told(study: Study, tmp_path: Path):
     text = " ".join(_page(study, tmp_path).text.split())
     for fact in (
-        "finished: 22 November 2026, 13:30 UTC time of all runs: 2 h 15 min one after the other; 2 runs at a time with 1 thread each",
+        "finished: 22 November 2026, 13:30 UTC time of all runs: 2 h 15 min one after the other; "
+        "2 runs at a time with 1 thread each",
         "machine: Linux, 8 processors git revision: – Python: 3.11.7 packages: torch 2.13.0, numpy 2.4.6",
         "default schedule: 3 epochs. A run takes 1 min 15 s. reference schedule: 9 epochs.",
     ):
