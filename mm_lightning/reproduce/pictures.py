@@ -10,15 +10,14 @@ import numpy as np
 import torch
 
 from mm_lightning.diagnostics.hidden_space import _halves
-from mm_lightning.diagnostics.hidden_spaces_of_methods import Clouds, draw_hidden_spaces
 from mm_lightning.diagnostics.plane import PlaneMap
 from mm_lightning.diagnostics.reliability import Reliability
-from mm_lightning.diagnostics.reliability_of_methods import draw_reliability_of_methods, pooled
-from mm_lightning.diagnostics.spectra_of_layers import draw_spectrum_summaries
-from mm_lightning.diagnostics.spectra_of_methods import draw_spectra_by_class
 from mm_lightning.reproduce.confidence_pictures import colours, confidence_maps, confidence_players
+from mm_lightning.reproduce.hidden_spaces import Clouds, draw_hidden_spaces
 from mm_lightning.reproduce.plan import Job
+from mm_lightning.reproduce.reliabilities import draw_reliability_of_methods, pooled
 from mm_lightning.reproduce.schedule_runs import SETS, ScheduleRuns
+from mm_lightning.reproduce.spectra import draw_spectra_by_class, draw_spectrum_summaries
 from mm_lightning.reproduce.study import Picture, Player
 
 

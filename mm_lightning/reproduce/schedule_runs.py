@@ -13,9 +13,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from mm_lightning.diagnostics.small_png import save_small_png
 from mm_lightning.reproduce.plan import Job
 from mm_lightning.reproduce.runner import CONFIG, METRICS
+from mm_lightning.reproduce.small_png import save_small_png
 from mm_lightning.reproduce.study import Picture
 
 Arrays = dict[str, np.ndarray]

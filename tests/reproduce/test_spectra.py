@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from mm_lightning.diagnostics.spectra_of_methods import STYLES, draw_spectra_by_class, draw_spectrum_summary
+from mm_lightning.reproduce.spectra import STYLES, draw_spectra_by_class, draw_spectrum_summaries
 
 
 def _spectra(methods: int, seeds: int, classes: int, width: int) -> dict[str, np.ndarray]:
@@ -41,9 +41,14 @@ def test_one_seed_has_no_band():
     assert axes[0].get_xscale() == "log"
 
 
-def test_summary_shows_means_over_classes_and_each_seed():
+@pytest.mark.parametrize("row", [0, 1])
+def test_summary_shows_means_over_classes_and_each_seed(row: int):
     spectra = _spectra(methods=2, seeds=3, classes=4, width=6)
-    lines, *bars = draw_spectrum_summary(spectra).axes
+    other = {title: 2 * stack[..., :5] for title, stack in spectra.items()}
+    figure = draw_spectrum_summaries({"Stem": spectra, "Neck": other} if row == 0 else {"Neck": other, "Stem": spectra})
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(spectra)
+    lines, *bars = figure.axes[3 * row : 3 * row + 3]
+    assert [axes.get_title("left").split(",")[0] for axes in (lines, *bars)] == ["Stem"] * 3
     for line, band, stack in zip(lines.get_lines(), lines.collections, spectra.values(), strict=True):
         np.testing.assert_allclose(line.get_ydata(), stack.mean(axis=(0, 1)))
         last = band.get_paths()[0].vertices

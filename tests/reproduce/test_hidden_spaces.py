@@ -6,8 +6,8 @@ from matplotlib.colors import to_hex
 
 from mm_lightning.diagnostics.figures import square_frame
 from mm_lightning.diagnostics.hidden_space import class_separation
-from mm_lightning.diagnostics.hidden_spaces_of_methods import UNMAPPED, Clouds, draw_hidden_spaces, in_class_distances
 from mm_lightning.diagnostics.plane import PlaneMap
+from mm_lightning.reproduce.hidden_spaces import UNMAPPED, Clouds, draw_hidden_spaces, in_class_distances
 
 
 def _clouds(scale: float, classes: int = 4, mapped: tuple[float, float] | None = None) -> Clouds:

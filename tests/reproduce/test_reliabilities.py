@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from mm_lightning.diagnostics.reliability import Reliability, reliability
-from mm_lightning.diagnostics.reliability_of_methods import draw_reliability_of_methods, pooled
+from mm_lightning.reproduce.reliabilities import draw_reliability_of_methods, pooled
 
 
 def _bins(seed: int, rows: int = 50, num_bins: int = 8) -> tuple[torch.Tensor, torch.Tensor, Reliability]:

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageFilter
 
 from mm_lightning.diagnostics.figures import PALETTE, _pixels
-from mm_lightning.diagnostics.small_png import save_small_png
+from mm_lightning.reproduce.small_png import save_small_png
 
 
 def _ramps() -> Figure:
