@@ -50,8 +50,8 @@ def stacked(frames: Sequence[Frame]) -> dict[str, np.ndarray]:
     """Stack the frames of T epochs; where they have different numbers of points, the surplus goes.
 
     Returns:
-        ``epochs`` (T,), ``num_classes``, ``x`` (T, W), ``y`` (T, H), ``confidence`` and ``predicted`` (T, H, W) as in
-        :func:`packed`, ``points`` (T, N, 2) and ``targets`` (T, N): in a hidden plane the points move.
+        ``epochs`` (T,), counted from 0, ``num_classes``, ``x`` (T, W), ``y`` (T, H), ``confidence`` and ``predicted``
+        (T, H, W) as in :func:`packed`, ``points`` (T, N, 2) and ``targets`` (T, N): in a hidden plane the points move.
     """
     fewest = min(len(frame["points"]) for frame in frames)
     cut = [frame | {name: frame[name][:fewest] for name in ("points", "targets")} for frame in frames]

@@ -64,6 +64,8 @@ class ConfidenceMap(Diagnostic):
                                                 there are none; planes of different scales cannot be compared
     ==========================================  ========================================================================
 
+    With another ``name`` the keys are ``NAME/val``, ``val/NAME/low_confidence`` and so on.
+
     ============================  ======================================================================================
     file in ``dirpath``           content
     ============================  ======================================================================================
@@ -216,11 +218,13 @@ class ConfidenceMap(Diagnostic):
             if not _is_finite(found):
                 return "the logits are not finite all over the plane"
             numbers = plane_numbers(found, logits_at, self.threshold, self.band, self.batch_size)
-        return Findings(numbers, found.to_arrays())
+        own = "" if self.name == "confidence_map" else f"{self.name}/"  # else two of this kind would log the same keys
+        return Findings({f"{own}{key}": number for key, number in numbers.items()}, found.to_arrays())
 
     def draw(self, findings: Findings, rows: Rows) -> Figure:
         """Draw the map, with the numbers below it."""
-        return self._figure(PlaneMap.from_arrays(findings.arrays), rows.occasion, findings.numbers)
+        numbers = {key.rpartition("/")[2]: number for key, number in findings.numbers.items()}
+        return self._figure(PlaneMap.from_arrays(findings.arrays), rows.occasion, numbers)
 
     def _figure(self, found: PlaneMap, occasion: str, numbers: dict[str, float] | None = None) -> Figure:
         axis_names = ("x", "y") if self.layer == INPUT else ("hidden unit 1", "hidden unit 2")
@@ -259,8 +263,7 @@ class ConfidenceMap(Diagnostic):
         inputs = _first_floats(batch)
         if inputs is None:
             raise RuntimeError("The batch holds no floating point tensor to run the module on.")
-        with torch.inference_mode(False):
-            self._row = inputs[0].clone().cpu()
+        self._row = inputs[0].to("cpu", copy=True)  # the loader may use its memory again
         return inputs
 
     def _run_batch(self, module: LightningModule, batch: Any) -> Any:

@@ -515,6 +515,18 @@ def test_precision_is_the_trainers(tmp_path: Path, precision: str, layer: str):
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
+def test_frames_have_the_titles_of_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    titles = []
+
+    def draw(maps: list[PlaneMap], occasions: list[str], *settings: Any) -> Figure:
+        titles.extend(occasions)
+        return draw_confidence_maps(maps, occasions, *settings)
+
+    monkeypatch.setattr("mm_lightning.diagnostics.confidence_map.draw_confidence_maps", draw)
+    _trainer(tmp_path, _callback(), max_epochs=2).fit(_flat(), _loader(), _loader())
+    assert titles == 2 * ["validation set, epoch 1", "validation set, epoch 2"]
+
+
 def test_every_epoch_is_a_frame_and_the_last_picture_is_fine(tmp_path: Path):
     logger = TensorBoardLogger(tmp_path, name="tb", version=0)
     net, callback = _flat(), _callback()
@@ -569,6 +581,15 @@ def test_resumed_training_has_the_frames_of_the_straight_one(tmp_path: Path):
     assert_close(resumed, straight, rtol=0, atol=0)
     with Image.open(tmp_path / "second" / "figures" / "confidence_map.gif") as gif:
         assert gif.n_frames == 2
+
+
+def test_training_that_goes_on_keeps_its_frames(tmp_path: Path):
+    net, trainer = _flat(), _trainer(tmp_path, _callback(), max_epochs=1)
+    trainer.fit(net, _loader(), _loader())
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(net, _loader(), _loader())
+    with np.load(tmp_path / "figures" / "confidence_map_frames.npz") as file:
+        assert file["epochs"].tolist() == [0, 1]
 
 
 def test_second_training_forgets_the_frames_of_the_first(tmp_path: Path):
@@ -626,7 +647,18 @@ def test_training_and_random_numbers_are_untouched(tmp_path: Path, shuffle: bool
     assert found.confidence.shape == (13, 13)
     assert len(found.points) == 30
     assert set(map(tuple, found.points.tolist())) <= set(map(tuple, POINTS.tolist()))
-    _assert_probabilities(found, lambda point: net.eval()(point).softmax(dim=1))  # without dropout
+    with np.load(tmp_path / "figures" / "confidence_map_frames.npz") as frames:
+        assert frames["points"].shape == (3, 50, 2)  # of the validation set alone
+
+
+def test_training_rows_are_mapped_without_validation_and_dropout(tmp_path: Path):
+    net = _flat()
+    trainer = _trainer(tmp_path, _callback(train_points=30))
+    trainer.fit(net, _loader())
+    assert net.training
+    _assert_probabilities(_kept(tmp_path, "confidence_map_train.npz"), lambda point: net.eval()(point).softmax(dim=1))
+    assert 0 < trainer.callback_metrics["train/low_confidence"] <= 1
+    assert not (tmp_path / "figures" / "confidence_map.gif").exists()
 
 
 @pytest.mark.parametrize(
@@ -695,6 +727,10 @@ def test_diverged_network_is_warned_about_not_drawn(tmp_path: Path):
     nn.init.constant_(net.body[0].bias, math.nan)
     with pytest.warns(UserWarning, match="test set: the logits are not finite all over the plane"):
         _trainer(tmp_path, _callback()).test(net, _loader(), verbose=False)
+    callback = _callback()
+    with pytest.warns(UserWarning, match="epoch 1: the logits are not finite all over the plane"):
+        _trainer(tmp_path, callback, max_epochs=1).fit(net, _loader(), _loader())
+    assert callback.state_dict()["frames"] == {}
     net = _bottleneck()
     nn.init.constant_(net.body[0][0].bias, math.nan)
     with pytest.warns(UserWarning, match=r"layer 'body\.0' has values that are not finite"):
@@ -747,3 +783,12 @@ def test_same_weights_in_the_same_frame_are_evaluated_once(tmp_path: Path):
         net.body[3].weight.data.mul_(-3)  # past the version counter, as weight averaging does
     trainer.test(net, _loader(POINTS), verbose=False)
     assert runs.count(121) == 2
+
+
+def test_two_maps_of_one_training_have_keys_of_their_own(tmp_path: Path):
+    narrow = ((-0.1, 0.1), (-0.1, 0.1))
+    trainer = _trainer(tmp_path, _callback(), _callback(extent=narrow, name="close"))
+    trainer.validate(_flat(), _loader(), verbose=False)
+    whole, close = (trainer.callback_metrics[f"val/{name}low_confidence"].item() for name in ("", "close/"))
+    for name, want in (("confidence_map", whole), ("close", close)):
+        assert (_kept(tmp_path, f"{name}_val.npz").confidence < 0.9).mean() == pytest.approx(want)
