@@ -126,6 +126,12 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return Pair(whole, folder, folders)
 
 
+PICTURES = [
+    *("calibration/test", "calibration/val", "confidence_map/test", "confidence_map/val"),
+    *("hidden_space/test", "hidden_space/train", "hidden_space/val"),
+]
+
+
 def test_command_succeeds_without_a_warning(pair: Pair) -> None:
     assert (pair.whole.code, pair.whole.err) == (0, "")
 
@@ -138,7 +144,7 @@ def test_command_prints_an_epoch_a_line_and_where_all_is(pair: Pair) -> None:
     for key in ("acc", "ece", "loss", "nll"):
         assert f" {key} {metrics[f'test/{key}']:.4f}" in lines[1]
     assert re.fullmatch(rf"Run folder   {re.escape(str(pair.folder))}  \(\d+ s\)", lines[2])
-    figures = [pair.folder / "figures" / f"hidden_space_{split}.png" for split in ("test", "val")]
+    figures = [pair.folder / "figures" / f"{picture.replace('/', '_')}.png" for picture in PICTURES]
     assert lines[3:] == [
         *(f"Figure       {path}" for path in figures),
         f"TensorBoard  tensorboard --logdir {pair.folder}",
@@ -192,7 +198,7 @@ def test_tensorboard_holds_curves_and_figures(pair: Pair) -> None:
     assert all(0 < point.value < 1 for point in curves["mixup/lam"])
     assert {point.value for point in curves["mixup/layer"]} <= {0.0, 1.0}
     assert curves["val/acc"][-1].value == pytest.approx(metrics_of(pair.folder)["val/acc"])
-    assert sorted(events.Tags()["images"]) == ["hidden_space/test", "hidden_space/val"]
+    assert sorted(events.Tags()["images"]) == PICTURES
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
