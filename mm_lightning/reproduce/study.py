@@ -133,7 +133,7 @@ class Picture(TypedDict):
         title: Heading.
         caption: How to read it.
         alt: What it shows, for those who cannot see it.
-        commands: The commands that make it.
+        commands: Those of the runs behind it.
     """
 
     file: str
@@ -152,7 +152,7 @@ class Player(TypedDict):
         alt: What it shows, for those who cannot see it.
         labels: The time of each frame, as in ``epoch 1``.
         files: A picture for each label, of one size, in the order of time.
-        commands: The commands that make them.
+        commands: Those of the runs behind them.
     """
 
     title: str
