@@ -153,6 +153,7 @@ class ManifoldMixupCallback(pl.Callback):
         self._lam = 1.0
         self._batch_size = 0
         self._place: dict[str, int] = {}
+        self._rank = 0
         self._measures = False
         self._measured: dict[str, float] = {}
         self._epoch: list[tuple[float, int]] = []
@@ -176,6 +177,7 @@ class ManifoldMixupCallback(pl.Callback):
         """Hook the eligible layers. Here, because the module is complete now and nothing has run or compiled yet."""
         self._release()
         self._counts.clear()
+        self._rank = _data_rank(trainer)
         self._wrap_training_step(pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -194,7 +196,7 @@ class ManifoldMixupCallback(pl.Callback):
         batch_size = batch_size_of(batch)
         if batch_size == 1:
             self._warn_once("A batch of one row has no partner to mix with; it trains unmixed.")
-        self._place = {"epoch": trainer.current_epoch, "batch_index": batch_idx, "rank": _data_rank(trainer)}
+        self._place = {"epoch": trainer.current_epoch, "batch_index": batch_idx, "rank": self._rank}
         self._batch_size = batch_size
         self._is_armed = True
         self.plan = None
@@ -291,7 +293,7 @@ class ManifoldMixupCallback(pl.Callback):
         assert self._plans is not None
         plan = self._plans.draw(self._batch_size, **self._place)
         # Before it is moved: reading it from a device would wait for the device.
-        self._lam = float(plan.lam.mean() if self.ratio.per_sample else plan.lam[0])
+        self._lam = float(plan.lam.mean()) if plan.shared_lam is None else plan.shared_lam
         self.plan = plan.to(pl_module.device)
 
     def _ready(self, pl_module: pl.LightningModule, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

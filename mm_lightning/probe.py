@@ -198,6 +198,8 @@ def _tolerance(module: nn.Module) -> float:
 
 def map_indexed(function: Callable[[Tensor, int], Tensor], batch: Any) -> Any:
     """Rebuild a batch from its tensors of one dimension or more, each with its number."""
+    if type(batch) in (list, tuple) and all(isinstance(part, Tensor) and part.dim() for part in batch):
+        return type(batch)([function(tensor, number) for number, tensor in enumerate(batch)])  # as most batches are
     numbers = itertools.count()
     return apply_to_collection(
         batch, Tensor, lambda tensor: function(tensor, next(numbers)) if tensor.dim() else tensor

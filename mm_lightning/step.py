@@ -106,6 +106,8 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _tensors(batch: Any) -> list[Tensor]:
+    if type(batch) in (list, tuple) and all(isinstance(part, Tensor) for part in batch):
+        return list(batch)  # what most batches are, at a tenth of the cost
     found: list[Tensor] = []
     apply_to_collection(batch, Tensor, found.append)
     return found

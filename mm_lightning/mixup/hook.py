@@ -13,7 +13,7 @@ from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from mm_lightning.mixup.graph import find_sources
-from mm_lightning.mixup.interpolation import mix_rows
+from mm_lightning.mixup.interpolation import mix
 from mm_lightning.mixup.layers import Layer
 from mm_lightning.mixup.masks import MaskSite, UnionHook
 from mm_lightning.mixup.plan import MixPlan
@@ -84,6 +84,7 @@ class Mixer:
         self._hooks = [
             [_MixHook(layer.name, dim) for _ in layer.modules] for layer, dim in zip(self.layers, dims, strict=True)
         ]
+        self._all_hooks = [hook for hooks in self._hooks for hook in hooks]
         self._mask_hooks: list[UnionHook] = []
         self._input_runs = 0
         self._nodes: set[Node] = set()
@@ -129,11 +130,10 @@ class Mixer:
             followed: Whether to keep the mixed tensors' places in the autograd graph while the layer is watched.
         """
         self.retire()
-        self._switch_on(plan)
-        self._record(True)
+        self._switch_on(plan, records=True)
         self._following = followed and self.is_watched
         self._input_runs = 0
-        for hook in self._all_hooks():
+        for hook in self._all_hooks:
             hook.runs = 0
             hook.follower = self if self._following else None
         self.losses = []
@@ -142,7 +142,8 @@ class Mixer:
     def rehearse(self, plan: MixPlan) -> None:
         """Do as after :meth:`start`, but leave hidden states as they are."""
         self.start(plan, followed=False)
-        self._unplan()
+        for hook in (*self._all_hooks, *self._mask_hooks):
+            hook.plan = None
         if not self.layers[self._mixed].modules:
             self.record_input()
 
@@ -156,11 +157,12 @@ class Mixer:
             self.retire()
         self._plan = None
         self._mixed = _OFF
-        self._record(False)
-        self._following = False
-        self._unplan()
-        for hook in self._all_hooks():
-            hook.follower = None
+        self._recording = self._following = False
+        for hook in self._all_hooks:
+            hook.plan = hook.follower = None
+            hook.recording = False
+        for mask_hook in self._mask_hooks:
+            mask_hook.plan = None
         if self.trace is not None:
             self.trace.close()
         self.trace = None
@@ -185,13 +187,14 @@ class Mixer:
         """Mix without recording: activation checkpointing recomputes forward passes during the backward pass."""
         self._in_step = self._recording  # True in manual optimization, where the backward pass is a part of the step
         self.check_no_path_around(loss)
-        self._switch_on(plan)
-        self._record(False)
+        self._switch_on(plan, records=False)
 
     def end_backward(self) -> None:
         """End what :meth:`begin_backward` began."""
         if self._in_step:
-            self._record(True)
+            self._recording = True
+            for hook in self._all_hooks:
+                hook.recording = True
         else:
             self.stop()
         self._in_step = False
@@ -283,7 +286,7 @@ class Mixer:
         assert self._plan is not None
         if not rows.is_floating_point():
             return rows
-        return self.follow(mix_rows(rows, self._plan.lam, self._plan.partner, self._plan.inverse))
+        return self.follow(mix(rows, self._plan))
 
     def record_input(self) -> None:
         """Note that the batch itself was mixed."""
@@ -299,28 +302,17 @@ class Mixer:
         self._nodes.add(mixed.grad_fn)
         return mixed
 
-    def _all_hooks(self) -> list[_MixHook]:
-        return [hook for hooks in self._hooks for hook in hooks]
-
-    def _switch_on(self, plan: MixPlan) -> None:
+    def _switch_on(self, plan: MixPlan, *, records: bool) -> None:
         self._plan = plan
         self._mixed = _OFF if plan.layer is None else self._index[plan.layer]
-        for index, hooks in enumerate(self._hooks):
-            for hook in hooks:
-                hook.plan = plan if index == self._mixed else None
+        self._recording = records
+        for hook in self._all_hooks:
+            hook.recording = records
+            hook.plan = None
+        for hook in self._hooks[self._mixed] if self._mixed != _OFF else ():
+            hook.plan = plan
         for mask_hook in self._mask_hooks:
             mask_hook.switch_on(self._mixed, plan)
-
-    def _unplan(self) -> None:
-        for hook in self._all_hooks():
-            hook.plan = None
-        for mask_hook in self._mask_hooks:
-            mask_hook.plan = None
-
-    def _record(self, recording: bool) -> None:
-        self._recording = recording
-        for hook in self._all_hooks():
-            hook.recording = recording
 
 
 class _MixHook:
@@ -377,9 +369,9 @@ class _MixHook:
     def _mix(self, hidden: Tensor, plan: MixPlan) -> Tensor:
         hidden = getattr(hidden, "value", hidden)  # of targets that are the input, too
         if self.batch_dim == 0:
-            mixed = mix_rows(hidden, plan.lam, plan.partner, plan.inverse)
+            mixed = mix(hidden, plan)
         else:
-            rows = mix_rows(hidden.movedim(self.batch_dim, 0), plan.lam, plan.partner, plan.inverse)
+            rows = mix(hidden.movedim(self.batch_dim, 0), plan)
             mixed = rows.movedim(0, self.batch_dim)
         if torch.compiler.is_compiling() or self.follower is None:
             return mixed

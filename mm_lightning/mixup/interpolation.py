@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any
 
 import torch
@@ -10,6 +12,11 @@ from torch import Tensor
 from mm_lightning.mixup.plan import MixPlan
 
 __all__ = ["linear", "mix"]
+
+# From this number of elements on one pass over memory pays for the table of rows that it needs.
+_MANY = 2**19
+_SUMMED_IN_FLOAT32 = (torch.float32, torch.bfloat16, torch.float16)  # the types of the kernel that does one pass
+_SEGMENT = 4096  # elements of a piece of a row: two of them, and their sum, stay in the first level of the cache
 
 
 def linear(own: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
@@ -46,6 +53,9 @@ def mix(hidden: Tensor, plan: MixPlan) -> Tensor:
     Step 3 of Verma et al. (2019). The gradient is exact, and deterministic on every device: for a permutation it is
     a gather by the inverse permutation, not a sum over duplicate rows.
 
+    The result is the only large tensor that is made, forward and backward alike; autograd keeps the plan's tensors of
+    N numbers, and no hidden state.
+
     Args:
         hidden: Hidden states or inputs, floating point, (N, ...). Not changed.
         plan: The batch's plan, its tensors on the device of ``hidden``.
@@ -60,25 +70,23 @@ def mix(hidden: Tensor, plan: MixPlan) -> Tensor:
     """
     if not plan.mixes:
         return hidden
-    return mix_rows(hidden, plan.lam, plan.partner, plan.inverse)
-
-
-def mix_rows(hidden: Tensor, lam: Tensor, partner: Tensor, inverse: Tensor | None) -> Tensor:
-    """:func:`mix` for the parts of a plan."""
     if not hidden.is_floating_point():
         raise TypeError(
             f"Only floating point hidden states can be mixed, got {hidden.dtype}. Mix after an embedding, not before."
         )
-    if hidden.dim() == 0 or hidden.shape[0] != lam.shape[0]:
+    partner, inverse = plan.partner, plan.inverse
+    if hidden.dim() == 0 or hidden.shape[0] != partner.shape[0]:
         raise ValueError(
-            f"The plan is for {lam.shape[0]} rows, but the hidden state has shape {tuple(hidden.shape)}. Dimension 0 "
+            f"The plan is for {partner.shape[0]} rows, but the hidden state has shape {tuple(hidden.shape)}. Dimension 0 "
             "of a mixed layer's output must be the batch."
         )
     if inverse is None or torch._C._are_functorch_transforms_active():  # torch.func sees through plain operations
         # Several rows may share a partner. The backward of advanced indexing sums them in a fixed order.
-        return linear(hidden, hidden[partner], lam)
+        return linear(hidden, hidden[partner], plan.lam)
+    # A compiled graph would be made anew for every number; it reads the tensor.
+    lam = plan.lam if torch.compiler.is_compiling() or plan.shared_lam is None else plan.shared_lam
     if not (hidden.requires_grad and torch.is_grad_enabled()):
-        return _gather_and_mix(hidden, lam, partner)
+        return _weighted_sum(hidden, partner, lam)
     return _MixPermuted.apply(hidden, lam, partner, inverse)
 
 
@@ -86,36 +94,79 @@ class _MixPermuted(torch.autograd.Function):
     """``lam * x + (1 - lam) * x[p]`` with the gradient ``lam * g + ((1 - lam) * g)[inverse of p]``."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, lam: Tensor, partner: Tensor, inverse: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, lam: Tensor | float, partner: Tensor, inverse: Tensor) -> Tensor:
         # Not in setup_context: with one, apply() inspects this signature anew in every call.
-        ctx.save_for_backward(lam, partner, inverse)
-        return _gather_and_mix(hidden, lam, partner)
+        ctx.number = None if isinstance(lam, Tensor) else lam
+        ctx.save_for_backward(partner, inverse, lam if isinstance(lam, Tensor) else None)
+        return _weighted_sum(hidden, partner, lam)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         # Row j receives lam_j * g_j from itself and (1 - lam_i) * g_i from the row i = inverse[j] it is mixed into.
-        lam, partner, inverse = ctx.saved_tensors
-        if _is_shared(lam):
-            if torch.is_grad_enabled():  # a gradient of the gradient is wanted
-                return _MixPermuted.apply(grad, lam, inverse, partner), None, None, None
-            return _gather_and_mix(grad, lam, inverse), None, None, None
-        into = 1 - _weight(lam[inverse], grad)
-        return torch.addcmul(grad * _weight(lam, grad), grad[inverse], into), None, None, None
+        partner, inverse, lam = ctx.saved_tensors
+        lam = ctx.number if lam is None else lam
+        into = None if _is_shared(lam) else 1 - lam[inverse].to(torch.promote_types(lam.dtype, grad.dtype))
+        if not torch.is_grad_enabled():
+            return _weighted_sum(grad, inverse, lam, into), None, None, None
+        if into is None:  # a gradient of the gradient is wanted
+            return _MixPermuted.apply(grad, lam, inverse, partner), None, None, None
+        return torch.addcmul(grad * _weight(lam, grad), grad[inverse], _weight(into, grad)), None, None, None
 
 
-def _gather_and_mix(rows: Tensor, lam: Tensor, partner: Tensor) -> Tensor:
-    # empty_like keeps the memory format, and lerp_ in place saves a second buffer.
+def _weighted_sum(rows: Tensor, other: Tensor, lam: Tensor | float, rest: Tensor | None = None) -> Tensor:
+    """``lam * rows + rest * rows[other]``, where ``rest`` is ``1 - lam`` if None; tensors are (N,)."""
+    if rows.numel() >= _MANY and not torch.compiler.is_compiling():  # compiled, the lines below are one pass as well
+        flat = _rows_in_memory(rows)
+        if flat is not None:
+            lams = lam if isinstance(lam, Tensor) else torch.tensor([lam], device="cpu")
+            mixed = _sum_in_one_pass(flat, other, lams, 1 - lams if rest is None else rest)
+            return mixed if flat is rows else mixed.movedim(-1, 1)
+    # empty_like keeps the memory format, and adding in place saves a second buffer.
     out = None if rows.is_contiguous() else torch.empty_like(rows)
-    mixed = torch.index_select(rows, 0, partner, out=out)
-    return mixed.lerp_(rows, _weight(lam, rows))
+    mixed = torch.index_select(rows, 0, other, out=out)
+    if rest is None:
+        return mixed.lerp_(rows, _weight(lam, rows))
+    return mixed.mul_(_weight(rest, rows)).addcmul_(rows, _weight(lam, rows))
 
 
-def _is_shared(lam: Tensor) -> bool:
+def _rows_in_memory(rows: Tensor) -> Tensor | None:
+    """The rows with their elements in the order of memory; None if one pass over them is not possible."""
+    if type(rows) is not Tensor or rows.device.type != "cpu" or rows.dtype not in _SUMMED_IN_FLOAT32:
+        return None
+    if rows.is_contiguous():
+        return rows
+    channels_last = rows.movedim(1, -1)
+    return channels_last if rows.dim() > 3 and channels_last.is_contiguous() else None
+
+
+def _sum_in_one_pass(rows: Tensor, other: Tensor, lam: Tensor, rest: Tensor) -> Tensor:
+    """Read both rows and write their sum, as a table of embeddings does it: every row's bag is itself and the other."""
+    pieces = _pieces_of(rows.numel() // len(rows))
+    count = len(rows) * pieces
+    own = torch.arange(count, device="cpu").view(-1, pieces)  # (N, pieces)
+    bags = torch.stack((own, torch.add(own[0], other.view(-1, 1), alpha=pieces)), dim=-1)  # (N, pieces, 2)
+    weights = torch.stack((lam, rest), dim=-1).to(rows.dtype).view(-1, 1, 2).expand(bags.shape)
+    begins = torch.arange(0, 2 * count, 2, device="cpu")
+    pieced = rows.detach().view(count, -1)
+    summed = torch.embedding_bag(pieced, bags.view(-1), begins, per_sample_weights=weights.reshape(-1))[0]
+    return summed.view(rows.shape)
+
+
+@functools.lru_cache(maxsize=256)
+def _pieces_of(width: int) -> int:
+    """Into how many equal pieces of at most ``_SEGMENT`` elements, but not of a few, a row is cut; else into one."""
+    smallest = math.ceil(width / _SEGMENT)
+    return next((count for count in range(smallest, 8 * smallest + 1) if width % count == 0), 1)
+
+
+def _is_shared(lam: Tensor | float) -> bool:
     """Whether one number, expanded, serves all rows."""
-    return lam.stride(0) == 0
+    return not isinstance(lam, Tensor) or lam.stride(0) == 0
 
 
-def _weight(lam: Tensor, rows: Tensor) -> Tensor:
+def _weight(lam: Tensor | float, rows: Tensor) -> Any:
+    if not isinstance(lam, Tensor):
+        return lam
     if _is_shared(lam):
         return lam[0].to(rows.dtype)
     return lam.to(rows.dtype).view(-1, *[1] * (rows.dim() - 1))  # (N,) -> (N, 1, ..., 1)

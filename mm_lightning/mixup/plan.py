@@ -34,12 +34,15 @@ class MixPlan:
         lam: Weight of the row itself, float32 in [0, 1], (N,). The same number in every row unless drawn per sample.
         inverse: For a permutation ``partner`` its inverse, int64 (N,): the row that row i is mixed into. It turns the
             backward pass into a gather. None is always right, only slower.
+        shared_lam: The number in every row of ``lam``, if there is one, for code that would wait for a device to read
+            it. None is always right here, too.
     """
 
     layer: str | None
     partner: Tensor
     lam: Tensor
     inverse: Tensor | None = None
+    shared_lam: float | None = None
 
     @property
     def mixes(self) -> bool:
@@ -57,13 +60,13 @@ class MixPlan:
         if device == self.partner.device:
             return self
         inverse = None if self.inverse is None else _move(self.inverse, device)
-        return MixPlan(self.layer, _move(self.partner, device), _move(self.lam, device), inverse)
+        return MixPlan(self.layer, _move(self.partner, device), _move(self.lam, device), inverse, self.shared_lam)
 
     @classmethod
     def unmixed(cls, batch_size: int) -> MixPlan:
         """Return the plan that leaves a batch of ``batch_size`` rows as it is."""
         rows = torch.arange(batch_size)
-        return cls(None, rows, torch.ones(1).expand(batch_size), rows)
+        return cls(None, rows, torch.ones(1).expand(batch_size), rows, 1.0)
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ class PlanSource:
             partner=torch.from_numpy(partner),
             lam=torch.from_numpy(lam).expand(batch_size),
             inverse=None if inverse is None else torch.from_numpy(inverse),
+            shared_lam=float(lam[0]) if lam.shape == (1,) else None,
         )
 
     def _draw_layer(self, rng: np.random.Generator) -> int:

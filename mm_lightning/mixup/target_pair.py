@@ -167,7 +167,8 @@ def _fused_cross_entropy(
         return None
     if own.shape[:1] != lam.shape or not target.is_aligned:
         lam = one_lam(lam, own, "cross_entropy").expand(own.shape[0])  # flattened targets, say
-    loss = cross_entropy_of_pair(logits, own, partner, lam, weight, ignore_index, reduction, label_smoothing)
+    options = (weight, ignore_index, reduction, label_smoothing)
+    loss = cross_entropy_of_pair(logits, own, partner, lam, *options, shared_lam=target.plan.shared_lam)
     mixer.losses.append("cross_entropy")
     if mixer.measures and not mixer.measured and own.dim() == 1 and not own.is_floating_point():
         mixer.measured = {"acc_mixed": mixed_accuracy(logits, target), "loss_floor": mixed_target_entropy(target)}

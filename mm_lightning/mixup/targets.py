@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -9,6 +10,8 @@ from mm_lightning.mixup.interpolation import linear
 from mm_lightning.mixup.plan import MixPlan
 
 __all__ = ["cross_entropy_of_pair", "mixed_cross_entropy"]
+
+_MANY = 2**16  # scores from which on a second gradient of their size costs more than the calls that spare it
 
 
 def mixed_cross_entropy(
@@ -46,9 +49,9 @@ def mixed_cross_entropy(
     """
     if targets.shape[0] != plan.batch_size:
         raise ValueError(f"targets have {targets.shape[0]} rows, but the batch was mixed with {plan.batch_size} rows.")
-    return cross_entropy_of_pair(
-        logits, targets, targets[plan.partner], plan.lam, weight, ignore_index, reduction, label_smoothing
-    )
+    partner = targets[plan.partner]
+    options = (weight, ignore_index, reduction, label_smoothing)
+    return cross_entropy_of_pair(logits, targets, partner, plan.lam, *options, shared_lam=plan.shared_lam)
 
 
 def cross_entropy_of_pair(
@@ -60,8 +63,12 @@ def cross_entropy_of_pair(
     ignore_index: int = -100,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
+    shared_lam: float | None = None,
 ) -> Tensor:
-    """:func:`mixed_cross_entropy` for targets whose partners' are at hand; ``lam`` is (N,)."""
+    """:func:`mixed_cross_entropy` for targets whose partners' are at hand; ``lam`` is (N,).
+
+    ``shared_lam`` is the number in each row of it, if that is known without waiting for a device.
+    """
     _check(logits, own, reduction, label_smoothing)
     if own.is_floating_point():
         targets = linear(own, partner, lam)
@@ -76,10 +83,14 @@ def cross_entropy_of_pair(
     log_probs = F.log_softmax(logits, dim=1)
     lam = lam.to(log_probs.dtype)
     if lam.stride(0) == 0 and label_smoothing == 0:  # one lam for the batch: the same, in fewer operations
-        losses = [
-            F.nll_loss(log_probs, y, weight, ignore_index=ignore_index, reduction=reduction) for y in (own, partner)
-        ]
-        return lam[0] * losses[0] + (1 - lam[0]) * losses[1]
+        ratio = lam[0] if shared_lam is None else shared_lam
+        if weight is None and reduction == "mean" and _is_worth_gathering(log_probs, own, ignore_index):
+            losses = _mean_losses(log_probs, own, partner, ignore_index)
+        else:
+            losses = [
+                F.nll_loss(log_probs, y, weight, ignore_index=ignore_index, reduction=reduction) for y in (own, partner)
+            ]
+        return torch.lerp(losses[1], losses[0], ratio)
     smooth = _smoothing_loss(log_probs, weight) if label_smoothing > 0 else None
 
     def term(targets: Tensor, ratio: Tensor) -> Tensor:
@@ -93,6 +104,25 @@ def cross_entropy_of_pair(
         return loss.sum() if reduction == "sum" else loss.sum() / _normaliser(targets, weight, ignore_index, loss)
 
     return term(own, lam) + term(partner, 1 - lam)
+
+
+def _is_worth_gathering(log_probs: Tensor, targets: Tensor, ignore_index: int) -> bool:
+    """Whether both targets' scores are picked at once, so that the gradient is written once."""
+    if log_probs.numel() < _MANY or log_probs.device.type != "cpu":  # on a GPU the sum has no fixed order
+        return False
+    if torch.compiler.is_compiling():
+        return False
+    lowest, highest = map(int, targets.aminmax())
+    return (lowest >= 0 or lowest == ignore_index) and highest < log_probs.shape[1]  # others are nll_loss's to refuse
+
+
+def _mean_losses(log_probs: Tensor, own: Tensor, partner: Tensor, ignore_index: int) -> Tensor:
+    """``F.nll_loss`` of both targets, (2,)."""
+    targets = torch.stack((own, partner), dim=1)  # (N, 2, ...)
+    rows = (0, *range(2, targets.dim()))
+    is_counted = targets != ignore_index
+    picked = log_probs.gather(1, targets.masked_fill(~is_counted, 0))
+    return -(picked * is_counted).sum(rows) / is_counted.sum(rows)
 
 
 def _check(logits: Tensor, targets: Tensor, reduction: str, label_smoothing: float) -> None:
