@@ -9,7 +9,8 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mm_lightning import failure, record
 from mm_lightning.checkpoint import check_checkpoint
+from mm_lightning.fast_cpu import fast_products, keep_freed_memory
 
 __all__ = ["CONF", "build_trainer", "main", "quieten", "run"]
 
@@ -52,10 +54,11 @@ def run(config: DictConfig) -> dict[str, float]:
         optimizer = instantiate(config.optimizer)(model.parameters())
         check_checkpoint(Path(config.ckpt_path), model, optimizer, instantiate(config.scheduler)(optimizer))
     trainer = build_trainer(config)
-    trainer.fit(model, data, ckpt_path=config.ckpt_path)
-    metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
-    fit_seconds = time.monotonic() - begin
-    trainer.test(model, data, verbose=False)
+    with _fast_cpu(trainer) if config.fast_cpu else nullcontext():
+        trainer.fit(model, data, ckpt_path=config.ckpt_path)
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        fit_seconds = time.monotonic() - begin
+        trainer.test(model, data, verbose=False)
     metrics |= {key: float(value) for key, value in trainer.callback_metrics.items()}
 
     if trainer.is_global_zero:
@@ -74,6 +77,17 @@ def build_trainer(config: DictConfig, extra: Sequence[pl.Callback] = ()) -> pl.T
     logger = _instantiate_all({"logger": config.logger})
     trainer: pl.Trainer = instantiate(config.trainer, callbacks=[*callbacks, *extra], logger=logger)
     return trainer
+
+
+@contextmanager
+def _fast_cpu(trainer: pl.Trainer) -> Iterator[None]:
+    """Where the trainer computes on the CPU: matrix products by the faster library, and freed memory kept."""
+    if trainer.strategy.root_device.type != "cpu":
+        yield
+        return
+    keep_freed_memory()
+    with fast_products():
+        yield
 
 
 def _instantiate_all(configs: dict[str, Any]) -> list[Any]:

@@ -29,6 +29,7 @@ ALLOWED = {
     "reproduce": {"diagnostics", "failure", "record", "reproduce", "train"},
     "compare": {"failure", "record", "reproduce", "train"},
     "failure": set(),
+    "fast_cpu": set(),
     "interrupt": set(),
     "progress": set(),
 }

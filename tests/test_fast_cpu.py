@@ -1,0 +1,90 @@
+"""Float32 products stay float32 products, and settings are put back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mm_lightning import fast_cpu
+
+
+@pytest.fixture
+def precision():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.usefixtures("precision")
+def test_products_within_the_block_have_the_error_of_float32() -> None:
+    generator = torch.Generator().manual_seed(3)
+    left, right = (torch.randn(shape, generator=generator) for shape in ((64, 500), (500, 70)))
+    with fast_cpu.fast_products():
+        product = left @ right
+    exact = left.double() @ right.double()
+    # 500 terms of size one: rounded to 24 bits the sum is within 1e-4, with factors of 8 bits it would be 0.1 off.
+    assert (product.double() - exact).abs().max() < 1e-4
+
+
+@pytest.mark.usefixtures("precision")
+def test_setting_is_put_back_after_an_exception() -> None:
+    with pytest.raises(KeyError), fast_cpu.fast_products():
+        raise KeyError
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.usefixtures("precision")
+def test_setting_is_medium_within_the_block_where_products_stay_exact() -> None:
+    with fast_cpu.fast_products() as is_on:
+        assert torch.get_float32_matmul_precision() == ("medium" if is_on else "highest")
+
+
+@pytest.mark.usefixtures("precision")
+def test_products_of_eight_bits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    matmul = torch.Tensor.__matmul__
+
+    def rounded(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        if left.dtype == torch.float32 and torch.get_float32_matmul_precision() == "medium":
+            return matmul(left.bfloat16().float(), right.bfloat16().float())  # as processors with AMX do
+        return matmul(left, right)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
+    with fast_cpu.fast_products() as is_on:
+        assert not is_on
+        assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.usefixtures("precision")
+def test_a_precision_that_the_user_chose_stays() -> None:
+    torch.set_float32_matmul_precision("high")
+    with fast_cpu.fast_products() as is_on:
+        assert not is_on
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == "high"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="page faults are counted by Linux's resource module")
+def test_freed_memory_is_not_paid_for_again() -> None:
+    script = """
+import resource, sys, torch
+from mm_lightning.fast_cpu import keep_freed_memory
+if sys.argv[1] == "keep" and not keep_freed_memory():
+    print("no glibc"); raise SystemExit
+for step in range(30):
+    if step == 20:  # glibc finds its places within the first ten
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2 ** 24)  # 64 MiB, freed at once
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = {}
+    for mode in ("leave", "keep"):
+        done = subprocess.run([sys.executable, "-c", script, mode], capture_output=True, text=True, check=True)
+        faults[mode] = done.stdout.strip()
+    if faults["keep"] == "no glibc":
+        pytest.skip("the C library is not glibc")
+    assert int(faults["keep"]) < 10
+    assert int(faults["leave"]) >= 10 * 32  # in each of the ten steps all 32 pages of 2 MiB, or 16,384 of 4 KiB
