@@ -1,4 +1,4 @@
-"""Two settings that training on a CPU is faster with: where matrix products are computed, and who keeps freed memory."""
+"""Two settings that make training on a CPU faster: who computes matrix products, and who keeps freed memory."""
 
 from __future__ import annotations
 

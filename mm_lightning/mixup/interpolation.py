@@ -77,8 +77,8 @@ def mix(hidden: Tensor, plan: MixPlan) -> Tensor:
     partner, inverse = plan.partner, plan.inverse
     if hidden.dim() == 0 or hidden.shape[0] != partner.shape[0]:
         raise ValueError(
-            f"The plan is for {partner.shape[0]} rows, but the hidden state has shape {tuple(hidden.shape)}. Dimension 0 "
-            "of a mixed layer's output must be the batch."
+            f"The plan is for {partner.shape[0]} rows, but the hidden state has shape {tuple(hidden.shape)}. Dimension "
+            "0 of a mixed layer's output must be the batch."
         )
     if inverse is None or torch._C._are_functorch_transforms_active():  # torch.func sees through plain operations
         # Several rows may share a partner. The backward of advanced indexing sums them in a fixed order.

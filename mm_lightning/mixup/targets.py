@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -81,16 +83,16 @@ def cross_entropy_of_pair(
             label_smoothing=label_smoothing,
         )
     log_probs = F.log_softmax(logits, dim=1)
-    lam = lam.to(log_probs.dtype)
     if lam.stride(0) == 0 and label_smoothing == 0:  # one lam for the batch: the same, in fewer operations
-        ratio = lam[0] if shared_lam is None else shared_lam
-        if weight is None and reduction == "mean" and _is_worth_gathering(log_probs, own, ignore_index):
-            losses = _mean_losses(log_probs, own, partner, ignore_index)
-        else:
+        ratio = lam[0].to(log_probs.dtype) if shared_lam is None else shared_lam
+        is_plain_mean = weight is None and reduction == "mean"
+        losses: Any = _mean_losses(log_probs, own, partner, ignore_index) if is_plain_mean else None
+        if losses is None:
             losses = [
                 F.nll_loss(log_probs, y, weight, ignore_index=ignore_index, reduction=reduction) for y in (own, partner)
             ]
         return torch.lerp(losses[1], losses[0], ratio)
+    lam = lam.to(log_probs.dtype)
     smooth = _smoothing_loss(log_probs, weight) if label_smoothing > 0 else None
 
     def term(targets: Tensor, ratio: Tensor) -> Tensor:
@@ -106,23 +108,20 @@ def cross_entropy_of_pair(
     return term(own, lam) + term(partner, 1 - lam)
 
 
-def _is_worth_gathering(log_probs: Tensor, targets: Tensor, ignore_index: int) -> bool:
-    """Whether both targets' scores are picked at once, so that the gradient is written once."""
-    if log_probs.numel() < _MANY or log_probs.device.type != "cpu":  # on a GPU the sum has no fixed order
-        return False
-    if torch.compiler.is_compiling():
-        return False
-    lowest, highest = map(int, targets.aminmax())
-    return (lowest >= 0 or lowest == ignore_index) and highest < log_probs.shape[1]  # others are nll_loss's to refuse
-
-
-def _mean_losses(log_probs: Tensor, own: Tensor, partner: Tensor, ignore_index: int) -> Tensor:
-    """``F.nll_loss`` of both targets, (2,)."""
+def _mean_losses(log_probs: Tensor, own: Tensor, partner: Tensor, ignore_index: int) -> Tensor | None:
+    """``F.nll_loss`` of both targets, (2,), with one gradient instead of two; None where that gains or fits nothing."""
+    if log_probs.numel() < _MANY or log_probs.device.type != "cpu":  # on a GPU its sums have no fixed order
+        return None
+    if torch.compiler.is_compiling():  # which writes one gradient whatever is written here
+        return None
     targets = torch.stack((own, partner), dim=1)  # (N, 2, ...)
-    rows = (0, *range(2, targets.dim()))
     is_counted = targets != ignore_index
-    picked = log_probs.gather(1, targets.masked_fill(~is_counted, 0))
-    return -(picked * is_counted).sum(rows) / is_counted.sum(rows)
+    targets = targets.masked_fill(~is_counted, 0)
+    lowest, highest = map(int, targets.aminmax())
+    if lowest < 0 or highest >= log_probs.shape[1]:
+        return None  # F.nll_loss refuses it in its own words
+    rows = (0, *range(2, targets.dim()))
+    return -(log_probs.gather(1, targets) * is_counted).sum(rows) / is_counted.sum(rows)
 
 
 def _check(logits: Tensor, targets: Tensor, reduction: str, label_smoothing: float) -> None:

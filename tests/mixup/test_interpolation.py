@@ -262,3 +262,81 @@ def test_deterministic_algorithms_suffice(per_sample: bool, permuted: bool) -> N
     mixed, hidden_grad = mixed_and_grad(rows(4, 3), plan, grad)
     assert_close(mixed, _reference_mix(rows(4, 3), plan))
     assert_close(hidden_grad, _reference_grad(grad, plan))
+
+
+# Large hidden states are summed in one pass by another kernel: rows of one piece, of several, of none that fits.
+many = pytest.mark.parametrize(
+    "shape",
+    [(4, 2**17), (256, 3000), (5, 131101), (4, 33, 64, 64), (3, 8, 16, 32, 64)],
+    ids=["pieces", "one_piece", "prime", "image", "volume"],
+)
+
+
+def make_large_plan(n: int, per_sample: bool, knows_number: bool) -> MixPlan:
+    generator = torch.Generator().manual_seed(n)
+    partner = torch.randperm(n, generator=generator)
+    lams = torch.rand(n, generator=generator) if per_sample else torch.tensor([0.3]).expand(n)
+    return MixPlan("layer", partner, lams, partner.argsort(), float(lams[0]) if knows_number else None)
+
+
+@many
+@pytest.mark.parametrize(
+    ("per_sample", "knows_number"), [(True, False), (False, False), (False, True)], ids=["rows", "tensor", "number"]
+)
+def test_large_hidden_states_and_their_gradients_equal_a_loop(
+    shape: tuple[int, ...], per_sample: bool, knows_number: bool
+) -> None:
+    plan = make_large_plan(shape[0], per_sample, knows_number)
+    hidden, grad = rows(*shape, dtype=torch.float32), rows(*shape).flip(0).float()
+    mixed, leaf_grad = mixed_and_grad(hidden, plan, grad)
+    assert_close(mixed.double(), _reference_mix(hidden.double(), plan), rtol=0, atol=2e-6)
+    assert_close(leaf_grad.double(), _reference_grad(grad.double(), plan), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_large_hidden_states_of_half_precision_are_rounded_like_it(dtype: torch.dtype) -> None:
+    plan = make_large_plan(64, per_sample=True, knows_number=False)
+    hidden, grad = rows(64, 16384, dtype=dtype), rows(64, 16384).flip(0).to(dtype)
+    mixed, leaf_grad = mixed_and_grad(hidden, plan, grad)
+    assert mixed.dtype is leaf_grad.dtype is dtype
+    # Both weights, then the sum are rounded: three halves of a unit in the last place, of numbers up to 5.
+    atol = 3 * 5 * torch.finfo(dtype).eps
+    assert_close(mixed.double(), _reference_mix(hidden.double(), plan), rtol=0, atol=atol)
+    assert_close(leaf_grad.double(), _reference_grad(grad.double(), plan), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("shape", [(4, 33, 64, 64), (3, 8, 16, 32, 64)], ids=["image", "volume"])
+def test_large_channels_last_hidden_states_stay_channels_last(shape: tuple[int, ...]) -> None:
+    plan = make_large_plan(shape[0], per_sample=False, knows_number=True)
+    memory_format = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    hidden = rows(*shape, dtype=torch.float32).contiguous(memory_format=memory_format)
+    grad = rows(*shape).flip(0).float().contiguous(memory_format=memory_format)
+    mixed, leaf_grad = mixed_and_grad(hidden, plan, grad)
+    assert mixed.stride() == leaf_grad.stride() == hidden.stride()
+    assert_close(mixed.double(), _reference_mix(hidden.double(), plan), rtol=0, atol=2e-6)
+    assert_close(leaf_grad.double(), _reference_grad(grad.double(), plan), rtol=0, atol=2e-6)
+
+
+def test_large_hidden_states_of_other_layouts_are_mixed_as_well() -> None:
+    plan = make_large_plan(64, per_sample=False, knows_number=True)
+    hidden = rows(16384, 64, dtype=torch.float32).t()  # (N, D), the rows in steps of N
+    mixed, leaf_grad = mixed_and_grad(hidden, plan, torch.ones(64, 1).expand(64, 16384))
+    assert_close(mixed.double(), _reference_mix(hidden.double(), plan), rtol=0, atol=2e-6)
+    expected = _reference_grad(torch.ones(64, 1, dtype=torch.float64), plan).expand(64, 16384)
+    assert_close(leaf_grad.double(), expected, rtol=0, atol=2e-6)
+
+
+def test_one_copy_is_all_that_mixing_allocates_and_nothing_is_kept() -> None:
+    plan = make_large_plan(64, per_sample=False, knows_number=True)
+    leaf = rows(64, 16384, dtype=torch.float32).requires_grad_()  # 4 MiB
+    kept: list[int] = []
+    keeping = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t)
+    with keeping, torch.profiler.profile(profile_memory=True) as forward:
+        mixed = mix(leaf, plan)
+    grad = torch.ones_like(mixed)
+    with torch.profiler.profile(profile_memory=True) as backward:
+        torch.autograd.grad(mixed, leaf, grad)
+    assert sum(kept) == 2 * 64 * 8  # partner and inverse, int64 (N,)
+    for profile in (forward, backward):
+        allocated = sum(event.self_cpu_memory_usage for event in profile.events() if event.self_cpu_memory_usage > 0)
+        assert 1 <= allocated / leaf.nbytes < 1.05

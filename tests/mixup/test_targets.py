@@ -306,3 +306,37 @@ def test_class_probabilities_of_another_shape_are_refused() -> None:
 def test_class_that_does_not_exist_is_refused(weight: Tensor | None) -> None:
     with pytest.raises(IndexError, match="Target 4 is out of bounds"):
         mixed_cross_entropy(make_logits(), torch.full((N,), K), PER_BATCH, weight=weight)
+
+
+# From 65,536 scores on both targets' are picked at once.
+LARGE = [((6, 12_000), 12_000), ((6, 4, 60, 60), 4)]
+
+
+@pytest.mark.parametrize(("shape", "num_classes"), LARGE, ids=["rows", "dense"])
+@pytest.mark.parametrize("ignore_index", [None, -100, 255, 1], ids=["none_ignored", "-100", "255", "class_1"])
+def test_large_loss_and_gradient_equal_both_cross_entropies(
+    shape: tuple[int, ...], num_classes: int, ignore_index: int | None
+) -> None:
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(shape, dtype=torch.float64, generator=generator)
+    targets = torch.randint(num_classes, (6, *shape[2:]), generator=generator)
+    if ignore_index is not None:
+        targets[::2] = ignore_index
+    options = {} if ignore_index is None else {"ignore_index": ignore_index}
+
+    def expected_loss(logits: Tensor) -> Tensor:
+        own, partner = F.cross_entropy(logits, targets, **options), F.cross_entropy(logits, targets[PARTNER], **options)
+        return LAM * own + (1 - LAM) * partner
+
+    assert logits.numel() >= 2**16
+    for plan in (PER_BATCH, MixPlan("layer", PARTNER, PER_BATCH.lam, None, LAM)):
+        loss, grad = loss_and_grad(lambda leaf, plan=plan: mixed_cross_entropy(leaf, targets, plan, **options), logits)
+        expected, expected_grad = loss_and_grad(expected_loss, logits)
+        assert_close(loss, expected, rtol=1e-12, atol=0)
+        assert_close(grad, expected_grad, rtol=1e-9, atol=1e-15)
+
+
+def test_large_loss_refuses_a_class_too_many_as_pytorch_does() -> None:
+    targets = torch.tensor([0, 1, 12_000, 3, 4, 5])
+    with pytest.raises(IndexError, match="12000 is out of bounds"):
+        mixed_cross_entropy(torch.zeros(6, 12_000), targets, PER_BATCH)
