@@ -20,6 +20,8 @@ __all__ = ["MixableModule"]
 
 Block = tuple[nn.Module, bool]
 
+_MANY = 1000  # batches after which accuracies are summed up
+
 
 class MixableModule(pl.LightningModule):
     """A classifier made of blocks that run one after the other.
@@ -85,7 +87,8 @@ class MixableModule(pl.LightningModule):
         self.scheduler = scheduler
         self.scheduler_interval = scheduler_interval
         num_classes = num_classes or _num_outputs(self.blocks)
-        self.train_accuracy = MeanMetric(nan_strategy="disable")
+        self.train_accuracy = MeanMetric()
+        self._accuracies: list[tuple[Tensor, int]] = []  # a scalar and its rows for each of the last batches
         self.val_metrics, self.test_metrics = _Metrics("val/", num_classes), _Metrics("test/", num_classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -104,11 +107,18 @@ class MixableModule(pl.LightningModule):
         loss = self._loss(logits, targets)
         if self._reaches_the_logger():
             self.log("train/loss", loss, prog_bar=True)
-        self.train_accuracy.update(mixed_accuracy(logits, targets), weight=len(logits))
+        self._accuracies.append((mixed_accuracy(logits, targets), len(logits)))
+        if len(self._accuracies) == _MANY:
+            self._update_train_accuracy()
         return loss
 
+    def on_train_epoch_start(self) -> None:
+        """Forget what an epoch that was cut short has left."""
+        self._accuracies.clear()
+
     def on_train_epoch_end(self) -> None:
-        """Log ``train/acc_mixed``; here and not in every step, because logging is dear."""
+        """Log ``train/acc_mixed``; here and not in every step, because metrics and logging are dear."""
+        self._update_train_accuracy()
         self.log("train/acc_mixed", self.train_accuracy)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -131,6 +141,12 @@ class MixableModule(pl.LightningModule):
             return optimizer
         schedule = {"scheduler": self.scheduler(optimizer), "interval": self.scheduler_interval}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def _update_train_accuracy(self) -> None:
+        if self._accuracies:
+            accuracies, rows = zip(*self._accuracies, strict=True)
+            self.train_accuracy.update(torch.stack(accuracies), weight=torch.tensor(rows, device=self.device))
+            self._accuracies.clear()
 
     def _reaches_the_logger(self) -> bool:
         # Lightning's log costs as much as mixing does, in every step, though it keeps every log_every_n_steps-th only.

@@ -111,6 +111,37 @@ def test_it_logs_what_the_table_says(make_trainer: MakeTrainer) -> None:
     )
 
 
+@pytest.mark.parametrize("many", [1, 2, 3, 1000])
+def test_accuracy_of_an_epoch_is_that_of_its_rows(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    monkeypatch.setattr("mm_lightning.module._MANY", many)
+    module = model(optimizer=partial(torch.optim.SGD, lr=0.0))
+    trainer = make_trainer(max_epochs=2)
+    trainer.fit(module, loader(25))  # batches of 10, 10 and 5
+    x, y = rows(25)
+    hits = [int(row.argmax()) == int(own) for row, own in zip(_reference_logits(module, x), y, strict=True)]
+    assert sum(hits[:10]) != sum(hits[10:20]) != 2 * sum(hits[20:])  # so that a mean of means would differ
+    assert float(trainer.callback_metrics["train/acc_mixed"]) == pytest.approx(sum(hits) / 25, abs=1e-6)
+
+
+def test_an_epoch_cut_short_leaves_nothing_to_the_next_fit(make_trainer: MakeTrainer) -> None:
+    module = model(optimizer=partial(torch.optim.SGD, lr=0.0))
+    batches = loader(25)
+
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            raise OSError("power cut")
+
+    with pytest.raises(OSError, match="power cut"):
+        make_trainer(Stop()).fit(module, DataLoader(TensorDataset(rows(10)[0], torch.zeros(10).long())))
+    trainer = make_trainer()
+    trainer.fit(module, batches)
+    x, y = rows(25)
+    hits = [int(row.argmax()) == int(own) for row, own in zip(_reference_logits(module, x), y, strict=True)]
+    assert float(trainer.callback_metrics["train/acc_mixed"]) == pytest.approx(sum(hits) / 25, abs=1e-6)
+
+
 def test_accuracy_is_weighted_by_lam(make_trainer: MakeTrainer) -> None:
     module, callback = model(optimizer=partial(torch.optim.SGD, lr=0.0)), ManifoldMixupCallback(seed=4)
     trainer = make_trainer(callback)

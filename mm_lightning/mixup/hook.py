@@ -13,7 +13,7 @@ from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from mm_lightning.mixup.graph import find_sources
-from mm_lightning.mixup.interpolation import mix
+from mm_lightning.mixup.interpolation import mix_rows
 from mm_lightning.mixup.layers import Layer
 from mm_lightning.mixup.masks import MaskSite, UnionHook
 from mm_lightning.mixup.plan import MixPlan
@@ -286,7 +286,7 @@ class Mixer:
         assert self._plan is not None
         if not rows.is_floating_point():
             return rows
-        return self.follow(mix(rows, self._plan))
+        return self.follow(mix_rows(rows, self._plan))
 
     def record_input(self) -> None:
         """Note that the batch itself was mixed."""
@@ -369,9 +369,9 @@ class _MixHook:
     def _mix(self, hidden: Tensor, plan: MixPlan) -> Tensor:
         hidden = getattr(hidden, "value", hidden)  # of targets that are the input, too
         if self.batch_dim == 0:
-            mixed = mix(hidden, plan)
+            mixed = mix_rows(hidden, plan)
         else:
-            rows = mix(hidden.movedim(self.batch_dim, 0), plan)
+            rows = mix_rows(hidden.movedim(self.batch_dim, 0), plan)
             mixed = rows.movedim(0, self.batch_dim)
         if torch.compiler.is_compiling() or self.follower is None:
             return mixed

@@ -68,8 +68,11 @@ def mix(hidden: Tensor, plan: MixPlan) -> Tensor:
         TypeError: If ``hidden`` is not floating point.
         ValueError: If ``hidden`` has another number of rows than the plan.
     """
-    if not plan.mixes:
-        return hidden
+    return mix_rows(hidden, plan) if plan.mixes else hidden
+
+
+def mix_rows(hidden: Tensor, plan: MixPlan) -> Tensor:
+    """:func:`mix` for a plan that mixes. A graph compiled of it is the same for all layers."""
     if not hidden.is_floating_point():
         raise TypeError(
             f"Only floating point hidden states can be mixed, got {hidden.dtype}. Mix after an embedding, not before."

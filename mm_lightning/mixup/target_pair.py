@@ -77,6 +77,10 @@ def mixed_accuracy(logits: Tensor, targets: Tensor, plan: MixPlan | None = None)
     if mixed is None:
         return (predicted == targets).float().mean()
     own, partner, lam = mixed
+    shared_lam = (targets.plan if isinstance(targets, TargetPair) else plan).shared_lam  # type: ignore[union-attr]
+    if shared_lam is not None:
+        hits = [(predicted == classes).float().mean() for classes in (own, partner)]
+        return torch.lerp(hits[1], hits[0], shared_lam)
     lam = lam.view(-1, *[1] * (own.dim() - 1))  # (N,) -> (N, 1, ...)
     return (lam * (predicted == own) + (1 - lam) * (predicted == partner)).mean()
 

@@ -1,11 +1,13 @@
+import shutil
 from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.utils import run_and_get_code
 from torch.testing import assert_close
 
-from mm_lightning.mixup import MixPlan, linear, mix
+from mm_lightning.mixup import BetaRatio, MixPlan, PlanSource, linear, mix, mixed_cross_entropy
 
 PARTNER = torch.tensor([2, 0, 3, 1])
 INVERSE = torch.tensor([1, 3, 0, 2])
@@ -244,6 +246,39 @@ def test_compiled_mix_equals_eager(per_sample: bool, permuted: bool) -> None:
         output.backward(grad)
         results.append((output.detach(), hidden.grad))
     assert_close(results[1], results[0], rtol=0, atol=1e-15)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler of graphs needs a compiler of C++")
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
+@pytest.mark.filterwarnings("ignore:.*TF32:UserWarning")
+def test_compiled_mix_is_one_kernel_with_its_neighbours() -> None:
+    plan, hidden = make_large_plan(64, per_sample=False, knows_number=True), rows(64, 96, dtype=torch.float32)
+    run = torch.compile(lambda leaf: mix(leaf.relu(), plan).relu().sum())
+    leaf = hidden.requires_grad_()
+    _, codes = run_and_get_code(lambda: run(leaf).backward())
+    assert [code.count("async_compile.cpp") for code in codes] == [1, 1]  # forward, backward
+    (expected,) = torch.autograd.grad(mix(hidden.relu(), plan).relu().sum(), hidden)
+    assert_close(leaf.grad, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@per_batch_and_per_sample
+def test_nothing_waits_for_the_device(per_sample: bool) -> None:
+    lam = BetaRatio(1.0, per_sample)
+    source = PlanSource(("layer",), ratio=lam)
+    hidden = torch.randn(64, 10, device="cuda", requires_grad=True)
+    targets = torch.randint(10, (64,), device="cuda")
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in range(3):
+            plan = source.draw(64, batch_index=batch).to("cuda")
+            mixed_cross_entropy(mix(hidden, plan), targets, plan).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 @pytest.fixture
