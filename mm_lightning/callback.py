@@ -7,6 +7,7 @@ import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -202,7 +203,7 @@ class ManifoldMixupCallback(pl.Callback):
         self.plan = None
         if self._plans is not None:
             self._draw(pl_module)
-        self._measures = _is_logged(trainer, trainer.global_step + 1)
+        self._measures = _is_logged(trainer, steps_ahead=1)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Let forward passes that activation checkpointing recomputes repeat the mix."""
@@ -232,7 +233,7 @@ class ManifoldMixupCallback(pl.Callback):
                 "What a metric makes of them is right; a loss computed from them would not be mixed. Under "
                 "torch.no_grad() this is not said."
             )
-        if _is_logged(trainer, trainer.global_step):
+        if _is_logged(trainer):
             # Lightning writes a key again with its last value: what was not measured now is no number.
             self._measured |= dict.fromkeys(self._mixer.measured, float("nan"))
             measured = self._mixer.measured if self.plan.mixes else {}
@@ -437,7 +438,7 @@ class ManifoldMixupCallback(pl.Callback):
             assert plan is not None
             assert mixer is not None
             assert roles is not None
-            with mixed_at(self._losses, mixer):
+            with mixed_at(self._losses, mixer) if self._losses else nullcontext():
                 return run_mixed_step(original, args, kwargs, plan, mixer, roles, watched=watched, may_skip=may_skip)
 
         training_step = _MixedStep(original, step)
@@ -500,9 +501,11 @@ def _data_rank(trainer: pl.Trainer) -> int:
     return int(settings.get("rank", trainer.global_rank))
 
 
-def _is_logged(trainer: pl.Trainer, step: int) -> bool:
-    """Whether what is logged at ``step`` reaches a logger."""
-    return bool(trainer.loggers) and step % max(trainer.log_every_n_steps, 1) == 0  # type: ignore[attr-defined]
+def _is_logged(trainer: pl.Trainer, steps_ahead: int = 0) -> bool:
+    """Whether what is logged after this step, or so many steps ahead, reaches a logger."""
+    if not trainer.loggers:
+        return False
+    return (trainer.global_step + steps_ahead) % max(trainer.log_every_n_steps, 1) == 0  # type: ignore[attr-defined]
 
 
 def _global_seed() -> int:

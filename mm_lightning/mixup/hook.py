@@ -142,8 +142,10 @@ class Mixer:
     def rehearse(self, plan: MixPlan) -> None:
         """Do as after :meth:`start`, but leave hidden states as they are."""
         self.start(plan, followed=False)
-        for hook in (*self._all_hooks, *self._mask_hooks):
+        for hook in self._all_hooks:
             hook.plan = None
+        for mask_hook in self._mask_hooks:
+            mask_hook.plan = None
         if not self.layers[self._mixed].modules:
             self.record_input()
 

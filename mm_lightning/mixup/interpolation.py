@@ -14,7 +14,7 @@ from mm_lightning.mixup.plan import MixPlan
 __all__ = ["linear", "mix"]
 
 # From this number of elements on one pass over memory pays for the table of rows that it needs.
-_MANY = 2**19
+_MANY = 2**20
 _SUMMED_IN_FLOAT32 = (torch.float32, torch.bfloat16, torch.float16)  # the types of the kernel that does one pass
 _SEGMENT = 4096  # elements of a piece of a row: two of them, and their sum, stay in the first level of the cache
 
@@ -121,8 +121,7 @@ def _weighted_sum(rows: Tensor, other: Tensor, lam: Tensor | float, rest: Tensor
     if rows.numel() >= _MANY and not torch.compiler.is_compiling():  # compiled, the lines below are one pass as well
         flat = _rows_in_memory(rows)
         if flat is not None:
-            lams = lam if isinstance(lam, Tensor) else torch.tensor([lam], device="cpu")
-            mixed = _sum_in_one_pass(flat, other, lams, 1 - lams if rest is None else rest)
+            mixed = _sum_in_one_pass(flat, other, lam, rest)
             return mixed if flat is rows else mixed.movedim(-1, 1)
     # empty_like keeps the memory format, and adding in place saves a second buffer.
     out = None if rows.is_contiguous() else torch.empty_like(rows)
@@ -142,17 +141,25 @@ def _rows_in_memory(rows: Tensor) -> Tensor | None:
     return channels_last if rows.dim() > 3 and channels_last.is_contiguous() else None
 
 
-def _sum_in_one_pass(rows: Tensor, other: Tensor, lam: Tensor, rest: Tensor) -> Tensor:
+def _sum_in_one_pass(rows: Tensor, other: Tensor, lam: Tensor | float, rest: Tensor | None) -> Tensor:
     """Read both rows and write their sum, as a table of embeddings does it: every row's bag is itself and the other."""
     pieces = _pieces_of(rows.numel() // len(rows))
-    count = len(rows) * pieces
-    own = torch.arange(count, device="cpu").view(-1, pieces)  # (N, pieces)
+    own, begins = _bags_of(len(rows), pieces)
     bags = torch.stack((own, torch.add(own[0], other.view(-1, 1), alpha=pieces)), dim=-1)  # (N, pieces, 2)
-    weights = torch.stack((lam, rest), dim=-1).to(rows.dtype).view(-1, 1, 2).expand(bags.shape)
-    begins = torch.arange(0, 2 * count, 2, device="cpu")
-    pieced = rows.detach().view(count, -1)
-    summed = torch.embedding_bag(pieced, bags.view(-1), begins, per_sample_weights=weights.reshape(-1))[0]
-    return summed.view(rows.shape)
+    if isinstance(lam, Tensor):
+        both = torch.stack((lam, 1 - lam if rest is None else rest), dim=-1)  # (N, 2)
+        weights = both.to(rows.dtype).view(-1, 1, 2).expand(bags.shape).reshape(-1)
+    else:
+        weights = torch.tensor((lam, 1 - lam), dtype=rows.dtype, device="cpu").repeat(own.numel())
+    table = rows.detach().view(own.numel(), -1)
+    return torch.embedding_bag(table, bags.view(-1), begins, per_sample_weights=weights)[0].view(rows.shape)
+
+
+@functools.lru_cache(maxsize=64)
+def _bags_of(rows: int, pieces: int) -> tuple[Tensor, Tensor]:
+    """The numbers of the pieces of all rows (N, pieces), and where the bag of each begins."""
+    count = rows * pieces
+    return torch.arange(count, device="cpu").view(rows, pieces), torch.arange(0, 2 * count, 2, device="cpu")
 
 
 @functools.lru_cache(maxsize=256)
