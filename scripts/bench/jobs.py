@@ -27,7 +27,7 @@ def measure(quick: bool) -> dict[str, Any]:
             "one after another, two threads": partial(_in_sequence, arguments),
         },
         against="one after another, two threads",
-        rounds=1 if quick else 4,
+        rounds=1 if quick else 3,
         warmup=False,
     )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

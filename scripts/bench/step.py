@@ -65,11 +65,11 @@ def _row(index: int, mode: str, setting: str, compiled: dict[str, Any] | None, q
     network = _networks(quick)[index]
     if mode == "eager":
         sides = _sides(network, 4 if quick else 20, compiled=None)
-        rounds = 2 if quick else (20, 9)[index]
+        rounds = 2 if quick else (16, 8)[index]
     else:
         network.module.compile(**(compiled or {}))
         sides = _sides(network, 4 if quick else 40, compiled)
-        rounds = 1 if quick else 4
+        rounds = 1 if quick else 3
     return compare(
         f"{network.name}, {mode}, {setting}",
         sides,
@@ -91,7 +91,7 @@ def _row_of_the_paper(quick: bool) -> dict[str, Any]:
         f"{network.name}, eager, {FAST}",
         {name: sides[name] for name in ("no mixup", "ManifoldMixupCallback")},
         "no mixup",
-        rounds=1 if quick else 5,
+        rounds=1 if quick else 4,
         targets={"ManifoldMixupCallback": TARGETS[1]},
         warmup=False,
         mode="eager",
