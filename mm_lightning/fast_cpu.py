@@ -7,8 +7,10 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 __all__ = ["fast_products", "keep_freed_memory", "products_are_exact"]
 
@@ -34,18 +36,32 @@ def fast_products() -> Iterator[bool]:
         Whether oneDNN computes the products in the ``with`` block. False as well where the precision was not
         ``"highest"`` already, which is then the user's choice.
     """
-    before = torch.get_float32_matmul_precision()
-    if before != "highest":
+    if _chosen_precision() != "highest":
         yield False
         return
+    backends: list[Any] = [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul]  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+
+    def put_back() -> None:
+        torch.set_float32_matmul_precision("highest")
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
     torch.set_float32_matmul_precision("medium")
     try:
         is_exact = products_are_exact()
         if not is_exact:
-            torch.set_float32_matmul_precision(before)
+            put_back()
         yield is_exact
     finally:
-        torch.set_float32_matmul_precision(before)
+        put_back()
+
+
+def _chosen_precision() -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # set by the newer functions, which the older one cannot express
+        return "mixed"
 
 
 def products_are_exact() -> bool:
@@ -54,8 +70,9 @@ def products_are_exact() -> bool:
     for rows, inner, columns in _SHAPES:
         left = torch.randn(rows, inner, generator=generator)
         right = torch.randn(inner, columns, generator=generator)
-        error = (left @ right).double() - left.double() @ right.double()
-        if error.abs().max() > _LARGEST_ERROR * math.sqrt(inner):
+        exact = left.double() @ right.double()
+        found = [left @ right, F.linear(left, right.t(), torch.zeros(columns)), torch.bmm(left[None], right[None])[0]]
+        if any((one.double() - exact).abs().max() > _LARGEST_ERROR * math.sqrt(inner) for one in found):
             return False
     return True
 

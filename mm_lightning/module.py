@@ -107,14 +107,13 @@ class MixableModule(pl.LightningModule):
         loss = self._loss(logits, targets)
         if self._reaches_the_logger():
             self.log("train/loss", loss, prog_bar=True)
-        self._accuracies.append((mixed_accuracy(logits, targets), len(logits)))
-        if len(self._accuracies) == _MANY:
-            self._update_train_accuracy()
+        self._record_accuracy(mixed_accuracy(logits, targets), len(logits))
         return loss
 
     def on_train_epoch_start(self) -> None:
         """Forget what an epoch that was cut short has left."""
         self._accuracies.clear()
+        self.train_accuracy.reset()
 
     def on_train_epoch_end(self) -> None:
         """Log ``train/acc_mixed``; here and not in every step, because metrics and logging are dear."""
@@ -141,6 +140,14 @@ class MixableModule(pl.LightningModule):
             return optimizer
         schedule = {"scheduler": self.scheduler(optimizer), "interval": self.scheduler_interval}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def _record_accuracy(self, accuracy: Tensor, rows: int) -> None:
+        if torch.compiler.is_compiling():  # a list that grows would be a new graph in every step
+            self.train_accuracy.update(accuracy, weight=rows)
+            return
+        self._accuracies.append((accuracy, rows))
+        if len(self._accuracies) == _MANY:
+            self._update_train_accuracy()
 
     def _update_train_accuracy(self) -> None:
         if self._accuracies:

@@ -425,6 +425,8 @@ def test_first_steps_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     # steps of 50 and 40 seconds do not count; of 1, 5 and 2 the median is 2; the last one has no end
     monkeypatch.setattr(fitting, "time", _Clock(0, 50, 90, 91, 96, 98))
     assert fitting.median_step(network.module, batches, untimed=2) == 2
+    monkeypatch.setattr(fitting, "time", _Clock(0, 50, 90, 91, 96, 98))
+    assert fitting.mean_step(network.module, batches, untimed=2) == pytest.approx(8 / 3)
     assert fitting.untimed_steps(1) == 6
     assert fitting.untimed_steps(16) == 64
 

@@ -32,11 +32,11 @@ def _sides(names: str) -> tuple[dict[str, Any], list[str]]:
     return {name: side(name) for name in names}, called
 
 
-def test_order_rotates_by_one_side_each_round(timing: Any) -> None:
+def test_order_turns_round_and_rotates(timing: Any) -> None:
     sides, called = _sides("abc")
     seconds = timing.in_turn(sides, 4)
-    assert "".join(called) == "abc" + "abc" + "bca" + "cab" + "abc"  # the first round does not count
-    assert seconds == {"a": [3, 8, 10, 12], "b": [4, 6, 11, 13], "c": [5, 7, 9, 14]}
+    assert "".join(called) == "abc" + "abc" + "cba" + "bca" + "acb"  # the first round does not count
+    assert seconds == {"a": [3, 8, 11, 12], "b": [4, 7, 9, 14], "c": [5, 6, 10, 13]}
 
 
 def test_without_warmup_the_first_round_counts(timing: Any) -> None:

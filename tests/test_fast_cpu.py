@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
-from mm_lightning import fast_cpu
+from mm_lightning import fast_cpu, train
 
 
 @pytest.fixture
@@ -38,9 +42,53 @@ def test_setting_is_put_back_after_an_exception() -> None:
 
 
 @pytest.mark.usefixtures("precision")
-def test_setting_is_medium_within_the_block_where_products_stay_exact() -> None:
+@pytest.mark.parametrize("exact", [False, True], ids=["rounded", "exact"])
+def test_setting_is_switched_on_where_products_stay_exact(monkeypatch: pytest.MonkeyPatch, exact: bool) -> None:
+    asked = []
+
+    def products_are_exact() -> bool:
+        asked.append(torch.get_float32_matmul_precision())
+        return exact
+
+    monkeypatch.setattr(fast_cpu, "products_are_exact", products_are_exact)
+    backends = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)
+    before = [backend.fp32_precision for backend in backends]
     with fast_cpu.fast_products() as is_on:
-        assert torch.get_float32_matmul_precision() == ("medium" if is_on else "highest")
+        assert is_on is exact
+        assert torch.get_float32_matmul_precision() == ("medium" if exact else "highest")
+    assert asked == ["medium"]
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert [backend.fp32_precision for backend in backends] == before
+
+
+@pytest.mark.usefixtures("precision")
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("wanted", [True, False], ids=["fast", "plain"])
+def test_command_trains_and_tests_with_it_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, wanted: bool
+) -> None:
+    class Trainer:
+        strategy = SimpleNamespace(root_device=torch.device(device))
+        callback_metrics: ClassVar[dict[str, Any]] = {}
+        is_global_zero = False
+
+        def fit(self, *args: Any, **kwargs: Any) -> None:
+            seen.append(torch.get_float32_matmul_precision())
+
+        test = fit
+
+    seen: list[str] = []
+    kept: list[bool] = []
+    monkeypatch.setattr(fast_cpu, "products_are_exact", lambda: True)
+    monkeypatch.setattr(train, "keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr(train, "build_trainer", lambda config: Trainer())
+    with initialize_config_dir(str(train.CONF), version_base="1.3"):
+        config = compose("train", [f"run_dir={tmp_path}/run", "data.limit=10", f"fast_cpu={str(wanted).lower()}"])
+    train.run(config)
+    is_on = wanted and device == "cpu"
+    assert seen == ["medium" if is_on else "highest"] * 2
+    assert kept == [True] * is_on
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 @pytest.mark.usefixtures("precision")

@@ -125,7 +125,11 @@ def test_accuracy_of_an_epoch_is_that_of_its_rows(
     assert float(trainer.callback_metrics["train/acc_mixed"]) == pytest.approx(sum(hits) / 25, abs=1e-6)
 
 
-def test_an_epoch_cut_short_leaves_nothing_to_the_next_fit(make_trainer: MakeTrainer) -> None:
+@pytest.mark.parametrize("many", [1, 1000])
+def test_an_epoch_cut_short_leaves_nothing_to_the_next_fit(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    monkeypatch.setattr("mm_lightning.module._MANY", many)
     module = model(optimizer=partial(torch.optim.SGD, lr=0.0))
     batches = loader(25)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from mm_lightning.mixup.plan import MixPlan
 
@@ -16,6 +17,7 @@ __all__ = ["linear", "mix"]
 # From this number of elements on one pass over memory pays for the table of rows that it needs.
 _MANY = 2**20
 _SUMMED_IN_FLOAT32 = (torch.float32, torch.bfloat16, torch.float16)  # the types of the kernel that does one pass
+_NARROW = 64  # elements of a row below which the table is not small beside the rows
 _SEGMENT = 4096  # elements of a piece of a row: two of them, and their sum, stay in the first level of the cache
 
 
@@ -78,10 +80,10 @@ def mix_rows(hidden: Tensor, plan: MixPlan) -> Tensor:
             f"Only floating point hidden states can be mixed, got {hidden.dtype}. Mix after an embedding, not before."
         )
     partner, inverse = plan.partner, plan.inverse
-    if hidden.dim() == 0 or hidden.shape[0] != partner.shape[0]:
+    if hidden.dim() == 0 or not hidden.shape[0] == partner.shape[0] == plan.lam.shape[0]:
         raise ValueError(
-            f"The plan is for {partner.shape[0]} rows, but the hidden state has shape {tuple(hidden.shape)}. Dimension "
-            "0 of a mixed layer's output must be the batch."
+            f"The plan is for {plan.lam.shape[0]} rows, but the hidden state has shape {tuple(hidden.shape)}. "
+            "Dimension 0 of a mixed layer's output must be the batch."
         )
     if inverse is None or torch._C._are_functorch_transforms_active():  # torch.func sees through plain operations
         # Several rows may share a partner. The backward of advanced indexing sums them in a fixed order.
@@ -108,32 +110,35 @@ class _MixPermuted(torch.autograd.Function):
         # Row j receives lam_j * g_j from itself and (1 - lam_i) * g_i from the row i = inverse[j] it is mixed into.
         partner, inverse, lam = ctx.saved_tensors
         lam = ctx.number if lam is None else lam
-        into = None if _is_shared(lam) else 1 - lam[inverse].to(torch.promote_types(lam.dtype, grad.dtype))
         if not torch.is_grad_enabled():
-            return _weighted_sum(grad, inverse, lam, into), None, None, None
-        if into is None:  # a gradient of the gradient is wanted
+            return _weighted_sum(grad, inverse, lam, is_backward=True), None, None, None
+        if _is_shared(lam):  # a gradient of the gradient is wanted
             return _MixPermuted.apply(grad, lam, inverse, partner), None, None, None
-        return torch.addcmul(grad * _weight(lam, grad), grad[inverse], _weight(into, grad)), None, None, None
+        into = _weight(_complement(lam, grad)[inverse], grad)
+        return torch.addcmul(grad * _weight(lam, grad), grad[inverse], into), None, None, None
 
 
-def _weighted_sum(rows: Tensor, other: Tensor, lam: Tensor | float, rest: Tensor | None = None) -> Tensor:
-    """``lam * rows + rest * rows[other]``, where ``rest`` is ``1 - lam`` if None; tensors are (N,)."""
+def _weighted_sum(rows: Tensor, other: Tensor, lam: Tensor | float, is_backward: bool = False) -> Tensor:
+    """``lam * rows + (1 - lam) * rows[other]``; in the backward pass ``1 - lam`` is that of the other row."""
     if rows.numel() >= _MANY and not torch.compiler.is_compiling():  # compiled, the lines below are one pass as well
         flat = _rows_in_memory(rows)
         if flat is not None:
-            mixed = _sum_in_one_pass(flat, other, lam, rest)
-            return mixed if flat is rows else mixed.movedim(-1, 1)
+            mixed = _sum_in_one_pass(flat, other, lam, is_backward)
+            # No view: what a function returns as one may not be changed in place, by nn.ReLU(inplace=True) say.
+            return (mixed if flat is rows else mixed.movedim(-1, 1)).detach()
     # empty_like keeps the memory format, and adding in place saves a second buffer.
     out = None if rows.is_contiguous() else torch.empty_like(rows)
     mixed = torch.index_select(rows, 0, other, out=out)
-    if rest is None:
+    if not is_backward or not isinstance(lam, Tensor) or _is_shared(lam):
         return mixed.lerp_(rows, _weight(lam, rows))
-    return mixed.mul_(_weight(rest, rows)).addcmul_(rows, _weight(lam, rows))
+    return mixed.mul_(_weight(_complement(lam, rows)[other], rows)).addcmul_(rows, _weight(lam, rows))
 
 
 def _rows_in_memory(rows: Tensor) -> Tensor | None:
     """The rows with their elements in the order of memory; None if one pass over them is not possible."""
     if type(rows) is not Tensor or rows.device.type != "cpu" or rows.dtype not in _SUMMED_IN_FLOAT32:
+        return None
+    if rows.numel() < _NARROW * len(rows) or forward_ad.unpack_dual(rows).tangent is not None:
         return None
     if rows.is_contiguous():
         return rows
@@ -141,21 +146,32 @@ def _rows_in_memory(rows: Tensor) -> Tensor | None:
     return channels_last if rows.dim() > 3 and channels_last.is_contiguous() else None
 
 
-def _sum_in_one_pass(rows: Tensor, other: Tensor, lam: Tensor | float, rest: Tensor | None) -> Tensor:
+def _sum_in_one_pass(rows: Tensor, other: Tensor, lam: Tensor | float, is_backward: bool) -> Tensor:
     """Read both rows and write their sum, as a table of embeddings does it: every row's bag is itself and the other."""
     pieces = _pieces_of(rows.numel() // len(rows))
     own, begins = _bags_of(len(rows), pieces)
     bags = torch.stack((own, torch.add(own[0], other.view(-1, 1), alpha=pieces)), dim=-1)  # (N, pieces, 2)
-    if isinstance(lam, Tensor):
-        both = torch.stack((lam, 1 - lam if rest is None else rest), dim=-1)  # (N, 2)
-        weights = both.to(rows.dtype).view(-1, 1, 2).expand(bags.shape).reshape(-1)
+    if isinstance(lam, Tensor) and not _is_shared(lam):
+        both = _rounded(lam, rows.dtype)  # (2, N)
+        both = torch.stack((both[0], both[1][other] if is_backward else both[1]), dim=-1)  # (N, 2)
+        weights = both.view(-1, 1, 2).expand(bags.shape).reshape(-1)
     else:
-        weights = torch.tensor((lam, 1 - lam), dtype=rows.dtype, device="cpu").repeat(own.numel())
+        shared = lam[:1] if isinstance(lam, Tensor) else torch.tensor([lam], device="cpu")
+        weights = _rounded(shared, rows.dtype).view(2).repeat(own.numel())
     table = rows.detach().view(own.numel(), -1)
     return torch.embedding_bag(table, bags.view(-1), begins, per_sample_weights=weights)[0].view(rows.shape)
 
 
-@functools.lru_cache(maxsize=64)
+def _rounded(lam: Tensor, dtype: torch.dtype) -> Tensor:
+    """``lam`` (N,) and ``1 - lam`` in a type, (2, N), with the sum of exactly one."""
+    both = torch.stack((lam, 1 - lam))
+    if both.dtype == dtype:
+        return both
+    # In [0.5, 1] the distance to one is a number of the type, too.
+    return torch.where(both >= 0.5, both.to(dtype), 1 - both.flip(0).to(dtype))
+
+
+@functools.lru_cache(maxsize=16)
 def _bags_of(rows: int, pieces: int) -> tuple[Tensor, Tensor]:
     """The numbers of the pieces of all rows (N, pieces), and where the bag of each begins."""
     count = rows * pieces
@@ -172,6 +188,11 @@ def _pieces_of(width: int) -> int:
 def _is_shared(lam: Tensor | float) -> bool:
     """Whether one number, expanded, serves all rows."""
     return not isinstance(lam, Tensor) or lam.stride(0) == 0
+
+
+def _complement(lam: Tensor, rows: Tensor) -> Tensor:
+    """``1 - lam`` in the more precise of both types."""
+    return 1 - lam.to(torch.promote_types(lam.dtype, rows.dtype))
 
 
 def _weight(lam: Tensor | float, rows: Tensor) -> Any:

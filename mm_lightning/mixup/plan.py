@@ -35,7 +35,7 @@ class MixPlan:
         inverse: For a permutation ``partner`` its inverse, int64 (N,): the row that row i is mixed into. It turns the
             backward pass into a gather. None is always right, only slower.
         shared_lam: The number in every row of ``lam``, if there is one, for code that would wait for a device to read
-            it. None is always right here, too.
+            it. None is always right here, too; a plan with another ``lam`` must not keep the number.
     """
 
     layer: str | None

@@ -77,8 +77,8 @@ def mixed_accuracy(logits: Tensor, targets: Tensor, plan: MixPlan | None = None)
     if mixed is None:
         return (predicted == targets).float().mean()
     own, partner, lam = mixed
-    shared_lam = (targets.plan if isinstance(targets, TargetPair) else plan).shared_lam  # type: ignore[union-attr]
-    if shared_lam is not None:
+    plan = targets.plan if isinstance(targets, TargetPair) else plan
+    if not torch.compiler.is_compiling() and plan is not None and (shared_lam := plan.shared_lam) is not None:
         hits = [(predicted == classes).float().mean() for classes in (own, partner)]
         return torch.lerp(hits[1], hits[0], shared_lam)
     lam = lam.view(-1, *[1] * (own.dim() - 1))  # (N,) -> (N, 1, ...)

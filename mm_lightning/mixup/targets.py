@@ -13,7 +13,7 @@ from mm_lightning.mixup.plan import MixPlan
 
 __all__ = ["cross_entropy_of_pair", "mixed_cross_entropy"]
 
-_MANY = 2**16  # scores from which on a second gradient of their size costs more than the calls that spare it
+_MANY = 2**18  # scores from which on a second gradient of their size costs more than the calls that spare it
 
 
 def mixed_cross_entropy(
@@ -53,7 +53,9 @@ def mixed_cross_entropy(
         raise ValueError(f"targets have {targets.shape[0]} rows, but the batch was mixed with {plan.batch_size} rows.")
     partner = targets[plan.partner]
     options = (weight, ignore_index, reduction, label_smoothing)
-    return cross_entropy_of_pair(logits, targets, partner, plan.lam, *options, shared_lam=plan.shared_lam)
+    # A compiled graph would be made anew for every number; it reads the tensor.
+    shared_lam = None if torch.compiler.is_compiling() else plan.shared_lam
+    return cross_entropy_of_pair(logits, targets, partner, plan.lam, *options, shared_lam=shared_lam)
 
 
 def cross_entropy_of_pair(
@@ -84,14 +86,14 @@ def cross_entropy_of_pair(
         )
     log_probs = F.log_softmax(logits, dim=1)
     if lam.stride(0) == 0 and label_smoothing == 0:  # one lam for the batch: the same, in fewer operations
-        ratio = lam[0].to(log_probs.dtype) if shared_lam is None else shared_lam
+        ratio: Any = lam[0].to(log_probs.dtype) if shared_lam is None else shared_lam
         is_plain_mean = weight is None and reduction == "mean"
         losses: Any = _mean_losses(log_probs, own, partner, ignore_index) if is_plain_mean else None
         if losses is None:
             losses = [
                 F.nll_loss(log_probs, y, weight, ignore_index=ignore_index, reduction=reduction) for y in (own, partner)
             ]
-        return torch.lerp(losses[1], losses[0], ratio)
+        return ratio * losses[0] + (1 - ratio) * losses[1]  # not lerp: of two infinite losses it is no number
     lam = lam.to(log_probs.dtype)
     smooth = _smoothing_loss(log_probs, weight) if label_smoothing > 0 else None
 
@@ -114,6 +116,9 @@ def _mean_losses(log_probs: Tensor, own: Tensor, partner: Tensor, ignore_index: 
         return None
     if torch.compiler.is_compiling():  # which writes one gradient whatever is written here
         return None
+    is_plain = type(log_probs) is Tensor and not torch._C._are_functorch_transforms_active()
+    if not is_plain or log_probs.dtype not in (torch.float32, torch.float64) or own.dtype != torch.int64:
+        return None  # sums over many rows need the precision
     targets = torch.stack((own, partner), dim=1)  # (N, 2, ...)
     is_counted = targets != ignore_index
     targets = targets.masked_fill(~is_counted, 0)
@@ -121,7 +126,7 @@ def _mean_losses(log_probs: Tensor, own: Tensor, partner: Tensor, ignore_index: 
     if lowest < 0 or highest >= log_probs.shape[1]:
         return None  # F.nll_loss refuses it in its own words
     rows = (0, *range(2, targets.dim()))
-    return -(log_probs.gather(1, targets) * is_counted).sum(rows) / is_counted.sum(rows)
+    return -log_probs.gather(1, targets).masked_fill(~is_counted, 0).sum(rows) / is_counted.sum(rows)
 
 
 def _check(logits: Tensor, targets: Tensor, reduction: str, label_smoothing: float) -> None:

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["RandomBatches", "median_step", "untimed_steps"]
+__all__ = ["RandomBatches", "mean_step", "median_step", "untimed_steps"]
 
 _DIFFERENT = 4  # batches
 
@@ -67,6 +67,8 @@ def median_step(
 ) -> float:
     """Train for an epoch, and return the median seconds from one step's start to the next one's.
 
+    In one of 32 steps the callback draws the plans of the next 32; the median is none of these.
+
     Args:
         module: What is trained; it goes on from where it was.
         batches: The epoch, of at least ``untimed`` + 2 batches.
@@ -74,6 +76,29 @@ def median_step(
         training_step: Takes the place of the module's own.
         untimed: First steps that do not count.
     """
+    starts = _starts_of_steps(module, batches, callbacks, training_step)[untimed:]
+    return statistics.median(end - begin for begin, end in pairwise(starts))
+
+
+def mean_step(
+    module: pl.LightningModule,
+    batches: RandomBatches,
+    callbacks: Sequence[pl.Callback] = (),
+    training_step: Callable[..., Any] | None = None,
+    *,
+    untimed: int,
+) -> float:
+    """As :func:`median_step`, but the mean: of a multiple of 32 steps, with its share of the plans' draw."""
+    starts = _starts_of_steps(module, batches, callbacks, training_step)[untimed:]
+    return (starts[-1] - starts[0]) / (len(starts) - 1)
+
+
+def _starts_of_steps(
+    module: pl.LightningModule,
+    batches: RandomBatches,
+    callbacks: Sequence[pl.Callback],
+    training_step: Callable[..., Any] | None,
+) -> list[float]:
     clock = _StepClock()
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -88,7 +113,7 @@ def median_step(
     with _trained_by(module, training_step), warnings.catch_warnings():
         warnings.simplefilter("ignore", PossibleUserWarning)  # no validation and no workers, on purpose
         trainer.fit(module, DataLoader(batches, batch_size=None))
-    return statistics.median(end - begin for begin, end in pairwise(clock.starts[untimed:]))
+    return clock.starts
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from bench.competitors import Textbook, TwoPasses, input_mixups
-from bench.fitting import RandomBatches, median_step, untimed_steps
+from bench.fitting import RandomBatches, mean_step, untimed_steps
 from bench.networks import Network, deep_mlp, mnist_bottleneck, preact_resnet, residual_network
 from bench.timing import compare, in_turn
 from mm_lightning.fast_cpu import fast_products, keep_freed_memory
@@ -22,6 +22,7 @@ __all__ = ["compile_options", "measure"]
 TARGETS = (1.03, 1.02)  # of the callback, at most: MLP, residual CNN
 DEFAULT, FAST = "as PyTorch comes", "fast_cpu"
 MODES = ("eager", "compiled")
+DRAWN_AT_ONCE = 32  # plans: so many steps, or a multiple of it, hold their share of the draw
 
 
 def measure(quick: bool) -> dict[str, Any]:
@@ -64,11 +65,11 @@ def _networks(quick: bool) -> list[Network]:
 def _row(index: int, mode: str, setting: str, compiled: dict[str, Any] | None, quick: bool) -> dict[str, Any]:
     network = _networks(quick)[index]
     if mode == "eager":
-        sides = _sides(network, 4 if quick else 20, compiled=None)
+        sides = _sides(network, 4 if quick else DRAWN_AT_ONCE, compiled=None)
         rounds = 2 if quick else (16, 8)[index]
     else:
         network.module.compile(**(compiled or {}))
-        sides = _sides(network, 4 if quick else 40, compiled)
+        sides = _sides(network, 4 if quick else DRAWN_AT_ONCE, compiled)
         rounds = 1 if quick else 3
     return compare(
         f"{network.name}, {mode}, {setting}",
@@ -108,7 +109,7 @@ def _sides(network: Network, timed: int, compiled: dict[str, Any] | None) -> dic
     def run(callbacks: list[pl.Callback], training_step: Callable[..., Any] | None = None) -> float:
         if compiled is not None:
             torch.compiler.reset()  # else a graph without hooks is taken for one with them; code comes from a cache
-        return median_step(network.module, batches, callbacks, training_step, untimed=untimed)
+        return mean_step(network.module, batches, callbacks, training_step, untimed=untimed)
 
     by_hand: dict[str, Callable[..., Any]] = {
         "textbook": Textbook(network, compiled=compiled).training_step,
@@ -136,14 +137,14 @@ def compile_options(quick: bool) -> dict[str, Any] | None:
 def _callback_microseconds(quick: bool) -> list[float]:
     """Microseconds that the callback adds to a step of an almost empty network, in each round."""
     network = deep_mlp(depth=1, width=8, classes=2, batch_size=8, inputs=8)
-    timed, rounds = (20, 2) if quick else (200, 30)
+    timed, rounds = (20, 2) if quick else (6 * DRAWN_AT_ONCE, 30)
     untimed = untimed_steps(len(network.places))
     batches = RandomBatches(network.shape, network.classes, untimed + timed + 1)
     seeds = count()
     seconds = in_turn(
         {
-            "without": lambda: median_step(network.module, batches, untimed=untimed),
-            "with": lambda: median_step(network.module, batches, [network.callback(next(seeds))], untimed=untimed),
+            "without": lambda: mean_step(network.module, batches, untimed=untimed),
+            "with": lambda: mean_step(network.module, batches, [network.callback(next(seeds))], untimed=untimed),
         },
         rounds,
     )

@@ -1,8 +1,8 @@
 """Timing sides against each other: in turn, in one process, as ratios of neighbours.
 
 A machine's speed drifts by more than what is measured here, so no time stands alone. In every round each side runs
-once, in an order that rotates; the ratio of two sides is taken within the round, and its median and quartiles over
-rounds are what counts.
+once, in an order that turns round and rotates; the ratio of two sides is taken within the round, and its median and
+quartiles over rounds are what counts.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ def in_turn(sides: dict[str, Run], rounds: int, *, warmup: bool = True) -> dict[
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
     for index in range(rounds):
-        first = index % len(names)  # no side always follows the same one after a pause
-        for name in names[first:] + names[:first]:
+        first = index // 2 % len(names)
+        order = names[first:] + names[:first]
+        for name in order if index % 2 == 0 else reversed(order):  # no side always follows the same one
             seconds[name].append(sides[name]())
     return seconds
 

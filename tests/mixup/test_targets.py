@@ -308,8 +308,8 @@ def test_class_that_does_not_exist_is_refused(weight: Tensor | None) -> None:
         mixed_cross_entropy(make_logits(), torch.full((N,), K), PER_BATCH, weight=weight)
 
 
-# From 65,536 scores on both targets' are picked at once.
-LARGE = [((6, 12_000), 12_000), ((6, 4, 60, 60), 4)]
+# From 262,144 scores on both targets' are picked at once.
+LARGE = [((6, 48_000), 48_000), ((6, 4, 120, 120), 4)]
 
 
 @pytest.mark.parametrize(("shape", "num_classes"), LARGE, ids=["rows", "dense"])
@@ -328,7 +328,7 @@ def test_large_loss_and_gradient_equal_both_cross_entropies(
         own, partner = F.cross_entropy(logits, targets, **options), F.cross_entropy(logits, targets[PARTNER], **options)
         return LAM * own + (1 - LAM) * partner
 
-    assert logits.numel() >= 2**16
+    assert logits.numel() >= 2**18
     for plan in (PER_BATCH, MixPlan("layer", PARTNER, PER_BATCH.lam, None, LAM)):
         loss, grad = loss_and_grad(lambda leaf, plan=plan: mixed_cross_entropy(leaf, targets, plan, **options), logits)
         expected, expected_grad = loss_and_grad(expected_loss, logits)
@@ -337,6 +337,49 @@ def test_large_loss_and_gradient_equal_both_cross_entropies(
 
 
 def test_large_loss_refuses_a_class_too_many_as_pytorch_does() -> None:
-    targets = torch.tensor([0, 1, 12_000, 3, 4, 5])
-    with pytest.raises(IndexError, match="12000 is out of bounds"):
-        mixed_cross_entropy(torch.zeros(6, 12_000), targets, PER_BATCH)
+    targets = torch.tensor([0, 1, 48_000, 3, 4, 5])
+    with pytest.raises(IndexError, match="48000 is out of bounds"):
+        mixed_cross_entropy(torch.zeros(6, 48_000), targets, PER_BATCH)
+
+
+def test_large_loss_of_ignored_rows_is_nothing_whatever_their_logits() -> None:
+    logits = torch.zeros(6, 48_000, dtype=torch.float64)
+    logits[::2, 0] = -math.inf  # of ignored rows, where no class is taken for the target
+    targets = torch.tensor([-100, 1, -100, 2, -100, 3])
+    partner = torch.tensor([0, 3, 2, 5, 4, 1])
+    loss = mixed_cross_entropy(logits, targets, MixPlan("layer", partner, PER_BATCH.lam, None, LAM))
+    assert_close(loss, torch.tensor(math.log(48_000), dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+def test_large_loss_in_half_precision_is_as_exact_as_pytorchs() -> None:
+    logits = torch.zeros(6, 4, 128, 128, dtype=torch.bfloat16)  # 98,304 losses of log 4, of eight bits each
+    targets = torch.randint(4, (6, 128, 128), generator=torch.Generator().manual_seed(0))
+    loss = mixed_cross_entropy(logits, targets, PER_BATCH)
+    assert loss == F.cross_entropy(logits, targets)
+    assert_close(loss.double(), torch.tensor(math.log(4), dtype=torch.float64), rtol=4e-3, atol=0)
+
+
+def test_infinite_losses_stay_infinite() -> None:
+    logits = torch.zeros(2, 3)
+    logits[:, 0] = -math.inf
+    for shared_lam in (None, 0.25):
+        plan = MixPlan("layer", torch.tensor([1, 0]), torch.tensor([0.25]).expand(2), None, shared_lam)
+        assert mixed_cross_entropy(logits, torch.tensor([0, 0]), plan) == math.inf
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by dynamo itself
+def test_compiled_loss_is_one_graph_for_every_lam() -> None:
+    graphs = []
+
+    def counting(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    compiled = torch.compile(mixed_cross_entropy, backend=counting, fullgraph=True)
+    for lam in torch.linspace(0.1, 0.9, 8):
+        plan = MixPlan("layer", PARTNER, lam.expand(N), None, float(lam))
+        got = compiled(make_logits(), make_targets(), plan)
+        assert_close(got, mixed_cross_entropy(make_logits(), make_targets(), plan), rtol=1e-6, atol=0)
+    torch.compiler.reset()
+    assert len(graphs) == 1
