@@ -404,6 +404,12 @@ def test_libraries_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch)
     assert [note.split()[0] for note in notes] == ["timm", "torchvision"]
 
 
+def test_calls_are_added_to_a_bare_step_one_at_a_time(measure: Callable[..., dict[str, Any]]) -> None:
+    rows = measure("calls")["rows"]
+    calls = ("no mixup", "empty Function", "clone", "mix", "mixed_cross_entropy", "both", "textbook formula")
+    assert [(tuple(row["seconds"]), row["against"]) for row in rows] == [(calls, "no mixup")] * 2
+
+
 # fitting
 
 

@@ -24,7 +24,7 @@ OPENING = """# How fast it is
 Written by `python scripts/benchmark.py report` from the numbers in [{folder}]({folder}), which the commands below made.
 
 A machine's speed drifts by more than most of what is measured here, so no time stands alone. All sides of a comparison
-run in turn, once in each round and in an order that rotates: in one process, or, where whole commands are compared, one
+run in turn, once in each round and in an order that changes: in one process, or, where whole commands are compared, one
 process after another. A ratio is that of two sides in the same round; given are its median over the rounds and, behind
 it, its quartiles. In the tables, `median` is a side's median time and `times` its ratio to the side that has 1 there. A
 target is met if the median ratio meets it, whatever the quartiles. Times, and in part the ratios, are of this machine:
