@@ -46,6 +46,8 @@ def run(config: DictConfig) -> dict[str, float]:
     folder = Path(config.run_dir)
     if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
         raise ValueError(f"seed must be an integer in [0, 2**32), got {config.seed!r}.")
+    if not isinstance(config.fast_cpu, bool):
+        raise ValueError(f"fast_cpu must be true or false, got {config.fast_cpu!r}.")
     rank_zero_only(record.claim_folder)(folder, OmegaConf.to_yaml(config, resolve=True))
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data: pl.LightningDataModule = instantiate(config.data)

@@ -91,6 +91,14 @@ def test_command_trains_and_tests_with_it_on_a_cpu(
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+def test_command_refuses_what_is_neither_true_nor_false(tmp_path: Path) -> None:
+    with initialize_config_dir(str(train.CONF), version_base="1.3"):
+        config = compose("train", [f"run_dir={tmp_path}/run", "fast_cpu=maybe"])
+    with pytest.raises(ValueError, match="fast_cpu must be true or false, got 'maybe'"):
+        train.run(config)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.usefixtures("precision")
 def test_products_of_eight_bits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     matmul = torch.Tensor.__matmul__
