@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from mm_lightning import ManifoldMixupCallback
+from mm_lightning import ManifoldMixupCallback, fast_cpu
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,8 +43,8 @@ def _run(block: str, **given: Any) -> dict[str, Any]:
     return names
 
 
-def test_the_readme_has_five_examples() -> None:
-    assert len(BLOCKS) == 5
+def test_the_readme_has_six_examples() -> None:
+    assert len(BLOCKS) == 6
 
 
 def test_the_callback_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +74,7 @@ class Validated(Module):
 def test_the_diagnostics_example_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     data = DataLoader(TensorDataset(torch.randn(32, 4), torch.arange(32) % 3), batch_size=8)
-    block = BLOCKS[2].replace("Trainer(", "Trainer(logger=False, enable_progress_bar=False, accelerator='cpu', ")
+    block = BLOCKS[3].replace("Trainer(", "Trainer(logger=False, enable_progress_bar=False, accelerator='cpu', ")
     names = _run(block, your_module=Validated(), your_dataloader=data, your_validation_dataloader=data)
     for name in ("hidden_space", "spectrum", "calibration"):
         assert next(tmp_path.rglob(f"{name}_val.png")).stat().st_size > 10_000
@@ -82,8 +82,26 @@ def test_the_diagnostics_example_draws(tmp_path: Path, monkeypatch: pytest.Monke
     assert set(tags.split()) <= set(names["trainer"].callback_metrics)
 
 
+def test_the_fast_cpu_example_trains_with_the_faster_products(
+    make_trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, kept = [], []
+
+    class Watched(Module):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            seen.append(torch.get_float32_matmul_precision())
+            return super().training_step(batch, batch_idx)
+
+    monkeypatch.setattr(fast_cpu, "keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr(fast_cpu, "products_are_exact", lambda: True)
+    data = DataLoader(TensorDataset(torch.randn(32, 4), torch.arange(32) % 3), batch_size=8)
+    _run(BLOCKS[2], trainer=make_trainer(), your_module=Watched(), your_dataloader=data)
+    assert (seen, kept) == (["medium"] * 4, [True])
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_the_module_example_trains(make_trainer: Any) -> None:
-    names = _run(BLOCKS[3])
+    names = _run(BLOCKS[4])
     data = DataLoader(TensorDataset(torch.randn(32, 1, 28, 28), torch.randint(0, 10, (32,))), batch_size=8)
     make_trainer(names["mixup"]).fit(names["model"], data)
     assert names["mixup"].layer_names == ("input", "mix_before.1")
@@ -93,7 +111,7 @@ def test_the_loop_example_has_the_gradient_of_the_formula() -> None:
     torch.manual_seed(0)
     blocks = [nn.Linear(4, 5).double(), nn.Tanh(), nn.Linear(5, 3).double()]
     x, y = torch.randn(6, 4, dtype=torch.float64), torch.randint(0, 3, (6,))
-    plan = _run(BLOCKS[4], batches=[(x, y)], blocks=blocks)["plan"]
+    plan = _run(BLOCKS[5], batches=[(x, y)], blocks=blocks)["plan"]
     got = blocks[0].weight.grad.clone()
 
     lam, hidden = float(plan.lam[0]), x
