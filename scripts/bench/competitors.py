@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -19,7 +20,7 @@ __all__ = ["HandWritten", "InputMixup", "Textbook", "TwoPasses", "input_mixups"]
 Batch = tuple[Tensor, Tensor]
 
 
-class HandWritten:
+class HandWritten(ABC):
     """A training step with manifold mixup written by hand: the layer, ``lam`` and the partners are drawn in it.
 
     Args:
@@ -47,6 +48,7 @@ class HandWritten:
             self.network.record(logits.detach(), targets)
         return self.loss(logits, targets, lam, partner)
 
+    @abstractmethod
     def logits(self, inputs: Tensor, place: int, lam: Tensor, partner: Tensor) -> Tensor:
         """Logits (N, K) of a batch that is mixed on the way.
 
@@ -56,11 +58,10 @@ class HandWritten:
             lam: Weight of the rows themselves, (1,).
             partner: The row mixed into each row, a permutation, (N,).
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, logits: Tensor, targets: Tensor, lam: Tensor, partner: Tensor) -> Tensor:
         """Loss of logits (N, K) on mixed targets, of which the batch's own are class indices (N,)."""
-        raise NotImplementedError
 
 
 class Textbook(HandWritten):
