@@ -9,8 +9,7 @@ from mm_lightning.mixup.layers import INPUT, Layer, LayerSpec, MixPoint, has_aut
 from mm_lightning.mixup.pairing import RandomPermutation, Roll
 from mm_lightning.mixup.plan import MixPlan, PlanSource
 from mm_lightning.mixup.ratio import BetaRatio
-from mm_lightning.mixup.target_pair import TargetPair, mix_loss, mixed_accuracy, mixed_target_entropy
-from mm_lightning.mixup.targets import mixed_cross_entropy
+from mm_lightning.mixup.targets import mixed_accuracy, mixed_cross_entropy, mixed_target_entropy
 
 __all__ = [
     "INPUT",
@@ -23,11 +22,9 @@ __all__ = [
     "PlanSource",
     "RandomPermutation",
     "Roll",
-    "TargetPair",
     "has_auto",
     "linear",
     "mix",
-    "mix_loss",
     "mixed_accuracy",
     "mixed_cross_entropy",
     "mixed_target_entropy",

@@ -45,8 +45,9 @@ def linear(own: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
         raise ValueError(f"own and partner must have one shape, got {tuple(own.shape)} and {tuple(partner.shape)}.")
     if own.dim() == 0 or lam.shape != own.shape[:1]:
         raise ValueError(f"lam must be (N,) for rows (N, ...), got {tuple(lam.shape)} for {tuple(own.shape)}.")
-    # Written from own to partner, because the result takes the memory format of lerp's first argument.
-    return torch.lerp(own, partner, 1 - _weight(lam, own))
+    # Not lerp, whose difference of two infinite rows is no number. The result has the memory format of ``own``.
+    weight = _weight(lam, own)
+    return own * weight + partner * (1 - weight)
 
 
 def mix(hidden: Tensor, plan: MixPlan) -> Tensor:
@@ -59,7 +60,7 @@ def mix(hidden: Tensor, plan: MixPlan) -> Tensor:
     N numbers, and no hidden state.
 
     Args:
-        hidden: Hidden states or inputs, floating point, (N, ...). Not changed.
+        hidden: Hidden states or inputs, floating point or complex, (N, ...). Not changed.
         plan: The batch's plan, its tensors on the device of ``hidden``.
 
     Returns:
@@ -67,7 +68,7 @@ def mix(hidden: Tensor, plan: MixPlan) -> Tensor:
         plan does not mix.
 
     Raises:
-        TypeError: If ``hidden`` is not floating point.
+        TypeError: If ``hidden`` holds integers.
         ValueError: If ``hidden`` has another number of rows than the plan.
     """
     return mix_rows(hidden, plan) if plan.mixes else hidden
@@ -75,7 +76,7 @@ def mix(hidden: Tensor, plan: MixPlan) -> Tensor:
 
 def mix_rows(hidden: Tensor, plan: MixPlan) -> Tensor:
     """:func:`mix` for a plan that mixes. A graph compiled of it is the same for all layers."""
-    if not hidden.is_floating_point():
+    if not (hidden.is_floating_point() or hidden.is_complex()):
         raise TypeError(
             f"Only floating point hidden states can be mixed, got {hidden.dtype}. Mix after an embedding, not before."
         )
@@ -129,9 +130,11 @@ def _weighted_sum(rows: Tensor, other: Tensor, lam: Tensor | float, is_backward:
     # empty_like keeps the memory format, and adding in place saves a second buffer.
     out = None if rows.is_contiguous() else torch.empty_like(rows)
     mixed = torch.index_select(rows, 0, other, out=out)
-    if not is_backward or not isinstance(lam, Tensor) or _is_shared(lam):
-        return mixed.lerp_(rows, _weight(lam, rows))
-    return mixed.mul_(_weight(_complement(lam, rows)[other], rows)).addcmul_(rows, _weight(lam, rows))
+    if not isinstance(lam, Tensor):  # not lerp: its difference of two infinite numbers is no number
+        return mixed if lam == 0 else mixed.mul_(1 - lam).add_(rows, alpha=lam)
+    complement = _complement(lam, rows)
+    complement = complement[other] if is_backward and not _is_shared(lam) else complement
+    return mixed.mul_(_weight(complement, rows)).addcmul_(rows, _weight(lam, rows))
 
 
 def _rows_in_memory(rows: Tensor) -> Tensor | None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mm_lightning.mixup.layers import INPUT, Layer
 from mm_lightning.mixup.plan import MixPlan
 
-__all__ = ["MaskSite", "UnionHook", "is_mask", "keep_value", "sites_after", "union"]
+__all__ = ["MaskSite", "UnionHook", "keep_value", "masks_in", "union"]
 
 _TORCH_ATTENTION = (
     nn.MultiheadAttention,
@@ -34,37 +33,36 @@ class MaskSite:
         key: Position of the argument, or its keyword.
         keep: For booleans and integers the value that keeps a token. Floating point masks keep the larger value, be it
             0 against minus infinity or 1 against 0.
-        begin: When the module began to run, on the clock of the trace.
-        end: When it ended.
     """
 
     name: str
     key: int | str
     keep: bool
-    begin: int
-    end: int
 
 
-def sites_after(
-    layer: Layer, sites: Sequence[MaskSite], ends: Mapping[str, int], names: Sequence[str]
+def masks_in(
+    name: str,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    selects: Callable[[Tensor], bool],
 ) -> list[MaskSite]:
-    """The outermost sites that run after a layer.
+    """Arguments in which a module is handed masks of the batch beside hidden states.
 
     Args:
-        layer: The mixed layer.
-        sites: All sites.
-        ends: When each module ended.
-        names: Names of the layer's modules; none for the batch itself.
+        name: The module's name.
+        module: The module.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        selects: Whether a tensor was made of the batch to select or scale, and carries no values.
     """
-    end = max((ends[name] for name in names if name in ends), default=-1)
-    if layer.name != INPUT and end < 0:
+    items: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    tensors = [(key, item) for key, item in items if isinstance(item, Tensor)]
+    masks = [(key, tensor) for key, tensor in tensors if tensor.dim() > 1 and selects(tensor)]
+    if not any(tensor.is_floating_point() and all(tensor is not mask for _, mask in masks) for _, tensor in tensors):
         return []
-    after = [site for site in sites if site.begin > end]
-    return [
-        site
-        for site in after
-        if not any(other.begin < site.begin and site.end < other.end for other in after if other.name != site.name)
-    ]
+    kept = [(key, keep_value(mask, module, key)) for key, mask in masks if _has_two_values(mask, module, key)]
+    return [MaskSite(name, key, keep) for key, keep in kept if keep is not None]
 
 
 def union(mask: Tensor, partner: Tensor, keep: bool) -> Tensor:
@@ -91,7 +89,7 @@ def union(mask: Tensor, partner: Tensor, keep: bool) -> Tensor:
     return both.view(mask.shape)
 
 
-def is_mask(tensor: Tensor, module: nn.Module, key: int | str) -> bool:
+def _has_two_values(tensor: Tensor, module: nn.Module, key: int | str) -> bool:
     """Whether a tensor made of integers is a mask, not indices: it has two values, and integers are called so."""
     if tensor.dtype == torch.bool:
         return True

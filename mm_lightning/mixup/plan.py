@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +49,13 @@ class MixPlan:
     def mixes(self) -> bool:
         """Whether the batch is mixed at all."""
         return self.layer is not None
+
+    @property
+    def ratio(self) -> Any:
+        """The weight of the own loss: the mean of ``lam``, a number where that is known without asking a device."""
+        if self.shared_lam is not None:
+            return self.shared_lam
+        return self.lam[0] if self.lam.stride(0) == 0 else self.lam.mean()
 
     @property
     def batch_size(self) -> int:

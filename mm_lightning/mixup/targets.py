@@ -1,7 +1,12 @@
-"""The loss on mixed targets: ``lam * loss(logits, targets) + (1 - lam) * loss(logits, targets[partner])``."""
+"""Mixed targets: their cross-entropy, accuracy and entropy.
+
+The loss is ``lam * loss(logits, targets) + (1 - lam) * loss(logits, targets[partner])``.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +16,7 @@ from torch import Tensor
 from mm_lightning.mixup.interpolation import linear
 from mm_lightning.mixup.plan import MixPlan
 
-__all__ = ["cross_entropy_of_pair", "mixed_cross_entropy"]
+__all__ = ["cross_entropy_of_pair", "halves", "mixed_accuracy", "mixed_cross_entropy", "mixed_target_entropy"]
 
 _MANY = 2**18  # scores from which on a second gradient of their size costs more than the calls that spare it
 
@@ -56,6 +61,109 @@ def mixed_cross_entropy(
     # A compiled graph would be made anew for every number; it reads the tensor.
     shared_lam = None if torch.compiler.is_compiling() else plan.shared_lam
     return cross_entropy_of_pair(logits, targets, partner, plan.lam, *options, shared_lam=shared_lam)
+
+
+def mixed_accuracy(logits: Tensor, targets: Tensor, plan: MixPlan | None = None) -> Tensor:
+    """Accuracy on a mixed batch: ``lam`` for a hit on the row's own class, ``1 - lam`` for one on its partner's.
+
+    It is not comparable with accuracy on unmixed data: where partners are of other classes, a perfect network reaches
+    ``E[max(lam, 1 - lam)]``, which is 0.69 for ``lam ~ Beta(2, 2)``.
+
+    Args:
+        logits: Scores, (N, K) or (N, K, ...).
+        targets: Class indices, (N, ...).
+        plan: The plan the batch was mixed with. Inside a ``training_step`` under ``ManifoldMixupCallback`` it is known.
+
+    Returns:
+        float32 scalar in [0, 1]: the plain accuracy if the batch is not mixed.
+
+    Raises:
+        ValueError: If the targets have no row for each row of the plan.
+    """
+
+    def accuracy(plan: MixPlan | None) -> Tensor:
+        predicted = logits.detach().argmax(dim=1)
+        if plan is None or not plan.mixes:
+            return (predicted == targets).float().mean()
+        own, partner, lam = _rows_of(targets, plan)
+        return (lam * (predicted == own) + (1 - lam) * (predicted == partner)).mean()
+
+    return accuracy(plan) if plan is not None else halves.once(accuracy)
+
+
+def mixed_target_entropy(targets: Tensor, plan: MixPlan | None = None) -> Tensor:
+    """Mean entropy of mixed targets: the floor under the cross-entropy of a mixed batch.
+
+    A row of two classes has the entropy ``-lam * log(lam) - (1 - lam) * log(1 - lam)``, a row of one class none. No
+    network brings the loss below the mean of it, so a training loss that stays high is no sign of a poor fit.
+
+    Args:
+        targets: Class indices (N, ...).
+        plan: As for :func:`mixed_accuracy`.
+
+    Returns:
+        float32 scalar in nats, at most log 2; 0 if the batch is not mixed.
+
+    Raises:
+        ValueError: If the targets have no row for each row of the plan.
+    """
+
+    def entropy(plan: MixPlan | None) -> Tensor:
+        if plan is None or not plan.mixes:
+            return torch.zeros((), device=targets.device)
+        own, partner, lam = _rows_of(targets, plan)
+        return ((-torch.xlogy(lam, lam) - torch.xlogy(1 - lam, 1 - lam)) * (own != partner)).mean()
+
+    return entropy(plan) if plan is not None else halves.once(entropy)
+
+
+class _Halves:
+    """The mixed step that is running: its plan, for functions that are called without one."""
+
+    def __init__(self) -> None:
+        self._plan: MixPlan | None = None
+        self._values: list[Any] = []
+        self._next: int | None = None
+
+    @contextmanager
+    def own(self, plan: MixPlan) -> Iterator[None]:
+        """The own half of a step runs."""
+        self._plan, self._values = plan, []
+        try:
+            yield
+        finally:
+            self._plan, self._values = None, []
+
+    @contextmanager
+    def partners(self) -> Iterator[None]:
+        """The partners' half runs, on targets that are in the partners' order."""
+        self._next = 0
+        try:
+            yield
+        finally:
+            self._next = None
+
+    def once(self, function: Callable[[MixPlan | None], Tensor]) -> Tensor:
+        """A function of the plan and of targets in their own order; the partners' half gets the own one's value."""
+        if self._next is not None and self._next < len(self._values):
+            self._next += 1
+            value: Tensor = self._values[self._next - 1]
+            return value
+        value = function(self._plan if self._next is None else None)
+        if self._plan is not None and self._next is None:
+            self._values.append(value)
+        return value
+
+
+halves = _Halves()
+"""Which half of a mixed step is running, if one is."""
+
+
+def _rows_of(targets: Tensor, plan: MixPlan) -> tuple[Tensor, Tensor, Tensor]:
+    """Targets, their partners', and ``lam`` in their shape."""
+    if len(targets) != plan.batch_size:
+        raise ValueError(f"targets have {len(targets)} rows, but the batch was mixed with {plan.batch_size} rows.")
+    return targets, targets[plan.partner], plan.lam.view(-1, *[1] * (targets.dim() - 1))
 
 
 def cross_entropy_of_pair(

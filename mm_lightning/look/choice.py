@@ -1,10 +1,10 @@
-"""Which of the safe layers to mix at: the input and the ends of the early stages."""
+"""Which of the layers that are safe to mix at: the input and the ends of the early stages."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from mm_lightning.mixup.graph import Place
+from mm_lightning.look.look import Place
 
 __all__ = ["choose_places"]
 
@@ -15,7 +15,7 @@ _NEAREST, _FARTHEST = 0.1, 0.6
 _WANTED = (0.2, 0.4, 0.6)
 
 
-def choose_places(places: Sequence[Place]) -> list[Place]:
+def choose_places(places: Sequence[Place], is_safe: Callable[[Place], bool]) -> list[Place]:
     """Choose at most three ends of early stages.
 
     A stage is a module at the outermost level of nesting at which modules end early enough; of several that end at the
@@ -23,16 +23,21 @@ def choose_places(places: Sequence[Place]) -> list[Place]:
 
     Args:
         places: The places of all modules, in the order of ``named_modules``.
+        is_safe: Proves a place, which costs a forward pass; asked of those only that would be chosen.
 
     Returns:
         The chosen ones in the order of the computation; none if no module in the first part of the network is safe.
     """
+    unsafe: set[Place] = set()
     for nearest in (_NEAREST, 0.0):
         level = _children(places, "")
         while level:
-            early = [place for place in level if place.is_safe and nearest < place.depth <= _FARTHEST]
-            if early:
-                return _spread(early)
+            early = [p for p in level if not p.problem and not p.way_around and nearest < p.depth <= _FARTHEST]
+            while chosen := _spread([place for place in early if place not in unsafe]):
+                refused = {place for place in chosen if not is_safe(place)}
+                if not refused:
+                    return chosen
+                unsafe |= refused
             level = [child for place in level for child in _children(places, place.name)]
     return []
 

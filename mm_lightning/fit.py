@@ -1,0 +1,269 @@
+"""What one fit knows: the layers, how a step mixed at each is run, and what was proved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from mm_lightning.look.look import Look, Proof
+from mm_lightning.look.settle import Proofs, check, judge, settle_auto
+from mm_lightning.mixup import INPUT, Layer, LayerSpec, Mixer, MixPlan, has_auto, resolve_layers
+from mm_lightning.mixup.batch import Layout, guess_layout, signature_of
+from mm_lightning.step.attach import Attached, compiled_with, is_compiled
+from mm_lightning.step.host import Host
+from mm_lightning.step.loss_modes import Measuring
+from mm_lightning.step.named import LossSpec, NamedLosses
+from mm_lightning.step.run import MixedStep, Way
+
+__all__ = ["Batch", "Fit", "Settings"]
+
+_STEPS_BETWEEN_PROOFS = 100
+_TRIES_FOR_POWER = 5
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the callback that must not change during a fit."""
+
+    layers: LayerSpec
+    loss: LossSpec | None
+    batch_dim: int | Mapping[str, int] | None
+    batch_size: int | None
+    union_masks: bool
+    strict: bool
+
+
+@dataclass
+class Batch:
+    """The current batch; written by the callback.
+
+    Attributes:
+        place: Epoch, index and rank, by which the plan is drawn.
+        size: Number of rows.
+        is_armed: Whether a training step that runs now is this batch's.
+        plan: Its plan, once it is drawn.
+        is_mixed: Whether it was mixed.
+        lam: The mean of its ``lam``.
+        is_measured: Whether its loss will be logged.
+        measured: Accuracy and floor of its loss, if they were measured.
+        has_no_loss: Whether the look saw that it trains on nothing.
+    """
+
+    place: dict[str, int]
+    size: int
+    is_armed: bool = False
+    plan: MixPlan | None = None
+    lam: float = 1.0
+    is_mixed: bool = False
+    is_measured: bool = False
+    measured: dict[str, Tensor] = field(default_factory=dict)
+    has_no_loss: bool = False
+
+
+class Fit:
+    """One fit of one module: looks at its steps, mixes them, and puts everything back.
+
+    Args:
+        module: The module.
+        settings: Those of the callback.
+        per_sample: Whether each row has a ``lam`` of its own.
+        agree: Whether all processes that train together say so.
+
+    Attributes:
+        layers: The eligible layers; none before the first batch was looked at, where they depend on it.
+        is_settled: Whether that is done.
+        epoch: Mean ``lam`` and layer of each batch of the epoch.
+        measured: Names of what was measured in this fit.
+    """
+
+    def __init__(
+        self, module: pl.LightningModule, settings: Settings, per_sample: bool, agree: Callable[[bool], bool]
+    ) -> None:
+        self.module, self.settings, self.per_sample, self.agree = module, settings, per_sample, agree
+        self.host = Host(module)
+        self.named = NamedLosses(module, settings.loss) if settings.loss is not None else None
+        self.layers: tuple[Layer, ...] = ()
+        self.is_settled = False
+        self.epoch: list[tuple[float, int]] = []
+        self.measured: set[str] = set()
+        self._mixer: Mixer | None = None
+        self._layout: Layout | None = None
+        self._ways: dict[Any, dict[str, Way]] = {}
+        self._unproved: dict[str, int] = {}
+        self._steps = 0
+        self._last_look = 0
+        self._epoch_of_last_look = 0
+        self._bypassed: set[str] = set()
+        self._warned_of: set[str] = set()
+        self._compiled = compiled_with(module)
+        self._attached: Attached | None = None
+        if not has_auto(module, settings.layers):
+            self._mix_at(resolve_layers(module, settings.layers))
+
+    def attach(self, run: Callable[..., Any]) -> None:
+        """Let ``run`` stand in for ``training_step``."""
+        self._attached = Attached(self.module, run)
+
+    def release(self) -> None:
+        """Remove the hooks, and put the step back. Safe to call any number of times."""
+        if self._mixer is not None:
+            self._mixer.detach()
+        if self._attached is not None:
+            self._attached.release()
+            self._attached = None
+
+    def rows_of(self, batch: Any) -> int:
+        """Number of rows of a batch."""
+        layout = guess_layout(batch, self.settings.batch_size) if self._layout is None else self._layout
+        return layout.rows_of(batch)
+
+    def ready(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], batch: Batch) -> bool:
+        """Look at what the step does with such a batch, if that was not done; whether it has a loss."""
+        signature = signature_of(args[0])
+        if signature in self._ways and self.is_settled:
+            return True
+        look = self._look(step, args, kwargs)
+        if not look.has_loss:
+            if not self.module.automatic_optimization:
+                self.warn_once(
+                    "No loss was seen in training_step, so such batches train unmixed. In manual optimization call "
+                    "self.manual_backward(loss)."
+                )
+            return False
+        self._layout = look.layout
+        batch.size = look.rows
+        proofs = Proofs(look, self.per_sample)
+        if not self.is_settled:
+            self._settle(proofs)
+        known = next(iter(self._ways.values()), {})
+        ways = {}
+        for layer in self.layers:
+            proof = proofs.made(layer)
+            way = look.way_of(layer) if proof is None or proof.way is None else proof.way
+            is_known = layer.name in known and (proof is None or proof.way is None)
+            ways[layer.name] = replace(way, effects=known[layer.name].effects) if is_known else way
+        self._ways[signature] = ways
+        return True
+
+    def run(
+        self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], batch: Batch
+    ) -> Any:
+        """Run a mixed step; :meth:`ready` has seen such a batch."""
+        plan = batch.plan
+        assert plan is not None
+        assert plan.layer is not None
+        assert self._mixer is not None
+        signature = signature_of(args[0])
+        self._steps += 1
+        self._prove_again(step, args, kwargs, plan.layer, batch.place["epoch"])
+        measuring = Measuring(plan) if batch.is_measured else None
+        mixed = MixedStep(step, self.host, self._mixer, self.named, compiled=self._compiled, measuring=measuring)
+        output, logged = mixed.run(args, kwargs, plan, self._ways[signature][plan.layer])
+        batch.measured = {} if measuring is None else measuring.measured
+        self.host.log(logged)
+        return output
+
+    def run_unmixed(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the step as it is; what was compiled whole goes on compiled."""
+        context = getattr(self.module, "_compiler_ctx", None)
+        return (step if context is None else context["dynamo_ctx"](step))(*args, **kwargs)
+
+    def begin_backward(self, plan: MixPlan) -> None:
+        """Let forward passes that activation checkpointing recomputes repeat the mix."""
+        if self._mixer is not None:
+            self._mixer.begin_backward(plan)
+
+    def end_backward(self, plan: MixPlan) -> None:
+        """End what :meth:`begin_backward` began."""
+        if self._mixer is not None:
+            self._mixer.end_backward(plan)
+
+    def warn_once(self, message: str) -> None:
+        """Warn, if that was not said in this fit."""
+        if message not in self._warned_of:
+            self._warned_of.add(message)
+            rank_zero_warn(message)
+
+    def _look(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Look:
+        self._last_look = self._steps
+        settings = self.settings
+        return Look(
+            self.module,
+            step,
+            args,
+            kwargs,
+            batch_dim=settings.batch_dim,
+            batch_size=settings.batch_size,
+            named=self.named,
+            agree=self.agree,
+        )
+
+    def _settle(self, proofs: Proofs) -> None:
+        if has_auto(self.module, self.settings.layers):
+            layers = settle_auto(proofs, self.settings.layers)
+            if is_compiled(self.module):
+                torch.compiler.reset()  # hooks are ignored where a validation was compiled before they were attached
+        else:
+            layers = self.layers
+        self.layers = judge(proofs, layers, strict=self.settings.strict, warn=self.warn_once)
+        self._bypassed = {layer.name for layer in self.layers if proofs.made(layer) is None}
+        self._mix_at(self.layers, proofs.look)
+        self.is_settled = True
+        self._unproved = {layer.name: 1 for layer in self.layers if not (proofs.made(layer) or _PROVED).has_power}
+        if self._unproved:
+            self._say_unproved()
+        embeddings = ", ".join(call.name for call in proofs.look.entries.embeddings)
+        is_embedded = embeddings and self.layers[0].name == INPUT
+        embedded = f" ('input' means after {embeddings})" if is_embedded else ""
+        rank_zero_info(f"Manifold mixup mixes at {', '.join(repr(layer.name) for layer in self.layers)}{embedded}.")
+
+    def _mix_at(self, layers: tuple[Layer, ...], look: Look | None = None) -> None:
+        self.layers = layers
+        dims = {} if look is None else {m: d for layer in layers for m, d in look.dims_of(layer).items()}
+        masks = {layer.name: look.masks_after(layer) for layer in layers} if look and self.settings.union_masks else {}
+        if self._mixer is not None:
+            self._mixer.detach()
+        self._mixer = Mixer(layers, dims=dims, masks=masks)
+        self._mixer.attach()
+
+    def _prove_again(self, step: Any, args: Any, kwargs: Any, name: str, epoch: int) -> None:
+        """Where the proof had no power yet, and for one layer at the beginning of an epoch, in one step of a hundred."""
+        since = self._steps - self._last_look
+        is_new_epoch = epoch != self._epoch_of_last_look and since >= _STEPS_BETWEEN_PROOFS
+        tries = self._unproved.get(name, 0)
+        if not is_new_epoch and not (0 < tries <= _TRIES_FOR_POWER or (tries and since >= _STEPS_BETWEEN_PROOFS)):
+            return
+        self._epoch_of_last_look = epoch
+        layer = next(layer for layer in self.layers if layer.name == name)
+        proofs = Proofs(self._look(step, args, kwargs), self.per_sample)
+        if not proofs.look.has_loss:
+            return
+        place = proofs.look.places.get(name)
+        if place is not None and (problem := place.problem or place.way_around):
+            if place.problem or name not in self._bypassed:
+                raise RuntimeError(f"Layer {name!r} cannot be mixed any more: {problem}. Choose another layer.")
+            return
+        check(proofs, layer)
+        proof = proofs.of(layer)
+        if proof.way is not None:
+            self._ways[signature_of(args[0])][name] = proof.way
+        if tries:
+            self._unproved[name] += 1
+            if proof.has_power:
+                del self._unproved[name]
+
+    def _say_unproved(self) -> None:
+        names = ", ".join(map(repr, self._unproved))
+        rank_zero_info(
+            f"Manifold mixup at {names} is not proved by the first batch: its loss would be the same, had the targets "
+            "not moved along (they may all be alike). It is proved by one of the next."
+        )
+
+
+_PROVED = Proof(None)

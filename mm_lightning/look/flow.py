@@ -1,0 +1,386 @@
+"""What flows where in one run of a training step: from the batch through calls of modules to the loss.
+
+No function is known by name. Every result is taken to come from all tensors that went into it; what a module returns
+comes from its call. Numbers that leave the tensors are lost, so that what is found here is a proposal: the proof decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from mm_lightning.look.rows import RowSamples
+from mm_lightning.mixup.batch import Path, leaves_of
+from mm_lightning.mixup.masks import MaskSite, masks_in
+from mm_lightning.mixup.trees import map_tensors, tensors_in
+
+__all__ = ["Call", "Flow", "Inside", "Leaf", "Node", "Weights", "closure"]
+
+
+class Node:
+    """Something that data come from.
+
+    Attributes:
+        parents: What it comes from in turn, and whether values flow from there, rather than masks that select or scale.
+    """
+
+    def __init__(self, parents: dict[Node, bool] | None = None) -> None:
+        self.parents: dict[Node, bool] = parents or {}
+
+
+class Leaf(Node):
+    """A tensor of the batch.
+
+    Attributes:
+        tensor: The tensor.
+        path: Where in the batch it is.
+    """
+
+    def __init__(self, tensor: Tensor, path: Path) -> None:
+        super().__init__()
+        self.tensor, self.path = tensor, path
+
+
+class Weights(Node):
+    """A place where weights of two or more dimensions are applied.
+
+    Attributes:
+        within: The innermost call around it.
+        is_lookup: Whether integers look rows of the weights up, as embeddings do.
+        is_trained: Whether one of the weights is trained.
+    """
+
+    def __init__(self, parents: dict[Node, bool], within: Call | None, is_lookup: bool, is_trained: bool) -> None:
+        super().__init__(parents)
+        self.within, self.is_lookup, self.is_trained = within, is_lookup, is_trained
+
+
+class Call(Node):
+    """A call of a module.
+
+    Attributes:
+        name: The module's name.
+        module: The module.
+        number: How often it had run before.
+        within: The call around it.
+        inner: The calls in it.
+        begin: When it began, on a clock of calls.
+        end: When it ended; 0 while it runs.
+        shapes: Of its output tensors.
+        dtypes: Of its output tensors.
+        masks: Arguments in which it took masks.
+        inside: What was made in it and used outside without being its output, a buffer say.
+        is_changed: Whether what it returned was changed in place later.
+        is_hooked: Whether the gradient of what it returned was hooked.
+        samples: Some rows of what it returned.
+    """
+
+    def __init__(self, name: str, module: nn.Module, number: int, within: Call | None, begin: int) -> None:
+        super().__init__()
+        self.name, self.module, self.number, self.within, self.begin = name, module, number, within, begin
+        self.end = 0
+        self.inner: list[Call] = []
+        self.shapes: list[tuple[int, ...]] = []
+        self.dtypes: list[torch.dtype] = []
+        self.masks: list[MaskSite] = []
+        self.inside: Inside | None = None
+        self.is_changed = self.is_hooked = False
+        self.samples: RowSamples | None = None
+
+    @property
+    def around(self) -> Iterator[Call]:
+        """The calls around it, from the inside."""
+        call = self.within
+        while call is not None:
+            yield call
+            call = call.within
+
+
+class Inside(Node):
+    """What was made in a call and used after its end without being its output."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self.call = call
+
+
+class Flow(TorchFunctionMode):
+    """Records one run.
+
+    Args:
+        sample: Keeps some rows of the tensors that a call returns.
+
+    Attributes:
+        leaves: The tensors of the batch.
+        calls: Calls of modules, in the order in which they began.
+        losses: For each loss what it comes from.
+        outputs: The tensors that calls in no other call returned.
+    """
+
+    def __init__(self, sample: Callable[[list[Tensor]], RowSamples]) -> None:
+        super().__init__()
+        self.sample = sample
+        self.outputs: list[tuple[Call, list[Tensor]]] = []
+        self.leaves: list[Leaf] = []
+        self.calls: list[Call] = []
+        self.losses: list[dict[Node, bool]] = []
+        self._labels = WeakTensorKeyDictionary()
+        self._born = WeakTensorKeyDictionary()
+        self._weights = WeakTensorKeyDictionary()
+        self._returned_by = WeakTensorKeyDictionary()
+        self._current: Call | None = None
+        self._counts: dict[nn.Module, int] = {}
+        self._clock = 0
+        self._marked: Call | None = None
+        self._layer: nn.Module | None = None
+        self._move: Callable[[Tensor], Tensor] | None = None
+        self._targets: Collection[Path] = ()
+
+    def follow(self, batch: Any) -> None:
+        """Begin to follow the tensors of a batch."""
+        found = [(path, leaf) for path, leaf in leaves_of(batch) if isinstance(leaf, Tensor)]
+        for path, tensor in found:
+            leaf = Leaf(tensor, path)
+            self.leaves.append(leaf)
+            self._labels[tensor] = {leaf: not _is_mask(tensor, [other for _, other in found])}
+
+    def end_in(self, loss: Tensor) -> None:
+        """Note what is trained on."""
+        self.losses.append(self._from([loss]) if loss in self._labels else {})
+
+    @contextmanager
+    def watching(self, modules: dict[str, nn.Module]) -> Iterator[None]:
+        """Note what modules do, until the end of the ``with`` block."""
+        # Scripted modules take no hooks; what they do is seen from outside.
+        hooked = {name: part for name, part in modules.items() if not isinstance(part, torch.jit.ScriptModule)}
+        handles = [
+            part.register_forward_pre_hook(lambda m, a, k, name=name: self._begin(name, m, a, k), with_kwargs=True)
+            for name, part in hooked.items()
+        ]
+        handles += [
+            part.register_forward_hook(lambda m, a, k, out: self._end(m, (a, k), out), with_kwargs=True)
+            for part in hooked.values()
+        ]
+        try:
+            with self:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def exchange_masks(self, layer: nn.Module, move: Callable[[Tensor], Tensor], targets: Collection[Path]) -> None:
+        """Permute masks where they meet what comes from a layer, as they must move along with its rows.
+
+        Args:
+            layer: The layer.
+            move: Permutes a mask.
+            targets: Paths of the batch's tensors that stay: what the loss compares with is no mask.
+        """
+        self._layer, self._move, self._targets = layer, move, targets
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call ``func`` and note where its results come from."""
+        kwargs = kwargs or {}
+        operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if self._move is not None and self._marked is not None:
+            args, kwargs = self._with_masks_moved(operands, args, kwargs)
+        versions = [_version(tensor) for tensor in operands]
+        result = func(*args, **kwargs)
+        written = [t for t, version in zip(operands, versions, strict=True) if _version(t) != version]
+        results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        for tensor in operands:
+            if tensor._backward_hooks and (call := self._returned_by.get(tensor)) is not None:
+                call.is_hooked = True
+        if results or written:
+            self._note(operands, results, written)
+        return result
+
+    def _note(self, operands: list[Tensor], results: list[Tensor], written: list[Tensor]) -> None:
+        weights = [t for t in operands if self._is_weight(t)]
+        labelled = [t for t in operands if t in self._labels]
+        if not labelled:
+            for tensor in (results if weights else ()):
+                if not any(tensor is operand for operand in operands):
+                    self._weights[tensor] = any(weight.requires_grad for weight in weights)
+            return
+        parents = self._from(labelled)
+        matrices = [t for t in weights if t.dim() > 1]
+        if matrices:
+            is_lookup = not any(t.is_floating_point() or t.is_complex() for t in labelled)
+            is_trained = any(t.requires_grad for t in matrices)
+            parents = {Weights(parents, self._current, is_lookup, is_trained): True}
+        for tensor in results:
+            if not (tensor in self._labels and any(tensor is operand for operand in operands)) or tensor in written:
+                self._label(tensor, parents)
+        for tensor in written:
+            for part in (tensor, tensor._base):
+                if part is not None:
+                    self._label(part, parents | self._labels.get(part, {}))
+                    if (call := self._returned_by.get(part)) is not None:
+                        call.is_changed = True
+
+    def _from(self, tensors: Iterable[Tensor]) -> dict[Node, bool]:
+        parents: dict[Node, bool] = {}
+        for tensor in tensors:
+            label = self._labels[tensor]
+            born = self._born.get(tensor)
+            if born is not None and born.end:  # a call's own, taken out after its end
+                born.inside = born.inside or Inside(born)
+                born.inside.parents = _merged(born.inside.parents, label)
+                label = {born.inside: any(label.values())}
+            parents = _merged(parents, label)
+        return parents
+
+    def _label(self, tensor: Tensor, parents: dict[Node, bool]) -> None:
+        if tensor.dtype == torch.bool:  # a comparison: it selects
+            parents = dict.fromkeys(parents, False)
+        self._labels[tensor] = parents
+        self._born[tensor] = self._current
+
+    def _is_weight(self, tensor: Tensor) -> bool:
+        return isinstance(tensor, nn.Parameter) or tensor in self._weights
+
+    def _begin(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        with torch._C.DisableTorchFunction():
+            self._clock += 1
+            number = self._counts[module] = self._counts.get(module, -1) + 1
+            call = Call(name, module, number, self._current, self._clock)
+            if self._current is not None:
+                self._current.inner.append(call)
+            self.calls.append(call)
+            call.masks = masks_in(name, module, args, kwargs, self._is_only_mask)
+            self._current = call
+
+    def _end(self, module: nn.Module, given: Any, output: Any) -> Any:
+        with torch._C.DisableTorchFunction():
+            call = self._current
+            while call is not None and call.module is not module:  # of one that ended with an exception
+                call = call.within
+            assert call is not None
+            self._clock += 1
+            call.end = self._clock
+            self._current = call.within
+
+            def leave(tensor: Tensor) -> Tensor:
+                if self._born.get(tensor) is not call and tensor.layout is torch.strided and not tensor.is_nested:
+                    label = self._labels.get(tensor)
+                    tensor = tensor.view_as(tensor)  # what came in goes out: the call's result must be told from it
+                    if label is not None:
+                        self._labels[tensor] = label
+                return tensor
+
+            output = map_tensors(leave, output)
+            tensors = tensors_in(output)
+            call.shapes, call.dtypes = [tuple(t.shape) for t in tensors], [t.dtype for t in tensors]
+            known = [t for t in tensors if t in self._labels]
+            if not known and any(t.is_floating_point() for t in tensors):  # a scripted function, say
+                call.parents = _merged(*[self._labels[t] for t in tensors_in(given) if t in self._labels])
+                known = tensors if call.parents else []
+            else:
+                for tensor in known:
+                    self._born[tensor] = None if self._born.get(tensor) is call else self._born.get(tensor)
+                call.parents = self._from(known)
+            call.samples = self.sample(tensors)
+            if call.within is None:
+                self.outputs.append((call, tensors))
+            for tensor in tensors:
+                self._returned_by[tensor] = call
+            for tensor in known:
+                self._labels[tensor] = {call: tensor.dtype != torch.bool and any(call.parents.values())}
+                self._born[tensor] = call.within
+            if self._move is not None and module is self._layer:
+                self._marked = call
+            return output
+
+    def _is_only_mask(self, tensor: Tensor) -> bool:
+        label = self._labels.get(tensor)
+        return bool(label) and not any(label.values())
+
+    def _with_masks_moved(self, operands: list[Tensor], args: Any, kwargs: Any) -> tuple[Any, Any]:
+        comes_from_layer = [t for t in operands if t in self._labels and self._descends(self._labels[t])]
+        masks = [
+            t
+            for t in operands
+            if self._is_only_mask(t) and all(t is not other for other in comes_from_layer) and not self._is_target(t)
+        ]
+        if not comes_from_layer or not masks:
+            return args, kwargs
+        assert self._move is not None
+        moved = {id(mask): self._move(mask) for mask in masks}
+        for mask in masks:
+            self._labels[moved[id(mask)]] = self._labels[mask]
+        return map_tensors(lambda t: moved.get(id(t), t), (args, kwargs))
+
+    def _descends(self, label: dict[Node, bool]) -> bool:
+        return self._marked in closure(label)
+
+    def _is_target(self, tensor: Tensor) -> bool:
+        leaves = [node for node in closure(self._labels[tensor]) if isinstance(node, Leaf)]
+        return any(leaf.path in self._targets for leaf in leaves)
+
+
+def closure(nodes: Iterable[Node], avoiding: Collection[Node] = (), by_values: bool = False) -> set[Node]:
+    """The nodes and all that they come from.
+
+    Args:
+        nodes: Where to begin.
+        avoiding: Nodes that are not entered.
+        by_values: Follow values alone, not masks.
+    """
+    seen: set[Node] = set()
+    waiting = [node for node in nodes if node not in avoiding]
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            waiting.extend(
+                parent
+                for parent, carries_values in node.parents.items()
+                if parent not in avoiding and (carries_values or not by_values)
+            )
+    return seen
+
+
+def _merged(*labels: dict[Node, bool]) -> dict[Node, bool]:
+    merged: dict[Node, bool] = {}
+    for label in labels:
+        for node, carries_values in label.items():
+            merged[node] = merged.get(node, False) or carries_values
+    return merged
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _is_mask(tensor: Tensor, all_tensors: Sequence[Tensor]) -> bool:
+    """Whether a tensor of the batch selects or scales, rather than being a value: labels, lengths, masks.
+
+    Of floating point numbers, 0 and 1 alone may be features. They are a mask where another tensor has more to say of
+    each of their places: (N, T) beside (N, T, D) or beside integers (N, T).
+    """
+    if tensor.dtype == torch.bool:
+        return True
+    if tensor.is_complex() or tensor.layout is not torch.strided or tensor.is_nested:
+        return False
+    if not tensor.is_floating_point() and tensor.dim() <= 1:
+        return True
+    if not bool(((tensor == 0) | (tensor == 1)).all()):
+        return False
+    if not tensor.is_floating_point():
+        return True
+    others = [other for other in all_tensors if other is not tensor]
+    return tensor.dim() > 1 and any(
+        other.shape[: tensor.dim()] == tensor.shape
+        and (other.dim() > tensor.dim() or not (other.is_floating_point() or other.is_complex()))
+        for other in others
+    )

@@ -1,0 +1,441 @@
+"""One look at a training step before anything trains: where may the batch be mixed, and how is a mixed step run?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from mm_lightning.look.flow import Call, Flow, Leaf
+from mm_lightning.look.rows import RowSamples, order_of, tolerance_of
+from mm_lightning.look.ways import Entries, Graph, Ways
+from mm_lightning.look.without_trace import Watched, Writes, without_trace
+from mm_lightning.mixup import INPUT, Layer, Mixer, MixPlan, named_layers
+from mm_lightning.mixup.batch import Layout, guess_layout, layouts, leaves_of
+from mm_lightning.mixup.hook import Dims
+from mm_lightning.mixup.masks import MaskSite
+from mm_lightning.step.effects import Effects
+from mm_lightning.step.host import Host, OptimizerReached
+from mm_lightning.step.named import NamedLosses
+from mm_lightning.step.run import MixedStep, Way, loss_of
+
+__all__ = ["Look", "LookFailed", "Place", "Proof"]
+
+BatchDim = int | Mapping[str, int] | None
+
+
+class LookFailed(RuntimeError):
+    """The training step could not be looked at."""
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A module as a place to mix at, before it is proved.
+
+    Attributes:
+        name: Dotted name of the module.
+        shape: Shape of its output, of the first if there are several; None if it did not run.
+        problem: Why it cannot be mixed at all; empty if it may.
+        way_around: The way that leads around it; empty if none was seen.
+        depth: Share of the network's weighted layers that the batch has passed at its end, in [0, 1].
+        order: When it ended.
+    """
+
+    name: str
+    shape: tuple[int, ...] | None
+    problem: str = ""
+    way_around: str = ""
+    depth: float = 0.0
+    order: int = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Proof:
+    """What came of mixing at a layer with ``lam = 0``, where it only reorders rows.
+
+    Attributes:
+        way: How a step mixed there is run.
+        problem: What went wrong; empty if loss and gradients were those of the plain step.
+        has_power: Whether the loss would have been another one, had the targets not moved along.
+    """
+
+    way: Way | None
+    problem: str = ""
+    has_power: bool = True
+
+
+class Look:
+    """Runs ``training_step`` without training, on the batch as it is and reordered.
+
+    Weights, buffers, metrics, other attributes, gradients and random states are put back after each run; nothing is
+    logged; optimizers and backward passes do not run.
+
+    Args:
+        module: The module. Its modes (train or eval) are left as they are.
+        step: Its ``training_step``.
+        args: The step's arguments, the batch first. Not changed.
+        kwargs: Its keyword arguments.
+        batch_dim: Dimension of layers' outputs that holds the batch, or that of some by name; else it is learned.
+        batch_size: Number of rows; None tells it by the batch and what is done with it.
+        named: The losses that the user named.
+        agree: Whether all processes that train together say so.
+
+    Raises:
+        LookFailed: If the step fails.
+    """
+
+    def __init__(
+        self,
+        module: pl.LightningModule,
+        step: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        batch_dim: BatchDim = None,
+        batch_size: int | None = None,
+        named: NamedLosses | None = None,
+        agree: Callable[[bool], bool] = bool,
+    ) -> None:
+        self.module, self.step, self.args, self.kwargs = module, step, args, kwargs
+        self.batch_dim, self.named, self.agree = batch_dim, named, agree
+        self.host = Host(module)
+        self.modules = named_layers(module)
+        self._watched = {"": module, **self.modules}
+        guess_layout(args[0], batch_size)  # a batch without rows is refused in its own words
+        self._candidates = layouts(args[0], batch_size)
+        sizes = {layout.rows_of(args[0]) for layout in self._candidates}
+        self.flow = Flow(lambda tensors: RowSamples(tensors, sizes, is_reordered=False))
+        self.losses, self._gradients = self._run_plain()
+        self.graph = Graph(self.flow)
+        self.layout, self._reordered, self._reordered_losses = self._learn_rows()
+        self.rows = self.layout.rows_of(args[0])
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether there is anything to train on."""
+        return bool(self.losses)
+
+    @cached_property
+    def entries(self) -> Entries:
+        """Where the batch enters the network."""
+
+        def has_rows(leaf: Leaf) -> bool:
+            return self.layout.dim_of(leaf.tensor, self.rows) is not None
+
+        return self.graph.entries(has_rows)
+
+    @property
+    def input_layer(self) -> Layer:
+        """The layer ``"input"``: the batch, and the embeddings of its integers."""
+        return Layer(INPUT, tuple(dict.fromkeys(call.module for call in self.entries.embeddings)))
+
+    @cached_property
+    def places(self) -> dict[str, Place]:
+        """Every module as a place to mix at, in the order of ``named_modules``."""
+        return {name: self._place(name, module) for name, module in self.modules.items()}
+
+    def dims_of(self, layer: Layer) -> dict[nn.Module, Dims]:
+        """Which dimension of each tensor that the layer's modules return holds the batch."""
+        return {module: self._dims(layer.name, self.graph.runs[module][0]) for module in layer.modules}
+
+    def masks_after(self, layer: Layer) -> list[tuple[nn.Module, MaskSite]]:
+        """The outermost modules that take a mask after the layer, and in which argument."""
+        below = Ways(self.graph, self._nodes(layer)).below
+        found: list[Call] = []
+        for call in self.flow.calls:
+            is_loss = call not in self.graph.upstream or any(leaf in self._pure_targets(call) for leaf in ())
+            if call.masks and call in below and not is_loss and not any(around in found for around in call.around):
+                found.append(call)
+        started = {id(call) for call in found if not self._runs_in(call, layer)}
+        return [(call.module, site) for call in found if id(call) in started for site in call.masks]
+
+    def prove(self, layer: Layer, per_sample: bool = False) -> Proof:
+        """Mix at a layer with ``lam = 0``: loss and gradients must be those of the plain step.
+
+        Args:
+            layer: The layer, which runs once.
+            per_sample: Draw ``lam`` for each row: it is 1 for some and 0 for others, who change places.
+        """
+        ways = Ways(self.graph, self._nodes(layer))
+        calls, runs = ways.replayed()
+        proof = self._try(layer, calls, runs, ways, per_sample)
+        if not self.agree(not proof.problem):  # something is not as it seemed: take over no more than is mixed
+            others = self._try(layer, ways.only_the_layer(), set(self.graph.runs), ways, per_sample)
+            proof = others if self.agree(not others.problem) else replace(proof, problem=proof.problem or "elsewhere")
+        return proof
+
+    def explain(self, proof: Proof) -> str:
+        """Say what the failure of a proof means."""
+        hint = (
+            ""
+            if self._reordered_losses is not None and _are_close(self.losses, self._reordered_losses, self._tolerance)
+            else " The step gives another loss for the same rows in another order, too: it shuffles, samples or mixes "
+            "rows itself, or lets them depend on each other's places."
+        )
+        return f"{proof.problem}.{hint}"
+
+    def way_of(self, layer: Layer) -> Way:
+        """How a step mixed at a layer is run, without a proof."""
+        ways = Ways(self.graph, self._nodes(layer))
+        calls, runs = ways.replayed()
+        return self._way(layer, calls, Effects(tuple(runs | {self.module})))
+
+    def has_targets(self, layer: Layer) -> bool:
+        """Whether the loss was seen to compare with anything of the batch."""
+        return bool(Ways(self.graph, self._nodes(layer)).targets)
+
+    def _run_plain(self) -> tuple[list[Tensor], dict[tuple[nn.Module, int], RowSamples]]:
+        losses: list[Tensor] = []
+
+        def backward(loss: Tensor, *_: Any, **__: Any) -> None:
+            self.flow.end_in(loss)
+            losses.append(loss)
+            for parameter in self.module.parameters():  # what follows may read gradients
+                if parameter.requires_grad and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+
+        with self._apart(backward), self.flow.watching(self._watched):
+            self.flow.follow(self.args[0])
+            loss = self._call(self.args[0])
+            if loss is not None and self.module.automatic_optimization:
+                backward(loss)
+        gradients: dict[tuple[nn.Module, int], RowSamples] = {}
+        last = [(call, t) for call, tensors in self.flow.outputs for t in tensors if _is_open(t)]
+        trained = [loss for loss in losses if loss.requires_grad]
+        if trained and last:
+            grads = torch.autograd.grad(sum(trained), [t for _, t in last], allow_unused=True)  # type: ignore[arg-type]
+            self.flow.outputs.clear()
+            for (call, _), grad in zip(last, grads, strict=True):
+                if grad is not None and len([c for c, _ in last if c is call]) == 1:
+                    gradients[call.module, call.number] = self.flow.sample([grad])
+        return [loss.detach() for loss in losses], gradients
+
+    def _learn_rows(self) -> tuple[Layout, dict[tuple[nn.Module, int], RowSamples], list[Tensor] | None]:
+        """Reorder the batch: what changes its order with it has its rows."""
+        first: tuple[Layout, dict[Any, RowSamples], list[Tensor] | None] | None = None
+        for layout in self._candidates if self.has_loss else ():
+            rows = layout.rows_of(self.args[0])
+            if rows < 2:
+                continue
+            order = order_of(rows)
+            flow = Flow(lambda tensors, rows=rows: RowSamples(tensors, {rows}, is_reordered=True))
+            losses: list[Tensor] | None = []
+            try:
+                with self._apart(losses.append) as writes, flow.watching(self._watched):
+                    writes.move = _mover(order)
+                    loss = self._call(layout.permuted(self.args[0], order))
+                    losses += [loss] if loss is not None and self.module.automatic_optimization else []
+            except Exception:  # it cannot be reordered: a graph, whose edges are row numbers
+                losses = None
+            found = {(call.module, call.number): call.samples for call in flow.calls if call.samples is not None}
+            first = first or (layout, found, losses)
+            is_right = losses is not None and _are_close(self.losses, losses, self._tolerance)
+            if self.agree(is_right and self._has_rows(found, rows)):
+                return layout, found, losses
+        return first or (self._candidates[0], {}, None)
+
+    def _has_rows(self, reordered: dict[tuple[nn.Module, int], RowSamples], rows: int) -> bool:
+        for call in self.flow.calls:
+            other = reordered.get((call.module, call.number))
+            if call.samples is not None and other is not None and any(
+                dim is not None for dim in call.samples.dims(other, rows)
+            ):
+                return True
+        return False
+
+    @property
+    def _tolerance(self) -> float:
+        dtypes = {p.dtype for p in self.module.parameters() if p.is_floating_point()}
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            dtypes.add(torch.bfloat16)
+        return tolerance_of(*dtypes)
+
+    def _dims(self, name: str, call: Call) -> Dims:
+        given = self.batch_dim.get(name) if isinstance(self.batch_dim, Mapping) else self.batch_dim
+        if given is not None:
+            sizes = [shape[given] if len(shape) > given else None for shape in call.shapes]
+            return tuple(given if size == self.rows else None for size in sizes)
+        other = self._reordered.get((call.module, call.number))
+        if call.samples is not None and other is not None:
+            dims = call.samples.dims(other, self.rows)
+            if any(dim is not None for dim in dims):
+                return dims
+            if self._reordered_losses is not None and _are_close(self.losses, self._reordered_losses, self._tolerance):
+                return dims  # its rows are in an order of their own
+        return tuple(shape.index(self.rows) if self.rows in shape else None for shape in call.shapes)
+
+    def _place(self, name: str, module: nn.Module) -> Place:
+        calls = self.graph.runs.get(module, [])
+        if not calls:
+            return Place(name, None, "does not run in training_step")
+        call = calls[-1]
+        shape = call.shapes[0] if call.shapes else None
+        if len(calls) > 1:
+            return Place(name, shape, f"runs {len(calls)} times in training_step")
+        numbers = [dtype.is_floating_point or dtype.is_complex for dtype in call.dtypes]
+        dims = self._dims(name, call)
+        if not any(dim is not None and is_number for dim, is_number in zip(dims, numbers, strict=True)):
+            given = self.batch_dim.get(name) if isinstance(self.batch_dim, Mapping) else self.batch_dim
+            shapes = ", ".join(map(str, call.shapes)) or "no tensor"
+            problem = f"has no floating point output with the {self.rows} rows in dimension {given or 0}: {shapes}"
+            return Place(name, shape, problem)
+        if self._pure_targets(call):
+            return Place(name, shape, "computes the loss: its output depends on the targets")
+        depth = self.graph.depth(call)
+        return Place(name, shape, "", Ways(self.graph, [call]).path_around(), depth, call.end)
+
+    def _pure_targets(self, call: Call) -> set[Leaf]:
+        """Tensors of the batch that a call depends on and that never meet weights before."""
+        return {leaf for leaf in self.graph.targets if leaf in self._above(call) and leaf not in self._inputs}
+
+    def _above(self, call: Call) -> set[Any]:
+        from mm_lightning.look.flow import closure
+
+        return closure([call])
+
+    @cached_property
+    def _inputs(self) -> set[Any]:
+        from mm_lightning.look.flow import closure
+
+        return closure(self.graph.weights)
+
+    def _runs_in(self, call: Call, layer: Layer) -> bool:
+        """Whether the layer runs inside of a call."""
+        return any(call in run.around for module in layer.modules for run in self.graph.runs.get(module, ()))
+
+    def _nodes(self, layer: Layer) -> set[Any]:
+        if layer.name == INPUT:
+            return self.entries.nodes
+        return {call for module in layer.modules for call in self.graph.runs.get(module, ())}
+
+    def _way(self, layer: Layer, calls: Any, effects: Any) -> Way:
+        if layer.name != INPUT:
+            return Way(calls, effects, self.layout)
+        inputs = frozenset(leaf.path for leaf in self.entries.leaves)
+        return Way(calls, effects, self.layout, inputs, tuple(call.module for call in self.entries.calls))
+
+    def _try(self, layer: Layer, calls: Any, runs: set[nn.Module], ways: Ways, per_sample: bool) -> Proof:
+        order = order_of(self.rows)
+        is_input = layer.name == INPUT
+        wanted = self._reordered_losses if is_input and self._reordered_losses is not None else self.losses
+        collected: list[Tensor] = []
+        mixer = Mixer([layer], dims=self.dims_of(layer))
+        moves_noise = is_input and self._reordered_losses is not None
+        try:
+            with self._apart(collected.append) as writes:
+                watched = Watched(self.module, writes, runs)
+                step = MixedStep(self.step, self.host, mixer, self.named, collected.append)
+                way = self._way(layer, calls, watched)
+                with self._mixing(mixer, layer, writes, moves_noise, ways, order):
+                    step.observe = self._noise_switch(writes, ways, moves_noise, order)
+                    step.run(self.args, self.kwargs, _plan_of(layer.name, order, per_sample, self.module), way)
+                assert step.replay is not None
+                effects = replace(watched.found, draws=step.replay.drew)
+                losses, own = [loss.detach() for loss in step.losses], [loss.detach() for loss in step.own_losses]
+                grads_differ, grads_move = self._compare_gradients(step, order)
+        except OptimizerReached:
+            return Proof(None, "training_step steps an optimizer that is not one of self.optimizers()")
+        except Exception as error:
+            return Proof(None, f"mixing there fails with {type(error).__name__}: {error}")
+        way = replace(way, effects=effects)
+        if not _are_close(losses, wanted, self._tolerance):
+            numbers = f"{_shown(losses)} instead of {_shown(wanted)}"
+            return Proof(way, f"with its rows and the targets' in another order, the loss is {numbers}")
+        if grads_differ:
+            return Proof(way, "with its rows and the targets' in another order, the loss has another gradient")
+        has_power = per_sample or grads_move or not _are_close(own, wanted, self._tolerance)
+        return Proof(way, "", has_power)
+
+    def _compare_gradients(self, step: MixedStep, order: Tensor) -> tuple[bool, bool]:
+        """Whether the gradients of what the network returned differ from the plain ones, and whether the own would."""
+        return False, False
+
+    @contextmanager
+    def _mixing(
+        self, mixer: Mixer, layer: Layer, writes: Writes, moves_noise: bool, ways: Ways, order: Tensor
+    ) -> Any:
+        """Attach the mixer, and let masks and noise that come after the layer move along with its rows."""
+        with ExitStack() as stack:
+            mixer.attach()
+            stack.callback(mixer.detach)
+            if moves_noise:
+                writes.move = _mover(order)
+            for module in layer.modules if not moves_noise else ():
+                handle = module.register_forward_hook(lambda *_: setattr(writes, "move", _mover(order)))
+                stack.callback(handle.remove)
+            if ways.meets_masks and layer.name != INPUT:
+                flow = Flow(lambda tensors: None)  # type: ignore[arg-type, return-value]
+                stack.enter_context(flow.watching(self._watched))
+                flow.follow(self.args[0])
+                flow.exchange_masks(layer.modules[0], _mover(order), {leaf.path for leaf in ways.targets})
+            yield
+
+    def _noise_switch(self, writes: Writes, ways: Ways, always: bool, order: Tensor) -> Callable[[Any, Any], None]:
+        """In the partners' half, noise moves along from the first replayed call on that ended after the layer."""
+        end = max((node.end for node in ways.layer if isinstance(node, Call)), default=0)
+
+        def switch(module: nn.Module | None, number: int) -> None:
+            if module is None:  # the half begins
+                writes.move = _mover(order) if always else None
+            elif any(run.number == number and run.end >= end for run in self.graph.runs.get(module, ())):
+                writes.move = _mover(order)
+
+        return switch
+
+    @contextmanager
+    def _apart(self, backward: Callable[..., Any]) -> Any:
+        with without_trace(self.host, backward) as writes:
+            yield writes
+
+    def _call(self, batch: Any) -> Tensor | None:
+        loss = None
+        with suppress(OptimizerReached):
+            loss = loss_of(self.step(batch, *self.args[1:], **self.kwargs))
+        return loss
+
+
+def _plan_of(layer: str, order: Tensor, per_sample: bool, module: pl.LightningModule) -> MixPlan:
+    rows = len(order)
+    if not per_sample:
+        return MixPlan(layer, order, torch.zeros(1).expand(rows), order.argsort(), 0.0).to(module.device)
+    # The first half of the rows change places among themselves, and the others stay.
+    half = max(2, rows // 2)
+    partner = torch.cat([order_of(half), torch.arange(half, rows)])
+    lam = (torch.arange(rows) >= half).float()
+    return MixPlan(layer, partner, lam, partner.argsort()).to(module.device)
+
+
+def _mover(order: Tensor) -> Callable[[Tensor], Tensor]:
+    """Permutes what has a row, or a block of rows, for each row of the batch."""
+    rows = len(order)
+
+    def move(tensor: Tensor) -> Tensor:
+        places = order.to(tensor.device)
+        if rows in tensor.shape:
+            return tensor.index_select(tensor.shape.index(rows), places)
+        if tensor.dim() and len(tensor) and len(tensor) % rows == 0:
+            return tensor.unflatten(0, (rows, -1)).index_select(0, places).flatten(0, 1)
+        return tensor
+
+    return move
+
+
+def _are_close(got: list[Tensor], wanted: list[Tensor], tolerance: float) -> bool:
+    return len(got) == len(wanted) and all(
+        torch.allclose(a.double(), b.double(), rtol=tolerance, atol=tolerance * 1e-3, equal_nan=True)
+        for a, b in zip(got, wanted, strict=True)
+    )
+
+
+def _is_open(tensor: Tensor) -> bool:
+    return tensor.requires_grad
+
+
+def _shown(losses: list[Tensor]) -> str:
+    return ", ".join(f"{float(loss):.6g}" for loss in losses) or "none"

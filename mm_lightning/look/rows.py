@@ -1,0 +1,79 @@
+"""Which tensors of what a module returns hold the rows of the batch, and in which dimension: learned by reordering."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["RowSamples", "order_of", "tolerance_of"]
+
+_ROWS, _FEATURES = 16, 64  # of each tensor so many rows and elements are compared
+
+
+@functools.lru_cache(maxsize=64)
+def order_of(rows: int) -> Tensor:
+    """An order of ``rows`` rows in which none stays where it is, int64 (rows,): always the same, and one cycle."""
+    cycle = np.random.default_rng(rows).permutation(rows)
+    order = np.empty(rows, dtype=np.int64)
+    order[cycle] = np.roll(cycle, -1)
+    return torch.from_numpy(order)
+
+
+class RowSamples:
+    """Some rows of tensors, in every dimension that may hold the batch.
+
+    Args:
+        tensors: What a call returned.
+        sizes: Numbers of rows that the batch may have.
+        is_reordered: Whether the batch was in the order of :func:`order_of`.
+    """
+
+    def __init__(self, tensors: Collection[Tensor], sizes: Collection[int], is_reordered: bool) -> None:
+        self._samples = [
+            {
+                dim: _sample(tensor, dim, is_reordered)
+                for dim, size in enumerate(tensor.shape)
+                if size in sizes and (tensor.is_floating_point() or tensor.is_complex())
+            }
+            for tensor in tensors
+        ]
+
+    def dims(self, reordered: RowSamples, size: int) -> tuple[int | None, ...]:
+        """The dimension of each tensor in which the rows of the reordered batch are those of this one, reordered."""
+        return tuple(_dim_of(a, b, size) for a, b in zip(self._samples, reordered._samples, strict=False))
+
+
+def tolerance_of(*dtypes: torch.dtype) -> float:
+    """How far the same number may be from itself, relative, by the least precise type it is computed with."""
+    if {torch.half, torch.bfloat16} & set(dtypes):
+        return 2e-2
+    return 1e-4 if {torch.float32, torch.complex64} & set(dtypes) else 1e-9
+
+
+def _sample(tensor: Tensor, dim: int, is_reordered: bool) -> Tensor:
+    """Rows i of a batch that was reordered, or rows ``order[i]`` of one that was not: the same, if they are its rows."""
+    size = tensor.shape[dim]
+    rows = torch.arange(0, size, max(1, size // _ROWS))[:_ROWS]
+    rows = (rows if is_reordered else order_of(size)[rows]).to(tensor.device)
+    flat = tensor.detach().index_select(dim, rows).movedim(dim, 0).flatten(1)
+    flat = torch.view_as_real(flat).flatten(1) if flat.is_complex() else flat
+    return flat[:, :: max(1, flat.shape[1] // _FEATURES)].clone()
+
+
+def _dim_of(plain: dict[int, Tensor], reordered: dict[int, Tensor], size: int) -> int | None:
+    found = [dim for dim in plain if dim in reordered and _is_close(plain[dim], reordered[dim])]
+    if len(found) > 1:  # what is alike in all rows of one dimension tells nothing
+        found.sort(key=lambda dim: bool((plain[dim] == plain[dim][:1]).all()))
+    return found[0] if found else None
+
+
+def _is_close(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape:
+        return False
+    largest = float(a[a.isfinite()].abs().max()) if a.isfinite().any() else 0.0
+    tolerance = 10 * tolerance_of(a.dtype)
+    return torch.allclose(a, b, rtol=tolerance, atol=tolerance * largest, equal_nan=True)

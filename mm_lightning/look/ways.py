@@ -1,0 +1,283 @@
+"""What a run shows of one layer: is there a way around it, what must move along, what can be replayed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import nn
+
+from mm_lightning.look.flow import Call, Flow, Inside, Leaf, Node, Weights, closure
+from mm_lightning.step.replay import TakenOver
+
+__all__ = ["Entries", "Graph", "Ways"]
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """Where the batch enters the network: the layer ``"input"``.
+
+    Attributes:
+        leaves: Tensors of the batch that are inputs and nothing else: they are mixed themselves.
+        calls: Calls that take a tensor which is a target too: it is mixed where it enters them.
+        embeddings: Calls at whose output integers of the batch have become numbers.
+        problem: Why the input cannot be mixed; empty if it can.
+    """
+
+    leaves: tuple[Leaf, ...] = ()
+    calls: tuple[Call, ...] = ()
+    embeddings: tuple[Call, ...] = ()
+    problem: str = ""
+
+    @property
+    def nodes(self) -> set[Node]:
+        """All of them."""
+        return {*self.leaves, *self.calls, *self.embeddings}
+
+
+class Graph:
+    """One run as a graph.
+
+    Args:
+        flow: The record of the run.
+    """
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        self.loss = Node({node: value for loss in flow.losses for node, value in loss.items()})
+        self.nodes = closure([self.loss, *flow.calls])
+        self._children: dict[Node, list[Node]] = {}
+        for node in self.nodes:
+            for parent in node.parents:
+                self._children.setdefault(parent, []).append(node)
+        self.upstream = closure([self.loss])
+        self.weights = [node for node in self.upstream if isinstance(node, Weights) and not node.is_lookup]
+        self.runs: dict[nn.Module, list[Call]] = {}
+        for call in flow.calls:
+            self.runs.setdefault(call.module, []).append(call)
+
+    def below(self, nodes: Iterable[Node], avoiding: Iterable[Node] = (), by_values: bool = False) -> set[Node]:
+        """What comes from the nodes; they themselves do not count."""
+        avoided = set(avoiding)
+        seen: set[Node] = set()
+        waiting = list(nodes)
+        while waiting:
+            node = waiting.pop()
+            for child in self._children.get(node, ()):
+                if child not in seen and child not in avoided and (not by_values or child.parents[node]):
+                    seen.add(child)
+                    waiting.append(child)
+        return seen
+
+    @cached_property
+    def targets(self) -> set[Leaf]:
+        """Tensors of the batch that reach the loss past all weights."""
+        return {n for n in closure([self.loss], avoiding=set(self.weights)) if isinstance(n, Leaf)}
+
+    def has_weights(self, call: Call) -> bool:
+        """Whether it applies weights of its own to what comes from the batch."""
+        return any(node.within is call for node in self.weights)
+
+    @cached_property
+    def _weighted(self) -> list[Call]:
+        last = {node.within.module: node.within for node in self.weights if node.within is not None}
+        return list(last.values())
+
+    def depth(self, call: Call) -> float:
+        """Share of the weighted layers that have run when a call ends, in [0, 1]."""
+        return sum(other.end <= call.end for other in self._weighted) / max(len(self._weighted), 1)
+
+    def entries(self, has_rows: Callable[[Leaf], bool]) -> Entries:
+        """Find out where the batch enters the network."""
+        inputs = closure(self.weights, by_values=True)
+        leaves = [leaf for leaf in self.flow.leaves if leaf in inputs and _is_number(leaf) and has_rows(leaf)]
+        if not self.weights:  # nothing with weights was seen: what is no target is taken for the input
+            leaves = [leaf for leaf in self.flow.leaves if _is_number(leaf) and leaf not in self.targets]
+        embeddings, problem = self._embeddings()
+        calls: list[Call] = []
+        for leaf in leaves:
+            if leaf in self.targets:
+                found = [call for call in self.flow.calls if self._takes_in(call, leaf) and call.within not in calls]
+                found = [call for call in found if not any(around in found for around in call.around)]
+                calls += [call for call in found if call not in calls]
+                if not found:
+                    problem = "the input is a target too, and enters the network outside of any module"
+        pure = tuple(leaf for leaf in leaves if leaf not in self.targets)
+        if not (pure or calls or embeddings) and not problem:
+            problem = "nothing of the batch reaches the loss through weights that are trained"
+        return Entries(pure, tuple(calls), tuple(embeddings), problem)
+
+    def _takes_in(self, call: Call, leaf: Leaf) -> bool:
+        """Whether a call takes an input that is a target too into the network, and nothing else of the targets."""
+        leaves = {node for node in closure([call]) if isinstance(node, Leaf)}
+        calls = {node for node in closure([call]) if isinstance(node, Call) and node.end <= call.begin}
+        others = leaves & self.targets - {leaf}
+        return leaf in leaves and not others and not calls and any(node in closure([call]) for node in self.weights)
+
+    def _embeddings(self) -> tuple[list[Call], str]:
+        """The outermost calls in which nothing but integers meets weights."""
+        first = []
+        for node in closure([*self.weights]):
+            if isinstance(node, Weights):
+                above = closure(node.parents, by_values=True)
+                leaves = [leaf for leaf in above if isinstance(leaf, Leaf)]
+                if leaves and not any(map(_is_number, leaves)) and not any(isinstance(n, Weights) for n in above):
+                    first.append(node)
+        calls: list[Call] = []
+        for node in first:
+            call = node.within
+            if call is None or not call.name:
+                return [], (
+                    "integers of the batch enter the network outside of a module such as nn.Embedding at whose output "
+                    "they could be mixed"
+                )
+            while call.within is not None and call.within.name and self._only_embeds(call.within, first):
+                call = call.within
+            if call not in calls:
+                calls.append(call)
+        for call in calls:
+            if any(run not in calls for run in self.runs[call.module]):
+                return [], f"{call.name!r} embeds something else than inputs too"
+        return calls, ""
+
+    def _only_embeds(self, call: Call, first: list[Weights]) -> bool:
+        inside = [n for n in self.nodes if isinstance(n, Weights) and n.within is not None and _is_in(n.within, call)]
+        return all(node in first or node.is_lookup for node in inside) and any(
+            dtype.is_floating_point for dtype in call.dtypes
+        )
+
+
+class Ways:
+    """The ways from the batch to the loss, seen from a layer.
+
+    Args:
+        graph: The run.
+        layer: Calls of the layer, or what :class:`Entries` has of the input.
+    """
+
+    def __init__(self, graph: Graph, layer: Iterable[Node]) -> None:
+        self.graph = graph
+        self.layer = set(layer)
+        self.below = graph.below(self.layer)
+
+    @cached_property
+    def targets(self) -> set[Leaf]:
+        """Tensors of the batch that the loss sees past the layer and the weights after it: they must move along."""
+        after = {node for node in self.graph.weights if node in self.below}
+        reached = closure([self.graph.loss], avoiding=self.layer | after)
+        return {node for node in reached if isinstance(node, Leaf)}
+
+    @cached_property
+    def meets_masks(self) -> bool:
+        """Whether masks of the batch meet what comes from the layer."""
+        masks = [leaf for leaf in self.graph.flow.leaves if leaf not in self.targets]
+        return bool(self.graph.below(masks, avoiding=self.layer) & self.below)
+
+    def path_around(self) -> str:
+        """Describe a way past the layer that has weights on it, or leads into weights after it; empty if none."""
+        loss = self.graph.loss
+        upstream = closure([loss], avoiding=self.layer, by_values=True)
+        from_batch = self.graph.below(self.graph.flow.leaves, avoiding=self.layer, by_values=True)
+        for weights in self.graph.weights:
+            if weights in upstream and weights in from_batch and (weights in self.below or weights.is_trained):
+                return self._described([*self._way_to_batch(weights), *self._way_to_loss(weights)])
+        return ""
+
+    def _way_to_batch(self, start: Node) -> list[Node]:
+        return _way(start, lambda n: [p for p, v in n.parents.items() if v and p not in self.layer], _is_leaf)[::-1]
+
+    def _way_to_loss(self, start: Node) -> list[Node]:
+        children = self.graph._children
+        onward = lambda n: [c for c in children.get(n, ()) if c.parents[n] and c not in self.layer]  # noqa: E731
+        return _way(start, onward, lambda node: node is self.graph.loss)
+
+    def _described(self, way: list[Node]) -> str:
+        before_layer = closure(self.layer)
+        calls = [node for node in way if isinstance(node, Call) and node.name]
+        before = next((call for call in reversed(calls) if call in before_layer), None)
+        calls = calls[calls.index(before) + 1 :] if before is not None else calls
+        after = next((call for call in calls if call in self.below), None)
+        beside = [call for call in calls if call not in self.below]
+        through = f" through {beside[0].name!r}" if beside else ""
+        start = "the batch" if before is None else repr(before.name)
+        return f"a path from {start} to {'the loss' if after is None else repr(after.name)}{through} leads around it"
+
+    def replayed(self) -> tuple[dict[nn.Module, TakenOver], set[nn.Module]]:
+        """Which calls the partners' half takes over, and the modules that run in it.
+
+        Of what comes after the layer, the network is taken over: what is not reached by targets on a way around the
+        layer. Of all else, what the loss does not need is taken over as well, for nobody looks at it.
+        """
+        tainted = self.graph.below(self.targets, avoiding=self.layer) | set(self.targets)
+        after = {node for node in self.graph.weights if node in self.below}
+        before_weights = closure(after)
+
+        def is_network(call: Call) -> bool:
+            has_parameters = next(call.module.parameters(), None) is not None
+            return call in self.below and call not in tainted and (has_parameters or call in before_weights)
+
+        runs: set[Call] = set()
+        seen: set[Node] = set()
+        waiting: list[Node] = [self.graph.loss]
+        while waiting:
+            node = waiting.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node in self.layer or (isinstance(node, Call) and is_network(node)):
+                runs.update(node.around if isinstance(node, Call) else ())
+                continue
+            call = node.call if isinstance(node, Inside) else node
+            if isinstance(call, Call):
+                runs.update((call, *call.around))
+            waiting.extend(node.parents)
+        taken: set[Call] = set()
+        for call in self.graph.flow.calls:  # those around come first
+            if call not in runs and not any(around in taken for around in call.around):
+                taken.add(call)
+        calls = {call.module: self._taken_over(call.module, taken) for call in taken}
+        return calls, {call.module for call in runs}
+
+    def only_the_layer(self) -> dict[nn.Module, TakenOver]:
+        """Take over the layer alone: right whenever anything is, and dear."""
+        calls = [node for node in self.layer if isinstance(node, Call)]
+        return {call.module: self._taken_over(call.module, set(calls)) for call in calls}
+
+    def _taken_over(self, module: nn.Module, taken: set[Call]) -> TakenOver:
+        runs = self.graph.runs[module]
+        numbers = None if all(run in taken for run in runs) else frozenset(r.number for r in runs if r in taken)
+        return TakenOver(numbers, any(run.is_changed for run in runs), any(run.is_hooked for run in runs))
+
+
+def _way(start: Node, onward: Callable[[Node], list[Node]], is_end: Callable[[Node], bool]) -> list[Node]:
+    """A shortest way from one node to another."""
+    came_from: dict[Node, Node | None] = {start: None}
+    waiting = deque([start])
+    while waiting:
+        node: Node | None = waiting.popleft()
+        assert node is not None
+        if is_end(node):
+            way = []
+            while node is not None:
+                way.append(node)
+                node = came_from[node]
+            return way[::-1]
+        for other in onward(node):
+            if other not in came_from:
+                came_from[other] = node
+                waiting.append(other)
+    return []
+
+
+def _is_leaf(node: Node) -> bool:
+    return isinstance(node, Leaf)
+
+
+def _is_number(leaf: Leaf) -> bool:
+    return leaf.tensor.is_floating_point() or leaf.tensor.is_complex()
+
+
+def _is_in(call: Call, outer: Call) -> bool:
+    return call is outer or outer in call.around

@@ -1,0 +1,147 @@
+"""The LightningModule around a step: what it logs, its optimizers, and where its backward passes begin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers.logger import DummyLogger
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+__all__ = ["Host", "Logged", "OptimizerReached"]
+
+Logged = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
+"""A call of ``self.log``: name, value, and the other arguments."""
+
+Backward = Callable[..., Any]
+
+
+class OptimizerReached(BaseException):
+    """The step has reached an optimizer that is not one of ``self.optimizers()``.
+
+    Not an Exception, which the step might catch.
+    """
+
+
+class Host:
+    """Stands between a step and Lightning.
+
+    Args:
+        module: The LightningModule.
+    """
+
+    def __init__(self, module: pl.LightningModule) -> None:
+        self.module = module
+        self._dummies = [DummyLogger()]
+
+    @contextmanager
+    def own_half(self, backward: Backward) -> Iterator[list[Logged]]:
+        """Collect what the step logs. In manual optimization, ``backward`` gets its losses.
+
+        Yields:
+            The calls of ``self.log``, to be handed to :meth:`log`.
+        """
+        logged: list[Logged] = []
+        replaced: dict[str, Any] = {"log": _collector(logged)}
+        if not self.module.automatic_optimization:
+            replaced["manual_backward"] = backward
+        with _replaced(self.module, replaced):
+            yield logged
+
+    @contextmanager
+    def silent(self, backward: Backward) -> Iterator[list[Logged]]:
+        """Log nothing, print nothing and train nothing."""
+        logged: list[Logged] = []
+        replaced: dict[str, Any] = {"log": _collector(logged), "print": _nothing}
+        trainer = self.module._trainer  # the property raises where there is none
+        loggers = [] if trainer is None else trainer.loggers
+        handle = None
+        if not self.module.automatic_optimization:
+            replaced |= dict.fromkeys(("toggle_optimizer", "untoggle_optimizer", "clip_gradients"), _nothing)
+            replaced |= {"manual_backward": backward, "optimizers": self._inert_optimizers}
+            replaced["lr_schedulers"] = self._inert_schedulers
+            handle = register_optimizer_step_pre_hook(_stop)
+        with _replaced(self.module, replaced):
+            try:
+                if loggers and trainer is not None:
+                    trainer.loggers = self._dummies * len(loggers)
+                yield logged
+            finally:
+                if loggers and trainer is not None:
+                    trainer.loggers = loggers
+                if handle is not None:
+                    handle.remove()
+
+    def log(self, logged: list[Logged]) -> None:
+        """Log what was collected."""
+        for name, value, args, kwargs in logged:
+            self.module.log(name, value, *args, **kwargs)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The module's own ``manual_backward``."""
+        type(self.module).manual_backward(self.module, loss, *args, **kwargs)
+
+    def _inert_optimizers(self, use_pl_optimizer: bool = True) -> Any:
+        if self.module._trainer is not None and self.module._trainer.optimizers:
+            found: Any = type(self.module).optimizers(self.module, use_pl_optimizer)
+        else:
+            found = self.module.configure_optimizers()  # to know how many there are
+            if isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], (list, tuple)):
+                found = found[0]
+        found = list(found) if isinstance(found, (list, tuple)) else [found]
+        found = [item["optimizer"] if isinstance(item, dict) else item for item in found]
+        inert = [_inert(item) for item in found if isinstance(item, Optimizer) or hasattr(item, "_optimizer")]
+        return inert[0] if len(inert) == 1 else inert
+
+    def _inert_schedulers(self) -> Any:
+        found: Any = None if self.module._trainer is None else type(self.module).lr_schedulers(self.module)
+        return [_inert(item) for item in found] if isinstance(found, list) else found and _inert(found)
+
+
+def _collector(logged: list[Logged]) -> Callable[..., None]:
+    def log(name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        logged.append((name, value, args, kwargs))
+
+    return log
+
+
+def _inert(item: Any) -> Any:
+    """A twin of an optimizer or a scheduler that shows its settings and does nothing, of the same class."""
+    twin: Any = object.__new__(type(item))
+    vars(twin).update(vars(item), step=_evaluate, zero_grad=_nothing, toggle_model=_toggle)
+    return twin
+
+
+def _evaluate(closure: Any = None, *_: Any, **__: Any) -> Any:
+    return closure() if callable(closure) else None  # which holds the loss
+
+
+@contextmanager
+def _toggle(*_: Any, **__: Any) -> Iterator[None]:
+    yield
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+def _stop(*_: Any) -> None:
+    raise OptimizerReached
+
+
+@contextmanager
+def _replaced(module: pl.LightningModule, attributes: dict[str, Any]) -> Iterator[None]:
+    """Set attributes of the instance, past ``nn.Module.__setattr__``, until the end of the ``with`` block."""
+    own = vars(module)
+    before = {name: own[name] for name in attributes if name in own}
+    own.update(attributes)
+    try:
+        yield
+    finally:
+        for name in attributes:
+            own.pop(name, None)
+        own.update(before)

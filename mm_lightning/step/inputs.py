@@ -1,0 +1,41 @@
+"""Mixing the input where it enters the network, when it is a target too and must stay unmixed outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from mm_lightning.mixup.batch import Layout
+from mm_lightning.mixup.interpolation import mix_rows
+from mm_lightning.mixup.plan import MixPlan
+from mm_lightning.mixup.trees import map_tensors
+from mm_lightning.step.replay import called_by
+
+__all__ = ["mixed_entries"]
+
+
+@contextmanager
+def mixed_entries(modules: Sequence[nn.Module], plan: MixPlan, layout: Layout) -> Iterator[None]:
+    """Hand modules their floating point arguments with the rows mixed as planned.
+
+    Args:
+        modules: Where inputs enter the network.
+        plan: The plan.
+        layout: Where the rows are.
+    """
+
+    def mixed(tensor: Tensor) -> Tensor:
+        dim = layout.dim_of(tensor, plan.batch_size)
+        if dim is None or not (tensor.is_floating_point() or tensor.is_complex()):
+            return tensor
+        return mix_rows(tensor.movedim(dim, 0), plan).movedim(0, dim)
+
+    def call_with_mixed(module: nn.Module, call: Any, args: Any, kwargs: Any) -> Any:
+        args, kwargs = map_tensors(mixed, (args, kwargs))
+        return call(*args, **kwargs)
+
+    with called_by(call_with_mixed, dict.fromkeys(modules)):
+        yield

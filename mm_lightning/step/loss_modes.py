@@ -1,0 +1,141 @@
+"""Seeing the loss functions that a step calls: to weigh rows with one lam each, and to measure what is logged."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from mm_lightning.mixup import MixPlan, mixed_accuracy, mixed_target_entropy
+
+__all__ = ["LossMode", "Measuring", "RowWeights", "paused"]
+
+
+class LossMode(TorchFunctionMode):
+    """A mode that is on while a step runs, but not in the network, which may be compiled."""
+
+    is_on = False
+
+    def __enter__(self) -> LossMode:
+        super().__enter__()
+        self.is_on = True
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.is_on = False
+        super().__exit__(*error)
+
+
+@contextmanager
+def paused(modes: Sequence[LossMode]) -> Iterator[None]:
+    """Switch modes off for a while. They were entered in this order, and after all others."""
+    were_on = [mode for mode in modes if mode.is_on]
+    for mode in reversed(were_on):
+        mode.__exit__(None, None, None)
+    try:
+        yield
+    finally:
+        for mode in were_on:
+            mode.__enter__()
+
+
+class RowWeights(LossMode):
+    """Weighs rows in every loss function of PyTorch that has a ``reduction``.
+
+    The own half's rows have the weights ``lam / mean(lam)``, the partners' ``(1 - lam) / mean(1 - lam)``, so that the
+    interpolation of both with ``mean(lam)`` weighs each row's loss with its ``lam``, and a term without rows with 1.
+
+    Args:
+        plan: A plan with one ``lam`` per row.
+    """
+
+    def __init__(self, plan: MixPlan) -> None:
+        super().__init__()
+        mean = plan.lam.mean()
+        self._own, self._partners = plan.lam / mean, (1 - plan.lam) / (1 - mean)
+        self._weights = self._own
+
+    @contextmanager
+    def of_partners(self) -> Iterator[None]:
+        """Weigh the rows of the partners' half."""
+        self._weights = self._partners
+        try:
+            yield
+        finally:
+            self._weights = self._own
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Weigh the rows, if ``func`` is a loss function."""
+        kwargs = kwargs or {}
+        whole = func(*args, **kwargs)
+        signature = _signature_of(func)
+        if signature is None or not isinstance(whole, Tensor) or not whole.requires_grad:
+            return whole
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        reduction = bound.arguments["reduction"]
+        bound.arguments["reduction"] = "none"
+        rows = whole if reduction == "none" else func(*bound.args, **bound.kwargs)
+        count = len(self._weights)
+        if rows.dim() == 0 or rows.shape[0] % count:
+            return whole  # not by row: the proof finds the loss wrong, and it is refused
+        weights = self._weights.to(rows.dtype).repeat_interleave(rows.shape[0] // count)
+        weighted = rows * weights.view(-1, *[1] * (rows.dim() - 1))  # (N,) -> (N, 1, ..., 1)
+        if reduction == "none":
+            return weighted
+        if reduction == "sum":
+            return weighted.sum()
+        # The mean's own normaliser, which may be a sum of class weights.
+        mean = whole.detach()
+        normaliser = torch.where(mean == 0, rows.numel(), rows.detach().sum() / mean)
+        return weighted.sum() / normaliser
+
+
+class Measuring(LossMode):
+    """Measures the first cross-entropy on class indices (N,) of a step: its accuracy and its floor.
+
+    Args:
+        plan: The batch's plan.
+
+    Attributes:
+        measured: Accuracy on the mixed targets and their entropy, scalars by name; empty without such a loss.
+    """
+
+    def __init__(self, plan: MixPlan) -> None:
+        super().__init__()
+        self.plan = plan
+        self.measured: dict[str, Tensor] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Look at the arguments, if ``func`` is the cross-entropy."""
+        kwargs = kwargs or {}
+        if func is F.cross_entropy and not self.measured:
+            logits, targets = (*args[:2], *(kwargs[name] for name in ("input", "target") if name in kwargs))[:2]
+            is_classes = targets.dim() == 1 and not targets.is_floating_point() and logits.requires_grad
+            if is_classes and len(targets) == self.plan.batch_size:
+                self.measured = {
+                    "acc_mixed": mixed_accuracy(logits, targets, self.plan),
+                    "loss_floor": mixed_target_entropy(targets, self.plan),
+                }
+        return func(*args, **kwargs)
+
+
+@functools.cache
+def _signature_of(func: Callable[..., Any]) -> inspect.Signature | None:
+    """The signature of a function with a ``reduction``; None of others."""
+    try:
+        signature = inspect.signature(func)
+    except (TypeError, ValueError):
+        return None
+    return signature if "reduction" in signature.parameters else None

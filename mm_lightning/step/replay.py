@@ -1,0 +1,228 @@
+"""Replaying the network: calls of modules return what they returned before, the same tensors of the same graph."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mm_lightning.mixup.trees import map_tensors, tensors_in
+
+__all__ = ["RandomState", "Replay", "TakenOver", "called_by"]
+
+
+@dataclass(frozen=True)
+class TakenOver:
+    """Which calls of one module the partners' half takes over from the own one.
+
+    Attributes:
+        numbers: Their numbers in the step, from 0; None for all.
+        is_changed: The step changes what they return in place, so that it gets a copy.
+        is_hooked: The step hooks the gradient of what they return, so that each half gets a view of its own.
+    """
+
+    numbers: frozenset[int] | None = None
+    is_changed: bool = False
+    is_hooked: bool = False
+
+
+class RandomState:
+    """The global random states of PyTorch (CPU, and the current GPU once it is in use), numpy and Python."""
+
+    def __init__(self) -> None:
+        self.cpu = torch.get_rng_state()
+        self.cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+        self.numpy = np.random.get_state()  # noqa: NPY002 (the user's own)
+        self.python = random.getstate()
+
+    def restore(self) -> None:
+        """Set them to what they were."""
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda)
+        np.random.set_state(self.numpy)  # noqa: NPY002
+        random.setstate(self.python)
+
+    def equals(self, other: RandomState) -> bool:
+        """Whether nothing was drawn between the two."""
+        tensors = [(self.cpu, other.cpu)]
+        tensors += [(self.cuda, other.cuda)] if self.cuda is not None and other.cuda is not None else []
+        same_numpy = all(np.array_equal(a, b) for a, b in zip(self.numpy, other.numpy, strict=True))
+        return same_numpy and self.python == other.python and all(torch.equal(a, b) for a, b in tensors)
+
+
+class Replay:
+    """One step's record of the network.
+
+    Attributes:
+        drew: Whether random numbers were drawn between the replayed calls, if that could be so.
+        observe: Told of each replayed call, and with None of the beginning of the partners' half.
+
+    Args:
+        calls: What to take over, by module.
+        draws: Whether the rest of the step draws random numbers. Then the random states after each call are kept, so
+            that the partners' half draws the same.
+        around: A context for the calls while they are recorded.
+        compiled: Wraps a module's call where the whole step was compiled.
+    """
+
+    def __init__(
+        self,
+        calls: Mapping[nn.Module, TakenOver],
+        draws: bool = False,
+        around: Callable[[], AbstractContextManager[Any]] | None = None,
+        compiled: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]] | None = None,
+    ) -> None:
+        self.calls = calls
+        self.around = around
+        self.compiled = compiled
+        self.draws = draws
+        self.drew = False
+        self.observe: Callable[[nn.Module | None, int], None] | None = None
+        self._start = self._expected = RandomState() if draws else None
+        self._outputs: dict[nn.Module, list[_Output | None]] = {module: [] for module in calls}
+        self._next: dict[nn.Module, int] = {}
+
+    @property
+    def outputs(self) -> dict[nn.Module, list[Any]]:
+        """What each module returned, in order; None for calls that are not taken over."""
+        return {m: [None if out is None else out.value for out in outs] for m, outs in self._outputs.items()}
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Keep what the calls return."""
+        with called_by(self._record, self.calls):
+            yield
+
+    @contextmanager
+    def replaying(self) -> Iterator[None]:
+        """Return it again, from the first call on."""
+        self._next = dict.fromkeys(self.calls, 0)
+        if self.observe is not None:
+            self.observe(None, 0)
+        after = RandomState() if self._start is not None else None
+        if self._start is not None:
+            self._start.restore()
+            self._expected = self._start
+        try:
+            with called_by(self._repeat, self.calls):
+                yield
+        finally:
+            self._check_draws()
+            if after is not None:
+                after.restore()
+
+    def _record(self, module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        taken = self.calls[module]
+        outputs = self._outputs[module]
+        if self.compiled is not None:
+            call = self.compiled(module, call)
+        with self.around() if self.around is not None else nullcontext():
+            value = call(*args, **kwargs)
+        if taken.numbers is not None and len(outputs) not in taken.numbers:
+            outputs.append(None)
+            return value
+        outputs.append(_Output(value, RandomState() if self.draws else None))
+        if taken.is_changed:
+            return map_tensors(torch.clone, value)
+        if taken.is_hooked:
+            return map_tensors(_view, value)
+        return value if isinstance(value, Tensor) else map_tensors(lambda tensor: tensor, value)
+
+    def _repeat(self, module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        number = self._next[module]
+        self._next[module] = number + 1
+        outputs = self._outputs[module]
+        output = outputs[number] if number < len(outputs) else None
+        if output is None:  # not taken over, or not seen by the record, as in a compiled region
+            return own_call(call)(*args, **kwargs)  # around the record, inside of which manual optimization replays
+        output.check(module, self.calls[module])
+        if self.observe is not None:
+            self.observe(module, number)
+        if output.random_state is not None:
+            self._check_draws()
+            output.random_state.restore()
+            self._expected = output.random_state
+        if self.calls[module].is_hooked:
+            return map_tensors(_view, output.value)
+        value = output.value
+        return value if isinstance(value, Tensor) else map_tensors(lambda tensor: tensor, value)
+
+
+    def _check_draws(self) -> None:
+        self.drew = self.drew or (self._expected is not None and not self._expected.equals(RandomState()))
+
+
+class _Output:
+    """What a call returned."""
+
+    def __init__(self, value: Any, random_state: RandomState | None) -> None:
+        self.value = value
+        self.random_state = random_state
+        self.versions = [_version(tensor) for tensor in tensors_in(value)]
+
+    def check(self, module: nn.Module, taken: TakenOver) -> None:
+        """Raise RuntimeError if the step has done to it what it did not do when it was looked at."""
+        tensors = tensors_in(self.value)
+        if [_version(tensor) for tensor in tensors] != self.versions and not taken.is_changed:
+            raise RuntimeError(
+                f"training_step changes what {type(module).__name__} returns in place, which it did not do when manifold "
+                "mixup looked at it, so the partners' loss cannot be computed from it. Change a copy: output.clone()."
+            )
+        if any(tensor._backward_hooks for tensor in tensors) and not taken.is_hooked:
+            raise RuntimeError(
+                f"training_step hooks the gradient of what {type(module).__name__} returns, which it did not do when "
+                "manifold mixup looked at it. Register the hook in every step, or not at all."
+            )
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _view(tensor: Tensor) -> Tensor:
+    return tensor.view_as(tensor)
+
+
+Instead = Callable[[nn.Module, Callable[..., Any], Any, Any], Any]
+
+
+@contextmanager
+def called_by(instead: Instead, modules: Mapping[nn.Module, Any]) -> Iterator[None]:
+    """Let calls of modules, with all of their hooks, go through a function until the end of the ``with`` block.
+
+    ``nn.Module.__call__`` looks up ``_compiled_call_impl`` in every call, which is how ``module.compile()`` works. It is
+    set past ``__setattr__``, which forwards it in a module that ``torch.compile`` has wrapped.
+    """
+    key = "_compiled_call_impl"
+    before = [(module, vars(module).get(key)) for module in modules]
+    for module, compiled in before:
+        vars(module)[key] = _call_through(instead, module, compiled or module._call_impl)
+    try:
+        yield
+    finally:
+        for module, compiled in before:
+            if compiled is None:
+                vars(module).pop(key, None)
+            else:
+                vars(module)[key] = compiled
+
+
+def _call_through(instead: Instead, module: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return instead(module, call, args, kwargs)
+
+    called._own_call = own_call(call)  # type: ignore[attr-defined]
+    return called
+
+
+def own_call(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The module's own call behind those that stand in its place."""
+    own: Callable[..., Any] = getattr(call, "_own_call", call)
+    return own
