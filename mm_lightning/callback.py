@@ -196,7 +196,8 @@ class ManifoldMixupCallback(pl.Callback):
         self._batch.is_armed = True
         if self._batch.size == 1:
             fit.warn_once("A batch of one row has no partner to mix with; it trains unmixed.")
-        if fit.layers:
+            self._batch.plan = MixPlan.unmixed(1)
+        elif fit.layers:
             self._draw(fit)
         self._batch.is_measured = _is_logged(trainer, steps_ahead=1)
 
@@ -282,6 +283,8 @@ class ManifoldMixupCallback(pl.Callback):
         fit, batch = self._fit, self._batch
         assert fit is not None
         if batch is None or not batch.is_armed:  # a validation_step that calls training_step, or a tuner's loop
+            return fit.run_unmixed(original, args, kwargs)
+        if batch.size == 1:
             return fit.run_unmixed(original, args, kwargs)
         if not batch.has_no_loss and not fit.ready(original, args, kwargs, batch):
             batch.has_no_loss = True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +20,10 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from mm_lightning import failure
-from mm_lightning.mixup import INPUT, MixPoint, named_layers
-from mm_lightning.mixup.choice import choose_places
-from mm_lightning.probe import look_at
-from mm_lightning.step import batch_size_of
+from mm_lightning.look.choice import choose_places
+from mm_lightning.look.look import Look
+from mm_lightning.look.settle import Proofs
+from mm_lightning.mixup import INPUT, Layer, MixPoint
 
 __all__ = ["Inspection", "LayerReport", "inspect", "main"]
 
@@ -83,56 +83,75 @@ class Inspection:
         return "\n".join([*lines, "", f'layers="auto" mixes at {chosen}.'])
 
 
-def inspect(module: pl.LightningModule, batch: Any, *, batch_dim: int | dict[str, int] = 0) -> Inspection:
+def inspect(
+    module: pl.LightningModule,
+    batch: Any,
+    *,
+    batch_dim: int | Mapping[str, int] | None = None,
+    batch_size: int | None = None,
+) -> Inspection:
     """Look at one training step and report where the batch may be mixed.
 
-    ``training_step`` runs once, as it would for the first batch of a fit; weights, buffers, metrics, gradients, modes
-    and random states are put back and nothing is logged.
+    ``training_step`` runs as it would before the first batch of a fit: as it is, with the batch's rows in another order,
+    and once for each layer that no way was seen to lead around, with that layer's rows in another order. Weights,
+    buffers, metrics, gradients, modes and random states are put back, and nothing is logged.
 
     Args:
         module: A LightningModule, with or without a trainer.
         batch: A batch as ``training_step`` takes it, on the module's device.
-        batch_dim: Dimension of the layers' outputs that holds the batch; or a dict of the layers for which it is not 0.
+        batch_dim: Dimension of the layers' outputs that holds the batch; or a dict of it for some. None learns it.
+        batch_size: Number of rows. None tells it by the batch.
 
     Returns:
         The report.
 
     Raises:
         TypeError: If ``module`` is no LightningModule, or the batch has no tensors.
-        Exception: What ``training_step`` raises.
+        LookFailed: If ``training_step`` fails. It is of the class of what the step raised, too.
 
     Example:
         >>> print(mm_lightning.inspect(module, next(iter(loader))))  # doctest: +SKIP
     """
     if not isinstance(module, pl.LightningModule):
         raise TypeError(f"inspect takes a LightningModule, got {type(module).__name__}.")
-    modules = named_layers(module)
     with _with_a_trainer(module):
-        view = look_at(module, module.training_step, _arguments(module, batch), {}, batch_size_of(batch), batch_dim)
-    points = {name for name, part in modules.items() if isinstance(part, MixPoint)}
-    chosen = points or {place.name for place in choose_places(view.places)}
-    is_input_chosen = INPUT in points or not points
-    embedded = f" (after {', '.join(view.embeddings)})" if view.embeddings else ""
+        arguments = _arguments(module, batch)
+        look = Look(module, module.training_step, arguments, {}, batch_dim=batch_dim, batch_size=batch_size)
+        proofs = Proofs(look)
+        problems = {name: _problem(proofs, Layer(name, (part,))) for name, part in look.modules.items()}
+        input_problem = look.entries.problem or _problem_of(proofs, look.input_layer)
+    points = {name for name, part in look.modules.items() if isinstance(part, MixPoint)}
+    auto = choose_places(list(look.places.values()), lambda place: not problems[place.name])
+    chosen = points or {place.name for place in auto}
+    embedded = ", ".join(call.name for call in look.entries.embeddings)
     reports = [
         LayerReport(
             INPUT,
-            f"the batch{embedded}",
-            view.input_shape,
-            not view.input_problem,
-            view.input_problem,
-            is_input_chosen and not view.input_problem,
+            f"the batch (after {embedded})" if embedded else "the batch",
+            look.input_shape,
+            not input_problem,
+            input_problem,
+            (INPUT in points or not points) and not input_problem,
             0.0,
         )
     ]
-    for place in view.places:
-        if place.name != INPUT:
-            kind = type(modules[place.name]).__name__
-            reports.append(
-                LayerReport(
-                    place.name, kind, place.shape, place.is_safe, place.reason, place.name in chosen, place.depth
-                )
-            )
+    for name, place in look.places.items():
+        if name != INPUT:
+            kind = type(look.modules[name]).__name__
+            safe = not problems[name]
+            depth = place.depth if safe else 0.0
+            reports.append(LayerReport(name, kind, place.shape, safe, problems[name], name in chosen, depth))
     return Inspection(tuple(reports))
+
+
+def _problem(proofs: Proofs, layer: Layer) -> str:
+    place = proofs.look.places[layer.name]
+    return place.problem or place.way_around or _problem_of(proofs, layer)
+
+
+def _problem_of(proofs: Proofs, layer: Layer) -> str:
+    proof = proofs.of(layer)
+    return proofs.look.explain(proof) if proof.problem else ""
 
 
 def main(overrides: Sequence[str] | None = None) -> None:

@@ -21,7 +21,7 @@ from mm_lightning.mixup.batch import Path, leaves_of
 from mm_lightning.mixup.masks import MaskSite, masks_in
 from mm_lightning.mixup.trees import map_tensors, tensors_in
 
-__all__ = ["Call", "Flow", "Inside", "Leaf", "Node", "Weights", "closure"]
+__all__ = ["Call", "Flow", "Inside", "Leaf", "Node", "Result", "Weights", "closure"]
 
 
 class Node:
@@ -62,7 +62,19 @@ class Weights(Node):
         self.within, self.is_lookup, self.is_trained = within, is_lookup, is_trained
 
 
-class Call(Node):
+class Result(Node):
+    """A tensor that a call returned.
+
+    Attributes:
+        call: The call.
+    """
+
+    def __init__(self, call: Call, parents: dict[Node, bool]) -> None:
+        super().__init__(parents)
+        self.call = call
+
+
+class Call:
     """A call of a module.
 
     Attributes:
@@ -73,6 +85,7 @@ class Call(Node):
         inner: The calls in it.
         begin: When it began, on a clock of calls.
         end: When it ended; 0 while it runs.
+        results: Its output tensors, as far as they come from the batch.
         shapes: Of its output tensors.
         dtypes: Of its output tensors.
         masks: Arguments in which it took masks.
@@ -83,9 +96,9 @@ class Call(Node):
     """
 
     def __init__(self, name: str, module: nn.Module, number: int, within: Call | None, begin: int) -> None:
-        super().__init__()
         self.name, self.module, self.number, self.within, self.begin = name, module, number, within, begin
         self.end = 0
+        self.results: list[Result] = []
         self.inner: list[Call] = []
         self.shapes: list[tuple[int, ...]] = []
         self.dtypes: list[torch.dtype] = []
@@ -136,7 +149,7 @@ class Flow(TorchFunctionMode):
         self._weights = WeakTensorKeyDictionary()
         self._returned_by = WeakTensorKeyDictionary()
         self._current: Call | None = None
-        self._counts: dict[nn.Module, int] = {}
+        self._counts: dict[int, int] = {}  # by identity: a metric's hash changes with its state
         self._clock = 0
         self._marked: Call | None = None
         self._layer: nn.Module | None = None
@@ -252,7 +265,7 @@ class Flow(TorchFunctionMode):
     def _begin(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         with torch._C.DisableTorchFunction():
             self._clock += 1
-            number = self._counts[module] = self._counts.get(module, -1) + 1
+            number = self._counts[id(module)] = self._counts.get(id(module), -1) + 1
             call = Call(name, module, number, self._current, self._clock)
             if self._current is not None:
                 self._current.inner.append(call)
@@ -281,25 +294,32 @@ class Flow(TorchFunctionMode):
             output = map_tensors(leave, output)
             tensors = tensors_in(output)
             call.shapes, call.dtypes = [tuple(t.shape) for t in tensors], [t.dtype for t in tensors]
-            known = [t for t in tensors if t in self._labels]
-            if not known and any(t.is_floating_point() for t in tensors):  # a scripted function, say
-                call.parents = _merged(*[self._labels[t] for t in tensors_in(given) if t in self._labels])
-                known = tensors if call.parents else []
-            else:
-                for tensor in known:
-                    self._born[tensor] = None if self._born.get(tensor) is call else self._born.get(tensor)
-                call.parents = self._from(known)
+            labels = {id(t): self._label_within(call, t) for t in tensors if t in self._labels}
+            if not labels and any(t.is_floating_point() for t in tensors):  # a scripted function, say
+                taken = _merged(*[self._labels[t] for t in tensors_in(given) if t in self._labels])
+                if taken and any(parameter.dim() > 1 for parameter in module.parameters()):
+                    taken = {Weights(taken, call, False, any(p.requires_grad for p in module.parameters())): True}
+                labels = {id(t): taken for t in tensors} if taken else {}
             call.samples = self.sample(tensors)
             if call.within is None:
                 self.outputs.append((call, tensors))
             for tensor in tensors:
                 self._returned_by[tensor] = call
-            for tensor in known:
-                self._labels[tensor] = {call: tensor.dtype != torch.bool and any(call.parents.values())}
-                self._born[tensor] = call.within
+            for tensor in tensors:
+                if (parents := labels.get(id(tensor))) is not None:
+                    result = Result(call, parents)
+                    call.results.append(result)
+                    self._labels[tensor] = {result: tensor.dtype != torch.bool and any(parents.values())}
+                    self._born[tensor] = call.within
             if self._move is not None and module is self._layer:
                 self._marked = call
             return output
+
+    def _label_within(self, call: Call, tensor: Tensor) -> dict[Node, bool]:
+        """The label of what a call returns; what was born in it goes out in the right way."""
+        if self._born.get(tensor) is call:
+            return self._labels[tensor]
+        return self._from([tensor])
 
     def _is_only_mask(self, tensor: Tensor) -> bool:
         label = self._labels.get(tensor)
@@ -321,7 +341,7 @@ class Flow(TorchFunctionMode):
         return map_tensors(lambda t: moved.get(id(t), t), (args, kwargs))
 
     def _descends(self, label: dict[Node, bool]) -> bool:
-        return self._marked in closure(label)
+        return self._marked is not None and not closure(label).isdisjoint(self._marked.results)
 
     def _is_target(self, tensor: Tensor) -> bool:
         leaves = [node for node in closure(self._labels[tensor]) if isinstance(node, Leaf)]

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from mm_lightning.look.flow import Call, Flow, Leaf
+from mm_lightning.look.flow import Call, Flow, Leaf, Result, closure
 from mm_lightning.look.rows import RowSamples, order_of, tolerance_of
 from mm_lightning.look.ways import Entries, Graph, Ways
 from mm_lightning.look.without_trace import Watched, Writes, without_trace
@@ -106,7 +106,10 @@ class Look:
         self.batch_dim, self.named, self.agree = batch_dim, named, agree
         self.host = Host(module)
         self.modules = named_layers(module)
-        self._watched = {"": module, **self.modules}
+        self._watched = {"": module}
+        for name, part in self.modules.items():  # a module with two names is one
+            if not any(part is other for other in self._watched.values()):
+                self._watched[name] = part
         guess_layout(args[0], batch_size)  # a batch without rows is refused in its own words
         self._candidates = layouts(args[0], batch_size)
         sizes = {layout.rows_of(args[0]) for layout in self._candidates}
@@ -133,7 +136,13 @@ class Look:
     @property
     def input_layer(self) -> Layer:
         """The layer ``"input"``: the batch, and the embeddings of its integers."""
-        return Layer(INPUT, tuple(dict.fromkeys(call.module for call in self.entries.embeddings)))
+        return Layer(INPUT, tuple({id(call.module): call.module for call in self.entries.embeddings}.values()))
+
+    @property
+    def input_shape(self) -> tuple[int, ...] | None:
+        """Shape of the first tensor that enters the network."""
+        leaves = [leaf for leaf in self.flow.leaves if leaf in self._before_weights]
+        return tuple(leaves[0].tensor.shape) if leaves else None
 
     @cached_property
     def places(self) -> dict[str, Place]:
@@ -142,18 +151,18 @@ class Look:
 
     def dims_of(self, layer: Layer) -> dict[nn.Module, Dims]:
         """Which dimension of each tensor that the layer's modules return holds the batch."""
-        return {module: self._dims(layer.name, self.graph.runs[module][0]) for module in layer.modules}
+        return {module: self._dims(layer.name, self.graph.runs_of(module)[0]) for module in layer.modules}
 
     def masks_after(self, layer: Layer) -> list[tuple[nn.Module, MaskSite]]:
         """The outermost modules that take a mask after the layer, and in which argument."""
         below = Ways(self.graph, self._nodes(layer)).below
         found: list[Call] = []
         for call in self.flow.calls:
-            is_loss = call not in self.graph.upstream or any(leaf in self._pure_targets(call) for leaf in ())
-            if call.masks and call in below and not is_loss and not any(around in found for around in call.around):
+            is_after = bool(below.intersection(call.results)) and not self._runs_in(call, layer)
+            is_outermost = not any(around in found for around in call.around)
+            if call.masks and is_after and is_outermost and not self._pure_targets(call):  # a loss takes targets so
                 found.append(call)
-        started = {id(call) for call in found if not self._runs_in(call, layer)}
-        return [(call.module, site) for call in found if id(call) in started for site in call.masks]
+        return [(call.module, site) for call in found for site in call.masks]
 
     def prove(self, layer: Layer, per_sample: bool = False) -> Proof:
         """Mix at a layer with ``lam = 0``: loss and gradients must be those of the plain step.
@@ -166,7 +175,7 @@ class Look:
         calls, runs = ways.replayed()
         proof = self._try(layer, calls, runs, ways, per_sample)
         if not self.agree(not proof.problem):  # something is not as it seemed: take over no more than is mixed
-            others = self._try(layer, ways.only_the_layer(), set(self.graph.runs), ways, per_sample)
+            others = self._try(layer, ways.only_the_layer(), list(self.module.modules()), ways, per_sample)
             proof = others if self.agree(not others.problem) else replace(proof, problem=proof.problem or "elsewhere")
         return proof
 
@@ -184,13 +193,13 @@ class Look:
         """How a step mixed at a layer is run, without a proof."""
         ways = Ways(self.graph, self._nodes(layer))
         calls, runs = ways.replayed()
-        return self._way(layer, calls, Effects(tuple(runs | {self.module})))
+        return self._way(layer, calls, Effects((self.module, *runs)))
 
     def has_targets(self, layer: Layer) -> bool:
         """Whether the loss was seen to compare with anything of the batch."""
         return bool(Ways(self.graph, self._nodes(layer)).targets)
 
-    def _run_plain(self) -> tuple[list[Tensor], dict[tuple[nn.Module, int], RowSamples]]:
+    def _run_plain(self) -> tuple[list[Tensor], dict[tuple[int, int], RowSamples]]:
         losses: list[Tensor] = []
 
         def backward(loss: Tensor, *_: Any, **__: Any) -> None:
@@ -200,49 +209,55 @@ class Look:
                 if parameter.requires_grad and parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
 
-        with self._apart(backward), self.flow.watching(self._watched):
-            self.flow.follow(self.args[0])
-            loss = self._call(self.args[0])
-            if loss is not None and self.module.automatic_optimization:
-                backward(loss)
-        gradients: dict[tuple[nn.Module, int], RowSamples] = {}
-        last = [(call, t) for call, tensors in self.flow.outputs for t in tensors if _is_open(t)]
-        trained = [loss for loss in losses if loss.requires_grad]
-        if trained and last:
-            grads = torch.autograd.grad(sum(trained), [t for _, t in last], allow_unused=True)  # type: ignore[arg-type]
-            self.flow.outputs.clear()
-            for (call, _), grad in zip(last, grads, strict=True):
-                if grad is not None and len([c for c, _ in last if c is call]) == 1:
-                    gradients[call.module, call.number] = self.flow.sample([grad])
+        with self._apart(backward):
+            with self.flow.watching(self._watched):
+                self.flow.follow(self.args[0])
+                loss = self._call(self.args[0])
+                if loss is not None and self.module.automatic_optimization:
+                    backward(loss)
+            gradients = self._gradients_of(losses)  # before buffers are put back
         return [loss.detach() for loss in losses], gradients
 
-    def _learn_rows(self) -> tuple[Layout, dict[tuple[nn.Module, int], RowSamples], list[Tensor] | None]:
+    def _gradients_of(self, losses: list[Tensor]) -> dict[tuple[int, int], RowSamples]:
+        """Some rows of the losses' gradient, for each tensor that the outermost calls returned last."""
+        outputs = [(call, tensors[0]) for call, tensors in self.flow.outputs if len(tensors) == 1]
+        self.flow.outputs.clear()
+        outputs = [(call, tensor) for call, tensor in outputs if tensor.requires_grad]
+        trained = [loss for loss in losses if loss.requires_grad]
+        if not trained or not outputs:
+            return {}
+        total: Any = sum(trained)
+        grads = torch.autograd.grad(total, [tensor for _, tensor in outputs], allow_unused=True)
+        pairs = zip(outputs, grads, strict=True)
+        return {(id(call.module), call.number): self.flow.sample([grad]) for (call, _), grad in pairs if grad is not None}
+
+    def _learn_rows(self) -> tuple[Layout, dict[tuple[int, int], RowSamples], list[Tensor] | None]:
         """Reorder the batch: what changes its order with it has its rows."""
         first: tuple[Layout, dict[Any, RowSamples], list[Tensor] | None] | None = None
         for layout in self._candidates if self.has_loss else ():
             rows = layout.rows_of(self.args[0])
             if rows < 2:
-                continue
+                break
             order = order_of(rows)
             flow = Flow(lambda tensors, rows=rows: RowSamples(tensors, {rows}, is_reordered=True))
             losses: list[Tensor] | None = []
             try:
-                with self._apart(losses.append) as writes, flow.watching(self._watched):
+                with self._apart(_into(losses)) as writes, flow.watching(self._watched):
                     writes.move = _mover(order)
                     loss = self._call(layout.permuted(self.args[0], order))
                     losses += [loss] if loss is not None and self.module.automatic_optimization else []
             except Exception:  # it cannot be reordered: a graph, whose edges are row numbers
                 losses = None
-            found = {(call.module, call.number): call.samples for call in flow.calls if call.samples is not None}
+            found = {(id(call.module), call.number): call.samples for call in flow.calls if call.samples is not None}
             first = first or (layout, found, losses)
             is_right = losses is not None and _are_close(self.losses, losses, self._tolerance)
             if self.agree(is_right and self._has_rows(found, rows)):
                 return layout, found, losses
         return first or (self._candidates[0], {}, None)
 
-    def _has_rows(self, reordered: dict[tuple[nn.Module, int], RowSamples], rows: int) -> bool:
+    def _has_rows(self, reordered: dict[tuple[int, int], RowSamples], rows: int) -> bool:
         for call in self.flow.calls:
-            other = reordered.get((call.module, call.number))
+            other = reordered.get((id(call.module), call.number))
             if call.samples is not None and other is not None and any(
                 dim is not None for dim in call.samples.dims(other, rows)
             ):
@@ -261,7 +276,7 @@ class Look:
         if given is not None:
             sizes = [shape[given] if len(shape) > given else None for shape in call.shapes]
             return tuple(given if size == self.rows else None for size in sizes)
-        other = self._reordered.get((call.module, call.number))
+        other = self._reordered.get((id(call.module), call.number))
         if call.samples is not None and other is not None:
             dims = call.samples.dims(other, self.rows)
             if any(dim is not None for dim in dims):
@@ -271,7 +286,7 @@ class Look:
         return tuple(shape.index(self.rows) if self.rows in shape else None for shape in call.shapes)
 
     def _place(self, name: str, module: nn.Module) -> Place:
-        calls = self.graph.runs.get(module, [])
+        calls = self.graph.runs_of(module)
         if not calls:
             return Place(name, None, "does not run in training_step")
         call = calls[-1]
@@ -288,31 +303,25 @@ class Look:
         if self._pure_targets(call):
             return Place(name, shape, "computes the loss: its output depends on the targets")
         depth = self.graph.depth(call)
-        return Place(name, shape, "", Ways(self.graph, [call]).path_around(), depth, call.end)
+        return Place(name, shape, "", Ways(self.graph, call.results).path_around(), depth, call.end)
 
     def _pure_targets(self, call: Call) -> set[Leaf]:
         """Tensors of the batch that a call depends on and that never meet weights before."""
-        return {leaf for leaf in self.graph.targets if leaf in self._above(call) and leaf not in self._inputs}
-
-    def _above(self, call: Call) -> set[Any]:
-        from mm_lightning.look.flow import closure
-
-        return closure([call])
+        above = closure(call.results)
+        return {leaf for leaf in self.graph.targets if leaf in above and leaf not in self._before_weights}
 
     @cached_property
-    def _inputs(self) -> set[Any]:
-        from mm_lightning.look.flow import closure
-
+    def _before_weights(self) -> set[Any]:
         return closure(self.graph.weights)
 
     def _runs_in(self, call: Call, layer: Layer) -> bool:
         """Whether the layer runs inside of a call."""
-        return any(call in run.around for module in layer.modules for run in self.graph.runs.get(module, ()))
+        return any(call in run.around for module in layer.modules for run in self.graph.runs_of(module))
 
     def _nodes(self, layer: Layer) -> set[Any]:
         if layer.name == INPUT:
             return self.entries.nodes
-        return {call for module in layer.modules for call in self.graph.runs.get(module, ())}
+        return {result for module in layer.modules for call in self.graph.runs_of(module) for result in call.results}
 
     def _way(self, layer: Layer, calls: Any, effects: Any) -> Way:
         if layer.name != INPUT:
@@ -320,7 +329,7 @@ class Look:
         inputs = frozenset(leaf.path for leaf in self.entries.leaves)
         return Way(calls, effects, self.layout, inputs, tuple(call.module for call in self.entries.calls))
 
-    def _try(self, layer: Layer, calls: Any, runs: set[nn.Module], ways: Ways, per_sample: bool) -> Proof:
+    def _try(self, layer: Layer, calls: Any, runs: list[nn.Module], ways: Ways, per_sample: bool) -> Proof:
         order = order_of(self.rows)
         is_input = layer.name == INPUT
         wanted = self._reordered_losses if is_input and self._reordered_losses is not None else self.losses
@@ -328,9 +337,9 @@ class Look:
         mixer = Mixer([layer], dims=self.dims_of(layer))
         moves_noise = is_input and self._reordered_losses is not None
         try:
-            with self._apart(collected.append) as writes:
+            with self._apart(_into(collected)) as writes:
                 watched = Watched(self.module, writes, runs)
-                step = MixedStep(self.step, self.host, mixer, self.named, collected.append)
+                step = MixedStep(self.step, self.host, mixer, self.named, _into(collected))
                 way = self._way(layer, calls, watched)
                 with self._mixing(mixer, layer, writes, moves_noise, ways, order):
                     step.observe = self._noise_switch(writes, ways, moves_noise, order)
@@ -378,12 +387,12 @@ class Look:
 
     def _noise_switch(self, writes: Writes, ways: Ways, always: bool, order: Tensor) -> Callable[[Any, Any], None]:
         """In the partners' half, noise moves along from the first replayed call on that ended after the layer."""
-        end = max((node.end for node in ways.layer if isinstance(node, Call)), default=0)
+        end = max((node.call.end for node in ways.layer if isinstance(node, Result)), default=0)
 
         def switch(module: nn.Module | None, number: int) -> None:
             if module is None:  # the half begins
                 writes.move = _mover(order) if always else None
-            elif any(run.number == number and run.end >= end for run in self.graph.runs.get(module, ())):
+            elif any(run.number == number and run.end >= end for run in self.graph.runs_of(module)):
                 writes.move = _mover(order)
 
         return switch
@@ -433,8 +442,9 @@ def _are_close(got: list[Tensor], wanted: list[Tensor], tolerance: float) -> boo
     )
 
 
-def _is_open(tensor: Tensor) -> bool:
-    return tensor.requires_grad
+def _into(losses: list[Tensor]) -> Callable[..., None]:
+    """Stands in for a backward pass."""
+    return lambda loss, *_, **__: losses.append(loss)
 
 
 def _shown(losses: list[Tensor]) -> str:

@@ -59,8 +59,8 @@ def _sample(tensor: Tensor, dim: int, is_reordered: bool) -> Tensor:
     size = tensor.shape[dim]
     rows = torch.arange(0, size, max(1, size // _ROWS))[:_ROWS]
     rows = (rows if is_reordered else order_of(size)[rows]).to(tensor.device)
-    flat = tensor.detach().index_select(dim, rows).movedim(dim, 0).flatten(1)
-    flat = torch.view_as_real(flat).flatten(1) if flat.is_complex() else flat
+    flat = tensor.detach().index_select(dim, rows).movedim(dim, 0)
+    flat = (torch.view_as_real(flat) if flat.is_complex() else flat).reshape(len(rows), -1)
     return flat[:, :: max(1, flat.shape[1] // _FEATURES)].clone()
 
 

@@ -9,10 +9,12 @@ from functools import cached_property
 
 from torch import nn
 
-from mm_lightning.look.flow import Call, Flow, Inside, Leaf, Node, Weights, closure
+from mm_lightning.look.flow import Call, Flow, Inside, Leaf, Node, Result, Weights, closure
 from mm_lightning.step.replay import TakenOver
 
-__all__ = ["Entries", "Graph", "Ways"]
+__all__ = ["Calls", "Entries", "Graph", "Ways"]
+
+Calls = tuple[tuple[nn.Module, TakenOver], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +36,7 @@ class Entries:
     @property
     def nodes(self) -> set[Node]:
         """All of them."""
-        return {*self.leaves, *self.calls, *self.embeddings}
+        return {*self.leaves, *(result for call in (*self.calls, *self.embeddings) for result in call.results)}
 
 
 class Graph:
@@ -47,16 +49,20 @@ class Graph:
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
         self.loss = Node({node: value for loss in flow.losses for node, value in loss.items()})
-        self.nodes = closure([self.loss, *flow.calls])
+        self.nodes = closure([self.loss, *(result for call in flow.calls for result in call.results)])
         self._children: dict[Node, list[Node]] = {}
         for node in self.nodes:
             for parent in node.parents:
                 self._children.setdefault(parent, []).append(node)
         self.upstream = closure([self.loss])
         self.weights = [node for node in self.upstream if isinstance(node, Weights) and not node.is_lookup]
-        self.runs: dict[nn.Module, list[Call]] = {}
+        self._runs: dict[int, list[Call]] = {}  # by identity: a metric's hash changes with its state
         for call in flow.calls:
-            self.runs.setdefault(call.module, []).append(call)
+            self._runs.setdefault(id(call.module), []).append(call)
+
+    def runs_of(self, module: nn.Module) -> list[Call]:
+        """The calls of a module, in order."""
+        return self._runs.get(id(module), [])
 
     def below(self, nodes: Iterable[Node], avoiding: Iterable[Node] = (), by_values: bool = False) -> set[Node]:
         """What comes from the nodes; they themselves do not count."""
@@ -82,7 +88,7 @@ class Graph:
 
     @cached_property
     def _weighted(self) -> list[Call]:
-        last = {node.within.module: node.within for node in self.weights if node.within is not None}
+        last = {id(node.within.module): node.within for node in self.weights if node.within is not None}
         return list(last.values())
 
     def depth(self, call: Call) -> float:
@@ -111,10 +117,10 @@ class Graph:
 
     def _takes_in(self, call: Call, leaf: Leaf) -> bool:
         """Whether a call takes an input that is a target too into the network, and nothing else of the targets."""
-        leaves = {node for node in closure([call]) if isinstance(node, Leaf)}
-        calls = {node for node in closure([call]) if isinstance(node, Call) and node.end <= call.begin}
-        others = leaves & self.targets - {leaf}
-        return leaf in leaves and not others and not calls and any(node in closure([call]) for node in self.weights)
+        above = closure(call.results)
+        others = {node for node in above if isinstance(node, Leaf)} & self.targets - {leaf}
+        earlier = any(isinstance(node, Result) and node.call.end <= call.begin for node in above)
+        return leaf in above and not others and not earlier and any(node in above for node in self.weights)
 
     def _embeddings(self) -> tuple[list[Call], str]:
         """The outermost calls in which nothing but integers meets weights."""
@@ -138,7 +144,7 @@ class Graph:
             if call not in calls:
                 calls.append(call)
         for call in calls:
-            if any(run not in calls for run in self.runs[call.module]):
+            if any(run not in calls for run in self.runs_of(call.module)):
                 return [], f"{call.name!r} embeds something else than inputs too"
         return calls, ""
 
@@ -195,16 +201,17 @@ class Ways:
 
     def _described(self, way: list[Node]) -> str:
         before_layer = closure(self.layer)
-        calls = [node for node in way if isinstance(node, Call) and node.name]
-        before = next((call for call in reversed(calls) if call in before_layer), None)
-        calls = calls[calls.index(before) + 1 :] if before is not None else calls
-        after = next((call for call in calls if call in self.below), None)
-        beside = [call for call in calls if call not in self.below]
-        through = f" through {beside[0].name!r}" if beside else ""
-        start = "the batch" if before is None else repr(before.name)
-        return f"a path from {start} to {'the loss' if after is None else repr(after.name)}{through} leads around it"
+        results = [node for node in way if isinstance(node, Result) and node.call.name]
+        before = next((result for result in reversed(results) if result in before_layer), None)
+        results = results[results.index(before) + 1 :] if before is not None else results
+        after = next((result for result in results if result in self.below), None)
+        beside = [result for result in results if result not in self.below]
+        through = f" through {beside[0].call.name!r}" if beside else ""
+        start = "the batch" if before is None else repr(before.call.name)
+        end = "the loss" if after is None else repr(after.call.name)
+        return f"a path from {start} to {end}{through} leads around it"
 
-    def replayed(self) -> tuple[dict[nn.Module, TakenOver], set[nn.Module]]:
+    def replayed(self) -> tuple[Calls, list[nn.Module]]:
         """Which calls the partners' half takes over, and the modules that run in it.
 
         Of what comes after the layer, the network is taken over: what is not reached by targets on a way around the
@@ -215,8 +222,10 @@ class Ways:
         before_weights = closure(after)
 
         def is_network(call: Call) -> bool:
+            if not self.below.intersection(call.results) or tainted.intersection(call.results):
+                return False
             has_parameters = next(call.module.parameters(), None) is not None
-            return call in self.below and call not in tainted and (has_parameters or call in before_weights)
+            return has_parameters or bool(before_weights.intersection(call.results))
 
         runs: set[Call] = set()
         seen: set[Node] = set()
@@ -226,29 +235,31 @@ class Ways:
             if node in seen:
                 continue
             seen.add(node)
-            if node in self.layer or (isinstance(node, Call) and is_network(node)):
-                runs.update(node.around if isinstance(node, Call) else ())
+            call = node.call if isinstance(node, (Inside, Result)) else None
+            if node in self.layer or (isinstance(node, Result) and is_network(node.call)):
+                runs.update(call.around if call is not None else ())
                 continue
-            call = node.call if isinstance(node, Inside) else node
-            if isinstance(call, Call):
+            if call is not None:
                 runs.update((call, *call.around))
             waiting.extend(node.parents)
         taken: set[Call] = set()
         for call in self.graph.flow.calls:  # those around come first
             if call not in runs and not any(around in taken for around in call.around):
                 taken.add(call)
-        calls = {call.module: self._taken_over(call.module, taken) for call in taken}
-        return calls, {call.module for call in runs}
+        return self._taken_over(taken), list({id(call.module): call.module for call in runs}.values())
 
-    def only_the_layer(self) -> dict[nn.Module, TakenOver]:
+    def only_the_layer(self) -> Calls:
         """Take over the layer alone: right whenever anything is, and dear."""
-        calls = [node for node in self.layer if isinstance(node, Call)]
-        return {call.module: self._taken_over(call.module, set(calls)) for call in calls}
+        return self._taken_over({node.call for node in self.layer if isinstance(node, Result)})
 
-    def _taken_over(self, module: nn.Module, taken: set[Call]) -> TakenOver:
-        runs = self.graph.runs[module]
-        numbers = None if all(run in taken for run in runs) else frozenset(r.number for r in runs if r in taken)
-        return TakenOver(numbers, any(run.is_changed for run in runs), any(run.is_hooked for run in runs))
+    def _taken_over(self, taken: set[Call]) -> Calls:
+        calls = []
+        for module in {id(call.module): call.module for call in taken}.values():
+            runs = self.graph.runs_of(module)
+            numbers = None if all(run in taken for run in runs) else frozenset(r.number for r in runs if r in taken)
+            over = TakenOver(numbers, any(run.is_changed for run in runs), any(run.is_hooked for run in runs))
+            calls.append((module, over))
+        return tuple(calls)
 
 
 def _way(start: Node, onward: Callable[[Node], list[Node]], is_end: Callable[[Node], bool]) -> list[Node]:

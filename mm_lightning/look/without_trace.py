@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -75,8 +75,14 @@ class Writes(TorchDispatchMode):
                 if argument.alias_info is not None and argument.alias_info.is_write:
                     for tensor in tree_leaves(given.get(argument.name)):
                         self._keep(tensor)
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        args, kwargs = _without_dropout(schema.arguments, args, kwargs)
+        if self.move is None:
+            return func(*args, **kwargs)
+        before = RandomState()
         result = func(*args, **kwargs)
-        if self.move is not None and torch.Tag.nondeterministic_seeded in func.tags:
+        if not before.equals(RandomState()):
             for tensor in tree_leaves(result):
                 if isinstance(tensor, Tensor):
                     tensor.copy_(self.move(tensor))
@@ -110,7 +116,7 @@ class Watched:
 
     draws = True
 
-    def __init__(self, module: nn.Module, writes: Writes, runs: set[nn.Module]) -> None:
+    def __init__(self, module: nn.Module, writes: Writes, runs: Sequence[nn.Module]) -> None:
         self._look = module, writes, runs
         self.found = Effects()
 
@@ -126,13 +132,15 @@ class Watched:
             yield
         finally:
             changed = [(part, name, held) for part, name, held in contents if held.has_changed()]
-            written = [tensor for tensor, _ in writes.kept.values()]
-            written += [buffer for buffer, values in buffers if not _is_equal(buffer, values)]
+            written = {_memory(tensor) for tensor, _ in writes.kept.values()} - {None}
+            tensors = [p for p in module.parameters() if _memory(p) in written]
+            tensors += [buffer for buffer, values in buffers if not _is_equal(buffer, values)]
             self.found = Effects(
-                tuple({part.module for part in attributes if part.have_changed()} | runs | {module}),
+                _distinct([module, *runs, *(part.module for part in attributes if part.have_changed())]),
                 tuple((part, name) for part, name, held in changed if not held.has_only_grown()),
                 tuple((part, name) for part, name, held in changed if held.has_only_grown()),
-                tuple({id(tensor): tensor for tensor in written}.values()),
+                tuple((part, name) for part, name, held in contents if any(_memory(t) in written for t in held.held)),
+                _distinct(tensors),
             )
             writes.kept = writes.kept | kept
 
@@ -167,12 +175,22 @@ def _kept(module: pl.LightningModule) -> Iterator[Writes]:
         writes.restore()
         with torch.no_grad():
             for tensor, values in buffers:
-                tensor.copy_(values)
+                if not _is_equal(tensor, values):
+                    tensor.copy_(values)
         for parameter, grad, requires_grad, data in before:
             parameter.grad = grad
             parameter.requires_grad_(requires_grad)
             if _memory(parameter) != _memory(data):
                 parameter.data = data
+
+
+def _without_dropout(arguments: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Switch off dropout inside of fused operations, whose result is no noise that could be reordered."""
+    names = [argument.name for argument in arguments]
+    dropout = [name for name in names if name in ("dropout", "dropout_p") or (name == "p" and "train" in names)]
+    places = {names.index(name): name for name in dropout}
+    args = tuple(0.0 if place in places else value for place, value in enumerate(args))
+    return args, {**kwargs, **{name: 0.0 for place, name in places.items() if place >= len(args) and name in kwargs}}
 
 
 def _attributes(module: nn.Module) -> list[tuple[str, Any]]:
@@ -187,6 +205,10 @@ def _contents(value: Any) -> Contents:
     contents = Contents(lambda tensor: None)
     contents.add(value)
     return contents
+
+
+def _distinct(items: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple({id(item): item for item in items}.values())
 
 
 def _is_equal(tensor: Tensor, values: Tensor) -> bool:

@@ -180,8 +180,8 @@ def layouts(batch: Any, size: int | None = None) -> list[Layout]:
         key = (path[:-1], length) if path and isinstance(path[-1], int) and len(path) > 1 else path
         if key not in counted:
             counted.add(key)
-            votes[length] += 1 if not is_list else 0
-            votes[length] += is_list and any(isinstance(item, (Tensor, str, int, float)) for item in leaf)
+            is_of_rows = is_list and any(isinstance(item, (Tensor, str, int, float)) for item in leaf)
+            votes[length] += is_of_rows if is_list else 2
         if not is_list or length not in sources:
             sources.setdefault(length, (path, 0))
         second = None if is_list else _length(leaf, 1)

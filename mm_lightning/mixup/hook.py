@@ -51,6 +51,7 @@ class Mixer:
         self._mask_hooks = {module: UnionHook(found) for module, found in sites.items()}
         self._handles: list[RemovableHandle] = []
         self._in_step = False
+        self._plan: MixPlan | None = None
 
     def attach(self) -> None:
         """Hook every eligible layer, once."""
@@ -75,6 +76,12 @@ class Mixer:
             hook.made.clear()
         self._switch_on(plan, counting=True)
         self._in_step = True
+        self._plan = plan
+
+    def mix_input(self, rows: Tensor) -> Tensor:
+        """Mix the batch itself, the layer ``"input"``, in a loop of one's own. Integers are mixed by their embedding."""
+        assert self._plan is not None
+        return mix_rows(rows, self._plan) if rows.is_floating_point() or rows.is_complex() else rows
 
     def repeat(self, again: bool) -> None:
         """Return what the planned layer has returned since :meth:`start`, in this order, or go on to mix."""

@@ -29,25 +29,29 @@ class Effects:
     Attributes:
         modules: The modules that run in it; their attributes may be set.
         contents: Attributes whose contents change: (module, name).
-        lists: Those of them that are lists which grow.
-        tensors: Tensors that are written into.
+        lists: Attributes that are lists which grow.
+        written: Attributes with tensors that are written into.
+        tensors: Parameters and buffers that are written into.
         draws: Whether random numbers are drawn.
     """
 
     modules: tuple[nn.Module, ...] = ()
     contents: tuple[tuple[nn.Module, str], ...] = ()
     lists: tuple[tuple[nn.Module, str], ...] = ()
+    written: tuple[tuple[nn.Module, str], ...] = ()
     tensors: tuple[Tensor, ...] = ()
     draws: bool = False
 
     @contextmanager
     def put_back(self) -> Iterator[None]:
         """Put back what the ``with`` block changes."""
-        contents = Contents(torch.clone)
+        contents, values = Contents(lambda tensor: None), Contents(torch.clone)
         for module, name in self.contents:
             contents.add(vars(module).get(name))
+        for module, name in self.written:
+            values.add(vars(module).get(name))
         for tensor in self.tensors:
-            contents.add(tensor)
+            values.add(tensor)
         lists = [(found, len(found)) for m, name in self.lists if isinstance(found := vars(m).get(name), list)]
         attributes = [Attributes(module) for module in self.modules]
         try:
@@ -58,6 +62,7 @@ class Effects:
             for grown, length in lists:
                 del grown[length:]
             contents.restore()
+            values.restore()
 
 
 class Attributes:
@@ -83,6 +88,9 @@ class Attributes:
 class Contents:
     """Tensors, arrays, generators and containers, with what they hold.
 
+    Attributes:
+        held: The tensors.
+
     Args:
         copied: Copies a tensor, or returns None if something else keeps what is in it.
     """
@@ -93,11 +101,13 @@ class Contents:
         self.containers: dict[int, tuple[Any, Any]] = {}
         self.arrays: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.undo: list[Callable[[], Any]] = []
+        self.held: list[Tensor] = []
 
     def add(self, value: Any) -> None:
         """Keep a value, and all that it holds."""
         if isinstance(value, Tensor):
             is_new = id(value) not in self.tensors and not torch.nn.parameter.is_lazy(value)
+            self.held.append(value)
             if is_new and (copy := self.copied(value.detach())) is not None:
                 self.tensors[id(value)] = (value, copy)
         elif isinstance(value, torch.Generator):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,9 +34,14 @@ def mixed_entries(modules: Sequence[nn.Module], plan: MixPlan, layout: Layout) -
             return tensor
         return mix_rows(tensor.movedim(dim, 0), plan).movedim(0, dim)
 
-    def call_with_mixed(module: nn.Module, call: Any, args: Any, kwargs: Any) -> Any:
+    def call_with_mixed(entry: _Entry, call: Any, args: Any, kwargs: Any) -> Any:
         args, kwargs = map_tensors(mixed, (args, kwargs))
         return call(*args, **kwargs)
 
-    with called_by(call_with_mixed, dict.fromkeys(modules)):
+    with called_by(call_with_mixed, [_Entry(module) for module in modules]):
         yield
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    module: nn.Module

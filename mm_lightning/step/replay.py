@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +65,7 @@ class Replay:
         observe: Told of each replayed call, and with None of the beginning of the partners' half.
 
     Args:
-        calls: What to take over, by module.
+        calls: What to take over of each module.
         draws: Whether the rest of the step draws random numbers. Then the random states after each call are kept, so
             that the partners' half draws the same.
         around: A context for the calls while they are recorded.
@@ -74,36 +74,30 @@ class Replay:
 
     def __init__(
         self,
-        calls: Mapping[nn.Module, TakenOver],
+        calls: Sequence[tuple[nn.Module, TakenOver]],
         draws: bool = False,
         around: Callable[[], AbstractContextManager[Any]] | None = None,
         compiled: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]] | None = None,
     ) -> None:
-        self.calls = calls
+        self.records = [_Record(module, taken) for module, taken in calls]
         self.around = around
         self.compiled = compiled
         self.draws = draws
         self.drew = False
         self.observe: Callable[[nn.Module | None, int], None] | None = None
         self._start = self._expected = RandomState() if draws else None
-        self._outputs: dict[nn.Module, list[_Output | None]] = {module: [] for module in calls}
-        self._next: dict[nn.Module, int] = {}
-
-    @property
-    def outputs(self) -> dict[nn.Module, list[Any]]:
-        """What each module returned, in order; None for calls that are not taken over."""
-        return {m: [None if out is None else out.value for out in outs] for m, outs in self._outputs.items()}
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Keep what the calls return."""
-        with called_by(self._record, self.calls):
+        with called_by(self._keep, self.records):
             yield
 
     @contextmanager
     def replaying(self) -> Iterator[None]:
         """Return it again, from the first call on."""
-        self._next = dict.fromkeys(self.calls, 0)
+        for record in self.records:
+            record.next = 0
         if self.observe is not None:
             self.observe(None, 0)
         after = RandomState() if self._start is not None else None
@@ -111,18 +105,17 @@ class Replay:
             self._start.restore()
             self._expected = self._start
         try:
-            with called_by(self._repeat, self.calls):
+            with called_by(self._repeat, self.records):
                 yield
         finally:
             self._check_draws()
             if after is not None:
                 after.restore()
 
-    def _record(self, module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        taken = self.calls[module]
-        outputs = self._outputs[module]
+    def _keep(self, record: _Record, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        taken, outputs = record.taken, record.outputs
         if self.compiled is not None:
-            call = self.compiled(module, call)
+            call = self.compiled(record.module, call)
         with self.around() if self.around is not None else nullcontext():
             value = call(*args, **kwargs)
         if taken.numbers is not None and len(outputs) not in taken.numbers:
@@ -131,32 +124,34 @@ class Replay:
         outputs.append(_Output(value, RandomState() if self.draws else None))
         if taken.is_changed:
             return map_tensors(torch.clone, value)
-        if taken.is_hooked:
-            return map_tensors(_view, value)
-        return value if isinstance(value, Tensor) else map_tensors(lambda tensor: tensor, value)
+        return map_tensors(_view, value) if taken.is_hooked else _fresh(value)
 
-    def _repeat(self, module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        number = self._next[module]
-        self._next[module] = number + 1
-        outputs = self._outputs[module]
-        output = outputs[number] if number < len(outputs) else None
+    def _repeat(self, record: _Record, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        number = record.next
+        record.next += 1
+        output = record.outputs[number] if number < len(record.outputs) else None
         if output is None:  # not taken over, or not seen by the record, as in a compiled region
             return own_call(call)(*args, **kwargs)  # around the record, inside of which manual optimization replays
-        output.check(module, self.calls[module])
+        output.check(record.module, record.taken)
         if self.observe is not None:
-            self.observe(module, number)
+            self.observe(record.module, number)
         if output.random_state is not None:
             self._check_draws()
             output.random_state.restore()
             self._expected = output.random_state
-        if self.calls[module].is_hooked:
-            return map_tensors(_view, output.value)
-        value = output.value
-        return value if isinstance(value, Tensor) else map_tensors(lambda tensor: tensor, value)
-
+        return map_tensors(_view, output.value) if record.taken.is_hooked else _fresh(output.value)
 
     def _check_draws(self) -> None:
         self.drew = self.drew or (self._expected is not None and not self._expected.equals(RandomState()))
+
+
+class _Record:
+    """What the calls of one module returned; None for one that is not taken over."""
+
+    def __init__(self, module: nn.Module, taken: TakenOver) -> None:
+        self.module, self.taken = module, taken
+        self.outputs: list[_Output | None] = []
+        self.next = 0
 
 
 class _Output:
@@ -186,37 +181,43 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def _fresh(value: Any) -> Any:
+    """The same tensors in new containers, which the step may fill."""
+    return value if isinstance(value, Tensor) else map_tensors(lambda tensor: tensor, value)
+
+
 def _view(tensor: Tensor) -> Tensor:
     return tensor.view_as(tensor)
 
 
-Instead = Callable[[nn.Module, Callable[..., Any], Any, Any], Any]
-
-
 @contextmanager
-def called_by(instead: Instead, modules: Mapping[nn.Module, Any]) -> Iterator[None]:
+def called_by(instead: Callable[[Any, Callable[..., Any], Any, Any], Any], records: Sequence[Any]) -> Iterator[None]:
     """Let calls of modules, with all of their hooks, go through a function until the end of the ``with`` block.
 
     ``nn.Module.__call__`` looks up ``_compiled_call_impl`` in every call, which is how ``module.compile()`` works. It is
     set past ``__setattr__``, which forwards it in a module that ``torch.compile`` has wrapped.
+
+    Args:
+        instead: Gets a record, the call, its arguments and its keyword arguments.
+        records: Objects with a ``module`` each.
     """
     key = "_compiled_call_impl"
-    before = [(module, vars(module).get(key)) for module in modules]
-    for module, compiled in before:
-        vars(module)[key] = _call_through(instead, module, compiled or module._call_impl)
+    before = [(record, vars(record.module), vars(record.module).get(key)) for record in records]
+    for record, attributes, compiled in before:
+        attributes[key] = _call_through(instead, record, compiled or record.module._call_impl)
     try:
         yield
     finally:
-        for module, compiled in before:
+        for _, attributes, compiled in before:
             if compiled is None:
-                vars(module).pop(key, None)
+                attributes.pop(key, None)
             else:
-                vars(module)[key] = compiled
+                attributes[key] = compiled
 
 
-def _call_through(instead: Instead, module: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
+def _call_through(instead: Any, record: Any, call: Callable[..., Any]) -> Callable[..., Any]:
     def called(*args: Any, **kwargs: Any) -> Any:
-        return instead(module, call, args, kwargs)
+        return instead(record, call, args, kwargs)
 
     called._own_call = own_call(call)  # type: ignore[attr-defined]
     return called

@@ -36,7 +36,7 @@ class Way:
         entries: And the modules that take a tensor which is a target too, and mix it where it enters them.
     """
 
-    calls: Mapping[nn.Module, TakenOver]
+    calls: tuple[tuple[nn.Module, TakenOver], ...]
     effects: Effects | Any
     layout: Layout
     inputs: frozenset[Path] = frozenset()
