@@ -100,6 +100,7 @@ class Fit:
         self._last_look = 0
         self._epoch_of_last_look = 0
         self._bypassed: set[str] = set()
+        self._fuses = self.named is None
         self._warned_of: set[str] = set()
         self._compiled = compiled_with(module)
         self._attached: Attached | None = None
@@ -164,7 +165,9 @@ class Fit:
         self._prove_again(step, args, kwargs, plan.layer, batch.place["epoch"])
         measuring = Measuring(plan) if batch.is_measured else None
         mixed = MixedStep(step, self.host, self._mixer, self.named, compiled=self._compiled, measuring=measuring)
+        mixed.fuses = self._fuses
         output, logged = mixed.run(args, kwargs, plan, self._ways[signature][plan.layer])
+        self._fuses = mixed.fuses
         batch.measured = {} if measuring is None else measuring.measured
         self.host.log(logged)
         return output

@@ -148,6 +148,7 @@ class Flow(TorchFunctionMode):
         self._born = WeakTensorKeyDictionary()
         self._weights = WeakTensorKeyDictionary()
         self._returned_by = WeakTensorKeyDictionary()
+        self._hooks = WeakTensorKeyDictionary()
         self._current: Call | None = None
         self._counts: dict[int, int] = {}  # by identity: a metric's hash changes with its state
         self._clock = 0
@@ -181,10 +182,23 @@ class Flow(TorchFunctionMode):
             part.register_forward_hook(lambda m, a, k, out: self._end(m, (a, k), out), with_kwargs=True)
             for part in hooked.values()
         ]
+        function = torch.autograd.Function
+        original = vars(function)["apply"]
+
+        def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:  # of which no mode is told
+            result = original.__func__(cls, *args, **kwargs)
+            with torch._C.DisableTorchFunction():
+                operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+                results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+                self._note(operands, [tensor for tensor in results if tensor not in self._labels], [])
+            return result
+
+        function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
         try:
             with self:
                 yield
         finally:
+            function.apply = original
             for handle in handles:
                 handle.remove()
 
@@ -212,7 +226,7 @@ class Flow(TorchFunctionMode):
         results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         for tensor in operands:
             if tensor._backward_hooks and (call := self._returned_by.get(tensor)) is not None:
-                call.is_hooked = True
+                call.is_hooked |= len(tensor._backward_hooks) > self._hooks.get(tensor, 0)
         if results or written:
             self._note(operands, results, written)
         return result
@@ -305,6 +319,7 @@ class Flow(TorchFunctionMode):
                 self.outputs.append((call, tensors))
             for tensor in tensors:
                 self._returned_by[tensor] = call
+                self._hooks[tensor] = len(tensor._backward_hooks or ())  # of its own, as FSDP has them
             for tensor in tensors:
                 if (parents := labels.get(id(tensor))) is not None:
                     result = Result(call, parents)

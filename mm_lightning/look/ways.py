@@ -228,6 +228,7 @@ class Ways:
             return has_parameters or bool(before_weights.intersection(call.results))
 
         runs: set[Call] = set()
+        mixed: set[Call] = set()
         seen: set[Node] = set()
         waiting: list[Node] = [self.graph.loss]
         while waiting:
@@ -238,6 +239,7 @@ class Ways:
             call = node.call if isinstance(node, (Inside, Result)) else None
             if node in self.layer or (isinstance(node, Result) and is_network(node.call)):
                 runs.update(call.around if call is not None else ())
+                mixed.update((call,) if call is not None else ())
                 continue
             if call is not None:
                 runs.update((call, *call.around))
@@ -246,19 +248,21 @@ class Ways:
         for call in self.graph.flow.calls:  # those around come first
             if call not in runs and not any(around in taken for around in call.around):
                 taken.add(call)
-        return self._taken_over(taken), list({id(call.module): call.module for call in runs}.values())
+        return self._taken_over(taken, mixed), list({id(call.module): call.module for call in runs}.values())
 
     def only_the_layer(self) -> Calls:
         """Take over the layer alone: right whenever anything is, and dear."""
-        return self._taken_over({node.call for node in self.layer if isinstance(node, Result)})
+        calls = {node.call for node in self.layer if isinstance(node, Result)}
+        return self._taken_over(calls, calls)
 
-    def _taken_over(self, taken: set[Call]) -> Calls:
+    def _taken_over(self, taken: set[Call], mixed: set[Call]) -> Calls:
         calls = []
         for module in {id(call.module): call.module for call in taken}.values():
             runs = self.graph.runs_of(module)
             numbers = None if all(run in taken for run in runs) else frozenset(r.number for r in runs if r in taken)
-            over = TakenOver(numbers, any(run.is_changed for run in runs), any(run.is_hooked for run in runs))
-            calls.append((module, over))
+            is_mixed = all(run in mixed for run in runs)
+            changed, hooked = any(run.is_changed for run in runs), any(run.is_hooked for run in runs)
+            calls.append((module, TakenOver(is_mixed, numbers, changed, hooked)))
         return tuple(calls)
 
 

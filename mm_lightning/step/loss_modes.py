@@ -1,4 +1,4 @@
-"""Seeing the loss functions that a step calls: to weigh rows with one lam each, and to measure what is logged."""
+"""Seeing the loss functions that a step calls: to fuse, to weigh rows with one lam each, to measure what is logged."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from mm_lightning.mixup import MixPlan, mixed_accuracy, mixed_target_entropy
+from mm_lightning.mixup.targets import cross_entropy_of_pair
 
-__all__ = ["LossMode", "Measuring", "RowWeights", "paused"]
+__all__ = ["Fusing", "LossMode", "Measuring", "RowWeights", "paused"]
 
 
 class LossMode(TorchFunctionMode):
@@ -44,6 +45,62 @@ def paused(modes: Sequence[LossMode]) -> Iterator[None]:
     finally:
         for mode in were_on:
             mode.__enter__()
+
+
+class Fusing(LossMode):
+    """Computes the plain cross-entropy of the mixed network on targets of the batch for both halves at once.
+
+    That is the whole mixed loss of a step that returns it and nothing else: no second half is needed then.
+
+    Args:
+        plan: The batch's plan.
+        targets: The tensors of the batch that have their rows in dimension 0.
+        is_mixed: Whether a tensor is what the mixed network returned.
+        below: Modes that were entered before.
+
+    Attributes:
+        losses: The mixed losses.
+        is_wanted: Whether to go on.
+    """
+
+    def __init__(
+        self,
+        plan: MixPlan,
+        targets: Sequence[Tensor],
+        is_mixed: Callable[[Tensor], bool],
+        below: Sequence[LossMode] = (),
+    ) -> None:
+        super().__init__()
+        self.plan, self.is_mixed, self.below = plan, is_mixed, below
+        self.losses: list[Tensor] = []
+        self.is_wanted = True
+        self._targets = {id(target) for target in targets}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Fuse, if ``func`` is the cross-entropy."""
+        kwargs = kwargs or {}
+        if func is not F.cross_entropy or not self.is_wanted:
+            return func(*args, **kwargs)
+        signature = _signature_of(func)
+        assert signature is not None
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        logits, target, weight, size_average, ignore_index, reduce, reduction, smoothing = bound.arguments.values()
+        is_plain = size_average is None and reduce is None and reduction != "none"
+        if not (is_plain and id(target) in self._targets and self.is_mixed(logits)):
+            return func(*args, **kwargs)
+        plan, partner = self.plan, target.index_select(0, self.plan.partner)
+        options = (weight, ignore_index, reduction, smoothing)
+        with paused(self.below):
+            loss = cross_entropy_of_pair(logits, target, partner, plan.lam, *options, shared_lam=plan.shared_lam)
+        self.losses.append(loss)
+        return loss
+
+    def has(self, loss: Any) -> bool:
+        """Whether something is a mixed loss, and not what was computed from one."""
+        return any(loss is other for other in self.losses)
 
 
 class RowWeights(LossMode):

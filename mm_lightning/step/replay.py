@@ -22,11 +22,13 @@ class TakenOver:
     """Which calls of one module the partners' half takes over from the own one.
 
     Attributes:
+        is_mixed: Whether they return what the mixed network makes of the batch.
         numbers: Their numbers in the step, from 0; None for all.
         is_changed: The step changes what they return in place, so that it gets a copy.
         is_hooked: The step hooks the gradient of what they return, so that each half gets a view of its own.
     """
 
+    is_mixed: bool = True
     numbers: frozenset[int] | None = None
     is_changed: bool = False
     is_hooked: bool = False
@@ -86,6 +88,15 @@ class Replay:
         self.drew = False
         self.observe: Callable[[nn.Module | None, int], None] | None = None
         self._start = self._expected = RandomState() if draws else None
+
+    def has_returned(self, tensor: Tensor) -> bool:
+        """Whether a call of the mixed network has returned this tensor to the step."""
+        return any(
+            output is not None and output.value is tensor
+            for record in self.records
+            for output in record.outputs
+            if record.taken.is_mixed and not record.taken.is_changed and not record.taken.is_hooked
+        )
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -160,25 +171,29 @@ class _Output:
     def __init__(self, value: Any, random_state: RandomState | None) -> None:
         self.value = value
         self.random_state = random_state
-        self.versions = [_version(tensor) for tensor in tensors_in(value)]
+        self._state = _state_of(value)
 
     def check(self, module: nn.Module, taken: TakenOver) -> None:
         """Raise RuntimeError if the step has done to it what it did not do when it was looked at."""
-        tensors = tensors_in(self.value)
-        if [_version(tensor) for tensor in tensors] != self.versions and not taken.is_changed:
+        now = _state_of(self.value)
+        if now == self._state:
+            return
+        is_written = any(a[0] != b[0] for a, b in zip(now, self._state, strict=True))
+        if is_written and not taken.is_changed:
             raise RuntimeError(
                 f"training_step changes what {type(module).__name__} returns in place, which it did not do when manifold "
                 "mixup looked at it, so the partners' loss cannot be computed from it. Change a copy: output.clone()."
             )
-        if any(tensor._backward_hooks for tensor in tensors) and not taken.is_hooked:
+        if not is_written and not taken.is_hooked:
             raise RuntimeError(
                 f"training_step hooks the gradient of what {type(module).__name__} returns, which it did not do when "
                 "manifold mixup looked at it. Register the hook in every step, or not at all."
             )
 
 
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def _state_of(value: Any) -> list[tuple[int, int]]:
+    """Of each tensor, how often it was written into and how many hooks its gradient has."""
+    return [(0 if t.is_inference() else t._version, len(t._backward_hooks or ())) for t in tensors_in(value)]
 
 
 def _fresh(value: Any) -> Any:

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from mm_lightning.mixup import INPUT, Mixer, MixPlan
-from mm_lightning.mixup.batch import Layout, Path, leaves_of, map_leaves
+from mm_lightning.mixup.batch import Layout, Path, leaves_of, map_leaves, tensors_of
 from mm_lightning.mixup.interpolation import mix_rows
 from mm_lightning.mixup.targets import halves
 from mm_lightning.step.effects import Effects
 from mm_lightning.step.host import Host, Logged
 from mm_lightning.step.inputs import mixed_entries
-from mm_lightning.step.loss_modes import LossMode, Measuring, RowWeights, paused
+from mm_lightning.step.loss_modes import Fusing, LossMode, Measuring, RowWeights, paused
 from mm_lightning.step.named import NamedLosses
 from mm_lightning.step.replay import Replay, TakenOver
 
@@ -57,6 +57,7 @@ class MixedStep:
         backward: Takes the mixed losses of manual optimization.
         compiled: Wraps a module's call where the whole step was compiled.
         measuring: Measures the loss of the own half.
+        fuses: Whether to try if the loss is nothing but a cross-entropy; False afterwards if it is not.
 
     Attributes:
         own_losses: The losses on the own targets.
@@ -72,6 +73,7 @@ class MixedStep:
     backward: Callable[..., Any] | None = None
     compiled: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]] | None = None
     measuring: Measuring | None = None
+    fuses: bool = False
     own_losses: list[Tensor] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
     replay: Replay | None = None
@@ -93,9 +95,11 @@ class MixedStep:
         Raises:
             RuntimeError: If the planned layer did not run as often as it should.
         """
-        batches = _batches(args[0], plan, way)
+        batches = _Batches(args[0], plan, way)
         rows = None if plan.shared_lam is not None or plan.lam.stride(0) == 0 else RowWeights(plan)
-        modes: list[LossMode] = [mode for mode in (rows, self.measuring) if mode is not None]
+        weighing = [] if rows is None else [rows]
+        fusing = Fusing(plan, batches.targets, lambda t: replay.has_returned(t), weighing) if self.fuses else None
+        modes: list[LossMode] = [mode for mode in (rows, fusing, self.measuring) if mode is not None]
         replay = Replay(way.calls, way.effects.draws, partial(paused, modes) if modes else None, self.compiled)
         replay.observe = self.observe
         self.own_losses, self.losses, self.replay = [], [], replay
@@ -105,6 +109,9 @@ class MixedStep:
             """The step once more, with the network replayed, up to its ``upto``-th backward pass."""
             half = _Half(upto)
             self.mixer.repeat(True)
+            wanted, wants = fusing, fusing is not None and fusing.is_wanted
+            if wanted is not None:
+                wanted.is_wanted = False
             try:
                 with ExitStack() as stack:
                     for context in (replay.replaying(), way.effects.put_back(), half.catching(self.host)):
@@ -114,24 +121,37 @@ class MixedStep:
                         stack.enter_context(rows.of_partners())
                     if self.named is not None:
                         stack.enter_context(self.named.half(on_partners))
-                    half.output = self.step(batches[on_partners], *args[1:], **kwargs)
+                    batch = batches.partners if on_partners else batches.own
+                    half.output = self.step(batch, *args[1:], **kwargs)
             except _Enough:
                 pass
             finally:
                 self.mixer.repeat(False)
+                if wanted is not None:
+                    wanted.is_wanted = wants
             return half
 
-        def mixed(own: Tensor, upto: int | None) -> tuple[Tensor | None, _Half]:
+        def mixed(own: Tensor, upto: int | None, logged: list[Logged]) -> tuple[Tensor | None, list[Logged]]:
+            """A loss of the own half, mixed, and the logged values."""
+            if fusing is not None and fusing.has(own) and all(fusing.has(value) for _, value, *_ in logged):
+                return own, logged
+            if fusing is not None:
+                self.fuses = fusing.is_wanted = False
+                if fusing.losses:  # they are a part of something else, so that the own half was not own
+                    half = again(False, upto)
+                    assert half.loss is not None
+                    own, logged = half.loss, half.logged
             half = again(True, upto)
             if self.named is not None:  # those losses are interpolated, and the rest sees its own targets
                 with self.named.interpolating(ratio):
                     half = again(False, upto)
-                return half.loss, half
-            return (None if half.loss is None else _between(own, half.loss, ratio)), half
+                return half.loss, half.logged
+            total = None if half.loss is None else _between(own, half.loss, ratio)
+            return total, _interpolated(logged, half.logged, ratio)
 
         def at_backward(loss: Tensor, *more: Any, **options: Any) -> None:
             self._check(plan)
-            total, _ = mixed(loss, len(self.losses))
+            total, _ = mixed(loss, len(self.losses), [])
             if total is None:
                 raise RuntimeError(
                     "training_step calls manual_backward less often on the partners' targets than on its own, so that "
@@ -140,6 +160,12 @@ class MixedStep:
             self.own_losses.append(loss)
             self.losses.append(total)
             (self.backward or self.host.backward)(total, *more, **options)
+
+        def mixed_logs(logged: list[Logged]) -> list[Logged]:
+            if not logged or (fusing is not None and all(fusing.has(value) for _, value, *_ in logged)):
+                return logged
+            own = again(False, None).logged if fusing is not None and fusing.losses else logged
+            return _interpolated(own, again(True, None).logged, ratio)
 
         self.mixer.start(plan)
         try:
@@ -153,19 +179,16 @@ class MixedStep:
                     stack.enter_context(mode)
                 if self.named is not None:
                     stack.enter_context(self.named.half(False))
-                output = self.step(batches[0], *args[1:], **kwargs)
+                output = self.step(batches.own, *args[1:], **kwargs)
                 own = loss_of(output)
                 if not self.host.module.automatic_optimization:
-                    half = again(True, None) if logged else None
-                    return output, _interpolated(logged, half.logged if half else [], ratio)
+                    return output, mixed_logs(logged)
                 if own is None:
                     return output, logged
                 self._check(plan)
-                total, half = mixed(own, None)
-            self.own_losses.append(own)
-            self.losses += [total] if total is not None else []
-            logs = half.logged if self.named is not None else _interpolated(logged, half.logged, ratio)
-            return _with_loss(output, total), logs
+                total, logs = mixed(own, None, logged)
+            self.own_losses, self.losses = [own], [] if total is None else [total]
+            return output if total is own else _with_loss(output, total), logs
         finally:
             self.mixer.stop()
 
@@ -223,22 +246,38 @@ class _Half:
                 parameter.grad = grad
 
 
-def _batches(batch: Any, plan: MixPlan, way: Way) -> tuple[Any, Any]:
-    """The batch of the own half and that of the partners'."""
-    mixed: dict[int, Tensor] = {}
-    if plan.layer == INPUT:
-        for path, tensor in leaves_of(batch):
-            if path in way.inputs:
-                dim = way.layout.dim_of(tensor, plan.batch_size)
-                if dim is None:
-                    raise ValueError(
-                        f"The input of shape {tuple(tensor.shape)} has no row for each of the {plan.batch_size} rows of "
-                        "the batch, so it cannot be mixed."
-                    )
-                mixed[id(tensor)] = mix_rows(tensor.movedim(dim, 0), plan).movedim(0, dim)
-    own = map_leaves(lambda leaf: mixed.get(id(leaf), leaf), batch) if mixed else batch
-    taken = {id(tensor) for tensor in mixed.values()}
-    return own, way.layout.permuted(own, plan.partner, skip=lambda tensor: id(tensor) in taken)
+class _Batches:
+    """The batch of the own half, and that of the partners'."""
+
+    def __init__(self, batch: Any, plan: MixPlan, way: Way) -> None:
+        self._plan, self._way = plan, way
+        self._mixed: dict[int, Tensor] = {}
+        if plan.layer == INPUT:
+            for path, tensor in leaves_of(batch):
+                if path in way.inputs:
+                    self._mixed[id(tensor)] = self._mix(tensor)
+        self.own = map_leaves(lambda leaf: self._mixed.get(id(leaf), leaf), batch) if self._mixed else batch
+
+    @property
+    def targets(self) -> list[Tensor]:
+        """Tensors that may be targets, with their rows in dimension 0."""
+        rows, dim_of = self._plan.batch_size, self._way.layout.dim_of
+        return [tensor for tensor in tensors_of(self.own) if dim_of(tensor, rows) == 0]
+
+    @cached_property
+    def partners(self) -> Any:
+        """Everything in the partners' order, but for what was mixed."""
+        mixed = {id(tensor) for tensor in self._mixed.values()}
+        return self._way.layout.permuted(self.own, self._plan.partner, skip=lambda tensor: id(tensor) in mixed)
+
+    def _mix(self, tensor: Tensor) -> Tensor:
+        dim = self._way.layout.dim_of(tensor, self._plan.batch_size)
+        if dim is None:
+            raise ValueError(
+                f"The input of shape {tuple(tensor.shape)} has no row for each of the {self._plan.batch_size} rows of "
+                "the batch, so it cannot be mixed."
+            )
+        return mix_rows(tensor.movedim(dim, 0), self._plan).movedim(0, dim)
 
 
 def _interpolated(own: list[Logged], partners: list[Logged], ratio: Any) -> list[Logged]:
