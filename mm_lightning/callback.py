@@ -135,6 +135,7 @@ class ManifoldMixupCallback(pl.Callback):
         self._batch: Batch | None = None
         self._report = Report()
         self._rank = 0
+        self._drawn_by: tuple[Any, ...] = ()
         self._settings: dict[str, Any] = {}
         self._restored: dict[str, Any] = {}
 
@@ -187,7 +188,7 @@ class ManifoldMixupCallback(pl.Callback):
         if self.ratio.alpha == 0 or self.probability == 0:
             self._batch.plan = MixPlan.unmixed(1) if fit.layers else None
             return
-        if fit.settings != self._fixed_settings():
+        if fit.settings.differ(self):
             raise RuntimeError(
                 "layers, loss, batch_dim, batch_size, union_masks and strict of ManifoldMixupCallback must not change "
                 "during a fit; alpha, probability, pairing, layer_weights and seed may."
@@ -276,7 +277,7 @@ class ManifoldMixupCallback(pl.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit."""
-        return {**self.__dict__, "_fit": None, "_plans": None, "_batch": None}
+        return {**self.__dict__, "_fit": None, "_plans": None, "_batch": None, "_drawn_by": ()}
 
     def _step(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What runs in the place of ``training_step``."""
@@ -313,6 +314,10 @@ class ManifoldMixupCallback(pl.Callback):
 
     def _draw_from(self, fit: Fit) -> None:
         """Take over the layers, and settings that were changed."""
+        key = (fit.layers, self.ratio, self.layer_weights, self.probability, self.seed, self.pairing)
+        if self._plans is not None and key == self._drawn_by:
+            return
+        self._drawn_by = key
         names = tuple(layer.name for layer in fit.layers)
         source = PlanSource(
             names,
@@ -322,8 +327,6 @@ class ManifoldMixupCallback(pl.Callback):
             seed=_global_seed() if self.seed is None else int(self.seed),
             **({} if self.pairing is None else {"pairing": self.pairing}),
         )
-        if self._plans is not None and self._plans.source == source:
-            return
         self._plans = PlansAhead(source)
         self._report.layers = names
         self._settings = {

@@ -15,7 +15,7 @@ from mm_lightning.look.look import Look, Proof
 from mm_lightning.look.settle import Proofs, check, judge, settle_auto
 from mm_lightning.mixup import INPUT, Layer, LayerSpec, Mixer, MixPlan, has_auto, resolve_layers
 from mm_lightning.mixup.batch import Layout, guess_layout, signature_of
-from mm_lightning.step.attach import Attached, compiled_with, is_compiled
+from mm_lightning.step.attach import Attached, is_compiled
 from mm_lightning.step.host import Host
 from mm_lightning.step.loss_modes import Measuring
 from mm_lightning.step.named import LossSpec, NamedLosses
@@ -38,6 +38,10 @@ class Settings:
     union_masks: bool
     strict: bool
 
+    def differ(self, owner: Any) -> bool:
+        """Whether an attribute of the callback is another object now."""
+        return any([getattr(owner, name) is not value for name, value in vars(self).items()])
+
 
 @dataclass
 class Batch:
@@ -53,6 +57,7 @@ class Batch:
         is_measured: Whether its loss will be logged.
         measured: Accuracy and floor of its loss, if they were measured.
         has_no_loss: Whether the look saw that it trains on nothing.
+        signature: What it has in common with batches that are used alike.
     """
 
     place: dict[str, int]
@@ -64,6 +69,7 @@ class Batch:
     is_measured: bool = False
     measured: dict[str, Tensor] = field(default_factory=dict)
     has_no_loss: bool = False
+    signature: Any = None
 
 
 class Fit:
@@ -100,9 +106,9 @@ class Fit:
         self._last_look = 0
         self._epoch_of_last_look = 0
         self._bypassed: set[str] = set()
-        self._fuses = self.named is None
         self._warned_of: set[str] = set()
-        self._compiled = compiled_with(module)
+        self._mixed = MixedStep(self.host, self.named)
+        self._mixed.fuses = self.named is None
         self._attached: Attached | None = None
         if not has_auto(module, settings.layers):
             self._mix_at(resolve_layers(module, settings.layers))
@@ -126,7 +132,7 @@ class Fit:
 
     def ready(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], batch: Batch) -> bool:
         """Look at what the step does with such a batch, if that was not done; whether it has a loss."""
-        signature = signature_of(args[0])
+        signature = batch.signature = signature_of(args[0])
         if signature in self._ways and self.is_settled:
             return True
         look = self._look(step, args, kwargs)
@@ -160,16 +166,14 @@ class Fit:
         assert plan is not None
         assert plan.layer is not None
         assert self._mixer is not None
-        signature = signature_of(args[0])
         self._steps += 1
-        self._prove_again(step, args, kwargs, plan.layer, batch.place["epoch"])
+        self._prove_again(step, args, kwargs, plan.layer, batch)
         measuring = Measuring(plan) if batch.is_measured else None
-        mixed = MixedStep(step, self.host, self._mixer, self.named, compiled=self._compiled, measuring=measuring)
-        mixed.fuses = self._fuses
-        output, logged = mixed.run(args, kwargs, plan, self._ways[signature][plan.layer])
-        self._fuses = mixed.fuses
+        way = self._ways[batch.signature][plan.layer]
+        output, logged = self._mixed.run(step, args, kwargs, plan, self._mixer, way, measuring)
         batch.measured = {} if measuring is None else measuring.measured
-        self.host.log(logged)
+        if logged:
+            self.host.log(logged)
         return output
 
     def run_unmixed(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -235,9 +239,9 @@ class Fit:
         self._mixer = Mixer(layers, dims=dims, masks=masks)
         self._mixer.attach()
 
-    def _prove_again(self, step: Any, args: Any, kwargs: Any, name: str, epoch: int) -> None:
+    def _prove_again(self, step: Any, args: Any, kwargs: Any, name: str, batch: Batch) -> None:
         """Where the proof had no power yet, and for one layer at the beginning of an epoch, in one step of a hundred."""
-        since = self._steps - self._last_look
+        since, epoch = self._steps - self._last_look, batch.place["epoch"]
         is_new_epoch = epoch != self._epoch_of_last_look and since >= _STEPS_BETWEEN_PROOFS
         tries = self._unproved.get(name, 0)
         if not is_new_epoch and not (0 < tries <= _TRIES_FOR_POWER or (tries and since >= _STEPS_BETWEEN_PROOFS)):
@@ -255,7 +259,7 @@ class Fit:
         check(proofs, layer)
         proof = proofs.of(layer)
         if proof.way is not None:
-            self._ways[signature_of(args[0])][name] = proof.way
+            self._ways[batch.signature][name] = proof.way
         if tries:
             self._unproved[name] += 1
             if proof.has_power:

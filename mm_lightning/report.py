@@ -14,20 +14,18 @@ __all__ = ["Report"]
 
 
 class Report:
-    """Counts batches. A process that was spawned for the fit leaves them to the one that it was spawned from.
-
-    Attributes:
-        layers: Names of the eligible layers.
-    """
+    """Counts batches. A process that was spawned for the fit leaves them to the one that it was spawned from."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
         self._file = Path(tempfile.gettempdir(), f"mm_lightning-{uuid.uuid4().hex}.json")
         self._layers: tuple[str, ...] = ()
         self._counts: Counter[str] = Counter()
+        self._is_own = False
 
     @property
     def layers(self) -> tuple[str, ...]:
+        """Names of the eligible layers."""
         self._take_over()
         return self._layers
 
@@ -42,8 +40,9 @@ class Report:
         return self._counts
 
     def begin(self) -> None:
-        """A fit begins."""
+        """A fit begins in this process."""
         self._counts.clear()
+        self._is_own = True
 
     def count(self, layer: str) -> None:
         """One batch was mixed at this layer."""
@@ -55,7 +54,7 @@ class Report:
             self._file.write_text(json.dumps([self._layers, self._counts]), encoding="utf-8")
 
     def _take_over(self) -> None:
-        if os.getpid() == self._process:
+        if not self._is_own and os.getpid() == self._process:
             with suppress(FileNotFoundError):
                 layers, counts = json.loads(self._file.read_text(encoding="utf-8"))
                 self._file.unlink()

@@ -339,11 +339,12 @@ class Look:
         try:
             with self._apart(_into(collected)) as writes:
                 watched = Watched(self.module, writes, runs)
-                step = MixedStep(self.step, self.host, mixer, self.named, _into(collected))
+                switch = self._noise_switch(writes, ways, moves_noise, order)
+                step = MixedStep(self.host, self.named, _into(collected), switch)
                 way = self._way(layer, calls, watched)
+                plan = _plan_of(layer.name, order, per_sample, self.module)
                 with self._mixing(mixer, layer, writes, moves_noise, ways, order):
-                    step.observe = self._noise_switch(writes, ways, moves_noise, order)
-                    step.run(self.args, self.kwargs, _plan_of(layer.name, order, per_sample, self.module), way)
+                    step.run(self.step, self.args, self.kwargs, plan, mixer, way)
                 assert step.replay is not None
                 effects = replace(watched.found, draws=step.replay.drew)
                 losses, own = [loss.detach() for loss in step.losses], [loss.detach() for loss in step.own_losses]

@@ -44,7 +44,9 @@ class Layout:
         if self.size is not None or self.source is None:
             return self.size or 0
         path, dim = self.source
-        found = next((leaf for at, leaf in leaves_of(batch) if at == path), None)
+        found = batch
+        for key in path:
+            found = _at(found, key)
         length = _length(found, dim)
         if length is None:
             raise TypeError(
@@ -83,7 +85,9 @@ class Layout:
 
 
 def tensors_of(batch: Any) -> list[Tensor]:
-    """The tensors of a batch, in the order of :func:`map_leaves`."""
+    """The tensors of a batch."""
+    if type(batch) in (list, tuple) and all([isinstance(part, Tensor) for part in batch]):
+        return list(batch)
     return [leaf for _, leaf in leaves_of(batch) if isinstance(leaf, Tensor)]
 
 
@@ -196,12 +200,23 @@ def signature_of(batch: Any) -> tuple[Any, ...]:
 
     Names, values and lengths do not count, nor how many tensors a list of them holds.
     """
+    if type(batch) in (list, tuple) and all([type(part) is Tensor for part in batch]):
+        return (type(batch), *[(part.dtype, part.dim()) for part in batch])  # what most batches are, at less cost
     found: dict[Any, None] = {}
     for path, leaf in leaves_of(batch):
         if isinstance(leaf, Tensor):
             inside_list = path and isinstance(path[-1], int) and len(path) > 1
             found[(path[:-1] if inside_list else path, leaf.dtype, leaf.dim())] = None
     return (type(batch), *found)
+
+
+def _at(value: Any, key: Any) -> Any:
+    """What a batch has at a key, a position or a name; None if there is nothing."""
+    if isinstance(value, Mapping):
+        return value.get(key)
+    if isinstance(value, (list, tuple)):
+        return value[key] if isinstance(key, int) and key < len(value) else None
+    return getattr(value, key, None) if isinstance(key, str) else None
 
 
 def _inside(item: Any, path: Path) -> Iterator[tuple[Path, Any]]:

@@ -5,8 +5,7 @@ The loss is ``lam * loss(logits, targets) + (1 - lam) * loss(logits, targets[par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -125,23 +124,17 @@ class _Halves:
         self._values: list[Any] = []
         self._next: int | None = None
 
-    @contextmanager
-    def own(self, plan: MixPlan) -> Iterator[None]:
-        """The own half of a step runs."""
-        self._plan, self._values = plan, []
-        try:
-            yield
-        finally:
-            self._plan, self._values = None, []
+    def begin(self, plan: MixPlan) -> None:
+        """The own half of a step runs from now on."""
+        self._plan, self._values, self._next = plan, [], None
 
-    @contextmanager
-    def partners(self) -> Iterator[None]:
-        """The partners' half runs, on targets that are in the partners' order."""
-        self._next = 0
-        try:
-            yield
-        finally:
-            self._next = None
+    def end(self) -> None:
+        """The step is over."""
+        self._plan, self._values, self._next = None, [], None
+
+    def repeat(self, again: bool) -> None:
+        """The step runs once more, perhaps on targets in the partners' order; or the own half goes on."""
+        self._next = 0 if again else None
 
     def once(self, function: Callable[[MixPlan | None], Tensor]) -> Tensor:
         """A function of the plan and of targets in their own order; the partners' half gets the own one's value."""

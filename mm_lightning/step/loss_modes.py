@@ -56,7 +56,7 @@ class Fusing(LossMode):
         plan: The batch's plan.
         targets: The tensors of the batch that have their rows in dimension 0.
         is_mixed: Whether a tensor is what the mixed network returned.
-        below: Modes that were entered before.
+        rows: Weighs rows, if that was entered before.
 
     Attributes:
         losses: The mixed losses.
@@ -68,10 +68,11 @@ class Fusing(LossMode):
         plan: MixPlan,
         targets: Sequence[Tensor],
         is_mixed: Callable[[Tensor], bool],
-        below: Sequence[LossMode] = (),
+        rows: RowWeights | None = None,
     ) -> None:
         super().__init__()
-        self.plan, self.is_mixed, self.below = plan, is_mixed, below
+        self.plan, self.is_mixed = plan, is_mixed
+        self._below = [] if rows is None else [rows]
         self.losses: list[Tensor] = []
         self.is_wanted = True
         self._targets = {id(target) for target in targets}
@@ -83,20 +84,38 @@ class Fusing(LossMode):
         kwargs = kwargs or {}
         if func is not F.cross_entropy or not self.is_wanted:
             return func(*args, **kwargs)
-        signature = _signature_of(func)
-        assert signature is not None
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        logits, target, weight, size_average, ignore_index, reduce, reduction, smoothing = bound.arguments.values()
+        return self._fused(*args, **kwargs)
+
+    def _fused(
+        self,
+        input: Tensor,  # noqa: A002 (the names are those of F.cross_entropy)
+        target: Tensor,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        ignore_index: int = -100,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
         is_plain = size_average is None and reduce is None and reduction != "none"
-        if not (is_plain and id(target) in self._targets and self.is_mixed(logits)):
-            return func(*args, **kwargs)
+        if not (is_plain and id(target) in self._targets and self.is_mixed(input)):
+            more = (weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+            return F.cross_entropy(input, target, *more)
         plan, partner = self.plan, target.index_select(0, self.plan.partner)
-        options = (weight, ignore_index, reduction, smoothing)
-        with paused(self.below):
-            loss = cross_entropy_of_pair(logits, target, partner, plan.lam, *options, shared_lam=plan.shared_lam)
+        options = (weight, ignore_index, reduction, label_smoothing)
+        with paused(self._below):
+            loss = cross_entropy_of_pair(input, target, partner, plan.lam, *options, shared_lam=plan.shared_lam)
         self.losses.append(loss)
         return loss
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Fuse nothing until the end of the ``with`` block."""
+        before, self.is_wanted = self.is_wanted, False
+        try:
+            yield
+        finally:
+            self.is_wanted = before
 
     def has(self, loss: Any) -> bool:
         """Whether something is a mixed loss, and not what was computed from one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from mm_lightning.mixup import INPUT, Mixer, MixPlan
 from mm_lightning.mixup.batch import Layout, Path, leaves_of, map_leaves, tensors_of
 from mm_lightning.mixup.interpolation import mix_rows
 from mm_lightning.mixup.targets import halves
+from mm_lightning.step.attach import compiled_with
 from mm_lightning.step.effects import Effects
 from mm_lightning.step.host import Host, Logged
 from mm_lightning.step.inputs import mixed_entries
@@ -43,50 +44,58 @@ class Way:
     entries: tuple[nn.Module, ...] = ()
 
 
-@dataclass(eq=False)
 class MixedStep:
-    """Runs a training step with hidden state and targets mixed as planned.
+    """Runs training steps with hidden state and targets mixed as planned.
 
     The loss is ``lam * L(targets) + (1 - lam) * L(targets[partner])`` on one and the same output of the mixed network.
 
     Args:
-        step: The user's ``training_step``, taking the batch first.
-        host: The LightningModule around it.
-        mixer: Attached to the eligible layers.
+        host: The LightningModule around the step.
         named: The losses that the user named; the rest of the step is then left on its own targets.
-        backward: Takes the mixed losses of manual optimization.
-        compiled: Wraps a module's call where the whole step was compiled.
-        measuring: Measures the loss of the own half.
-        fuses: Whether to try if the loss is nothing but a cross-entropy; False afterwards if it is not.
+        backward: Takes the mixed losses of manual optimization; None lets the module go back from them.
+        observe: Told of each replayed call, and with None of the beginning of the partners' half.
 
     Attributes:
-        own_losses: The losses on the own targets.
-        losses: The mixed losses.
-        replay: The record of the network.
-        observe: Told of each replayed call, and with None of the beginning of the partners' half.
+        fuses: Whether the loss may be nothing but a cross-entropy. False once it was not.
+        own_losses: The losses of the last step, on its own targets.
+        losses: The mixed losses of the last step.
+        replay: The record of the network in the last step.
     """
 
-    step: Callable[..., Any]
-    host: Host
-    mixer: Mixer
-    named: NamedLosses | None = None
-    backward: Callable[..., Any] | None = None
-    compiled: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]] | None = None
-    measuring: Measuring | None = None
-    fuses: bool = False
-    own_losses: list[Tensor] = field(default_factory=list)
-    losses: list[Tensor] = field(default_factory=list)
-    replay: Replay | None = None
-    observe: Callable[[nn.Module | None, int], None] | None = None
+    def __init__(
+        self,
+        host: Host,
+        named: NamedLosses | None = None,
+        backward: Callable[..., Any] | None = None,
+        observe: Callable[[nn.Module | None, int], None] | None = None,
+    ) -> None:
+        self.host, self.named, self.backward, self.observe = host, named, backward, observe
+        self.compiled = compiled_with(host.module)
+        self.fuses = False
+        self.own_losses: list[Tensor] = []
+        self.losses: list[Tensor] = []
+        self.replay: Replay | None = None
 
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], plan: MixPlan, way: Way) -> tuple[Any, list[Logged]]:
+    def run(
+        self,
+        step: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        plan: MixPlan,
+        mixer: Mixer,
+        way: Way,
+        measuring: Measuring | None = None,
+    ) -> tuple[Any, list[Logged]]:
         """Run one step.
 
         Args:
-            args: Arguments of the step, the batch first. The batch is rebuilt, not changed.
+            step: The user's ``training_step``, taking the batch first.
+            args: Its arguments, the batch first. The batch is rebuilt, not changed.
             kwargs: Its keyword arguments.
             plan: A plan that mixes.
+            mixer: Attached to the eligible layers.
             way: How.
+            measuring: Measures the loss.
 
         Returns:
             What ``training_step`` returns on its own targets, with the mixed loss in the place of the loss; and what it
@@ -96,109 +105,143 @@ class MixedStep:
             RuntimeError: If the planned layer did not run as often as it should.
         """
         batches = _Batches(args[0], plan, way)
-        rows = None if plan.shared_lam is not None or plan.lam.stride(0) == 0 else RowWeights(plan)
-        weighing = [] if rows is None else [rows]
-        fusing = Fusing(plan, batches.targets, lambda t: replay.has_returned(t), weighing) if self.fuses else None
-        modes: list[LossMode] = [mode for mode in (rows, fusing, self.measuring) if mode is not None]
-        replay = Replay(way.calls, way.effects.draws, partial(paused, modes) if modes else None, self.compiled)
-        replay.observe = self.observe
-        self.own_losses, self.losses, self.replay = [], [], replay
-        ratio = plan.ratio
+        run = _Run(self, lambda batch: step(batch, *args[1:], **kwargs), batches, plan, mixer, way, measuring)
+        self.own_losses, self.losses, self.replay = run.own_losses, run.losses, run.replay
+        mixer.start(plan)
+        try:
+            return run.result()
+        finally:
+            mixer.stop()
 
-        def again(on_partners: bool, upto: int | None) -> _Half:
-            """The step once more, with the network replayed, up to its ``upto``-th backward pass."""
-            half = _Half(upto)
+
+class _Run:
+    """One step, from top to bottom: its own half, the partners', their interpolation."""
+
+    def __init__(
+        self,
+        mixed_step: MixedStep,
+        step: Callable[[Any], Any],
+        batches: _Batches,
+        plan: MixPlan,
+        mixer: Mixer,
+        way: Way,
+        measuring: Measuring | None,
+    ) -> None:
+        self.mixed_step, self.step, self.batches = mixed_step, step, batches
+        self.plan, self.mixer, self.way = plan, mixer, way
+        self.host, self.named = mixed_step.host, mixed_step.named
+        self.own_losses: list[Tensor] = []
+        self.losses: list[Tensor] = []
+        has_one_lam = plan.shared_lam is not None or plan.lam.stride(0) == 0
+        self.rows = None if has_one_lam else RowWeights(plan)
+        self.fusing = Fusing(plan, batches.targets, self.has_mixed, self.rows) if mixed_step.fuses else None
+        self.modes: list[LossMode] = [mode for mode in (self.rows, self.fusing, measuring) if mode is not None]
+        around = partial(paused, self.modes) if self.modes else None
+        self.replay = Replay(way.calls, way.effects.draws, around, mixed_step.compiled)
+        self.replay.observe = mixed_step.observe
+
+    def result(self) -> tuple[Any, list[Logged]]:
+        """What the step returns and logs."""
+        with ExitStack() as stack:
+            if self.plan.layer == INPUT and self.way.entries:
+                stack.enter_context(mixed_entries(self.way.entries, self.plan, self.way.layout))
+            if self.named is not None:
+                stack.enter_context(self.named.half(False))
+            halves.begin(self.plan)
+            stack.callback(halves.end)
+            logged = stack.enter_context(self.host.own_half(self.at_backward))
+            stack.enter_context(self.replay.recording())
+            for mode in self.modes:
+                stack.enter_context(mode)
+            output = self.step(self.batches.own)
+            own = loss_of(output)
+            if not self.host.module.automatic_optimization:
+                return output, self.mixed_logs(logged)
+            if own is None:
+                return output, logged
+            total, logs = self.mixed(own, None, logged)
+        self.own_losses.append(own)
+        self.losses += [] if total is None else [total]
+        return output if total is own else _with_loss(output, total), logs
+
+    def at_backward(self, loss: Tensor, *more: Any, **options: Any) -> None:
+        """Stands in for ``manual_backward``: goes back from the mixed loss."""
+        total, _ = self.mixed(loss, len(self.losses), [])
+        if total is None:
+            raise RuntimeError(
+                "training_step calls manual_backward less often on the partners' targets than on its own, so that they "
+                "cannot be mixed. Let the number of backward passes not depend on the targets."
+            )
+        self.own_losses.append(loss)
+        self.losses.append(total)
+        (self.mixed_step.backward or self.host.backward)(total, *more, **options)
+
+    def mixed(self, own: Tensor, upto: int | None, logged: list[Logged]) -> tuple[Tensor | None, list[Logged]]:
+        """A loss of the own half, mixed, and the logged values."""
+        self.check_layer()
+        if self.is_fused(own, logged):
+            return own, logged
+        if self.fusing is not None:
+            self.mixed_step.fuses = self.fusing.is_wanted = False
+            if self.fusing.losses:  # they are a part of something else, so that the own half was not own
+                half = self.again(False, upto)
+                assert half.loss is not None
+                own, logged = half.loss, half.logged
+        half = self.again(True, upto)
+        if self.named is not None:  # those losses are interpolated, and the rest sees its own targets
+            with self.named.interpolating(self.plan.ratio):
+                half = self.again(False, upto)
+            return half.loss, half.logged
+        total = None if half.loss is None else _between(own, half.loss, self.plan.ratio)
+        return total, _interpolated(logged, half.logged, self.plan.ratio)
+
+    def mixed_logs(self, logged: list[Logged]) -> list[Logged]:
+        """What is logged in manual optimization."""
+        if not logged or self.is_fused(None, logged):
+            return logged
+        own = self.again(False, None).logged if self.fusing is not None and self.fusing.losses else logged
+        return _interpolated(own, self.again(True, None).logged, self.plan.ratio)
+
+    def again(self, on_partners: bool, upto: int | None) -> _Half:
+        """The step once more, with the network replayed, up to its ``upto``-th backward pass."""
+        half = _Half(upto)
+        with ExitStack() as stack:
+            for context in (self.replay.replaying(), self.way.effects.put_back(), half.catching(self.host)):
+                stack.enter_context(context)
+            halves.repeat(True)
+            stack.callback(halves.repeat, False)
             self.mixer.repeat(True)
-            wanted, wants = fusing, fusing is not None and fusing.is_wanted
-            if wanted is not None:
-                wanted.is_wanted = False
+            stack.callback(self.mixer.repeat, False)
+            if self.fusing is not None:
+                stack.enter_context(self.fusing.off())
+            if self.rows is not None and on_partners:
+                stack.enter_context(self.rows.of_partners())
+            if self.named is not None:
+                stack.enter_context(self.named.half(on_partners))
             try:
-                with ExitStack() as stack:
-                    for context in (replay.replaying(), way.effects.put_back(), half.catching(self.host)):
-                        stack.enter_context(context)
-                    stack.enter_context(halves.partners())
-                    if rows is not None and on_partners:
-                        stack.enter_context(rows.of_partners())
-                    if self.named is not None:
-                        stack.enter_context(self.named.half(on_partners))
-                    batch = batches.partners if on_partners else batches.own
-                    half.output = self.step(batch, *args[1:], **kwargs)
+                half.output = self.step(self.batches.partners if on_partners else self.batches.own)
             except _Enough:
                 pass
-            finally:
-                self.mixer.repeat(False)
-                if wanted is not None:
-                    wanted.is_wanted = wants
-            return half
+        return half
 
-        def mixed(own: Tensor, upto: int | None, logged: list[Logged]) -> tuple[Tensor | None, list[Logged]]:
-            """A loss of the own half, mixed, and the logged values."""
-            if fusing is not None and fusing.has(own) and all(fusing.has(value) for _, value, *_ in logged):
-                return own, logged
-            if fusing is not None:
-                self.fuses = fusing.is_wanted = False
-                if fusing.losses:  # they are a part of something else, so that the own half was not own
-                    half = again(False, upto)
-                    assert half.loss is not None
-                    own, logged = half.loss, half.logged
-            half = again(True, upto)
-            if self.named is not None:  # those losses are interpolated, and the rest sees its own targets
-                with self.named.interpolating(ratio):
-                    half = again(False, upto)
-                return half.loss, half.logged
-            total = None if half.loss is None else _between(own, half.loss, ratio)
-            return total, _interpolated(logged, half.logged, ratio)
+    def is_fused(self, own: Tensor | None, logged: list[Logged]) -> bool:
+        """Whether a loss, and all that is logged, are mixed already."""
+        if self.fusing is None:
+            return False
+        return (own is None or self.fusing.has(own)) and all(self.fusing.has(value) for _, value, *_ in logged)
 
-        def at_backward(loss: Tensor, *more: Any, **options: Any) -> None:
-            self._check(plan)
-            total, _ = mixed(loss, len(self.losses), [])
-            if total is None:
-                raise RuntimeError(
-                    "training_step calls manual_backward less often on the partners' targets than on its own, so that "
-                    "they cannot be mixed. Let the number of backward passes not depend on the targets."
-                )
-            self.own_losses.append(loss)
-            self.losses.append(total)
-            (self.backward or self.host.backward)(total, *more, **options)
+    def has_mixed(self, tensor: Tensor) -> bool:
+        """Whether the mixed network has returned it."""
+        return self.replay.has_returned(tensor)
 
-        def mixed_logs(logged: list[Logged]) -> list[Logged]:
-            if not logged or (fusing is not None and all(fusing.has(value) for _, value, *_ in logged)):
-                return logged
-            own = again(False, None).logged if fusing is not None and fusing.losses else logged
-            return _interpolated(own, again(True, None).logged, ratio)
-
-        self.mixer.start(plan)
-        try:
-            with ExitStack() as stack:
-                stack.enter_context(halves.own(plan))
-                logged = stack.enter_context(self.host.own_half(at_backward))
-                stack.enter_context(replay.recording())
-                if plan.layer == INPUT and way.entries:
-                    stack.enter_context(mixed_entries(way.entries, plan, way.layout))
-                for mode in modes:
-                    stack.enter_context(mode)
-                if self.named is not None:
-                    stack.enter_context(self.named.half(False))
-                output = self.step(batches.own, *args[1:], **kwargs)
-                own = loss_of(output)
-                if not self.host.module.automatic_optimization:
-                    return output, mixed_logs(logged)
-                if own is None:
-                    return output, logged
-                self._check(plan)
-                total, logs = mixed(own, None, logged)
-            self.own_losses, self.losses = [own], [] if total is None else [total]
-            return output if total is own else _with_loss(output, total), logs
-        finally:
-            self.mixer.stop()
-
-    def _check(self, plan: MixPlan) -> None:
-        assert plan.layer is not None
-        runs = self.mixer.times_mixed(plan.layer)
-        if plan.layer != INPUT and runs != [1]:
+    def check_layer(self) -> None:
+        """Raise RuntimeError if the planned layer did not run once."""
+        layer = self.plan.layer
+        assert layer is not None
+        if layer != INPUT and (runs := self.mixer.times_mixed(layer)) != [1]:
             raise RuntimeError(
-                f"Layer {plan.layer!r} ran {runs[0]} times in one training_step, so its mix would not match the "
-                "targets'. Choose a layer that runs exactly once, and keep other forward passes out of training_step."
+                f"Layer {layer!r} ran {runs[0]} times in one training_step, so its mix would not match the targets'. "
+                "Choose a layer that runs exactly once, and keep other forward passes out of training_step."
             )
 
 
