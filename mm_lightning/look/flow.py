@@ -169,6 +169,11 @@ class Flow(TorchFunctionMode):
         """Note what is trained on."""
         self.losses.append(self._from([loss]) if loss in self._labels else {})
 
+    @property
+    def loss_nodes(self) -> list[Node]:
+        """What the losses come from."""
+        return [node for loss in self.losses for node in loss]
+
     @contextmanager
     def watching(self, modules: dict[str, nn.Module]) -> Iterator[None]:
         """Note what modules do, until the end of the ``with`` block."""

@@ -31,7 +31,28 @@ BatchDim = int | Mapping[str, int] | None
 
 
 class LookFailed(RuntimeError):
-    """The training step could not be looked at."""
+    """The training step could not be looked at.
+
+    What is raised is of the class of the step's own exception, too, so that handlers for that still see it.
+    """
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    @classmethod
+    def because_of(cls, error: Exception, module: nn.Module) -> LookFailed:
+        """Say what failed, and what to do."""
+        try:
+            kind: Any = type(cls.__name__, (cls, type(error)), {})
+        except TypeError:  # the layouts of the two do not go together, as with OSError
+            kind = cls
+        failed: LookFailed = kind.__new__(kind)
+        failed.args = (
+            f"Manifold mixup could not look at training_step of {type(module).__name__}, which fails with "
+            f"{type(error).__name__}: {error} (see above). If it does so without ManifoldMixupCallback, too, repair it, "
+            "else train it without.",
+        )
+        return failed
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +135,10 @@ class Look:
         self._candidates = layouts(args[0], batch_size)
         sizes = {layout.rows_of(args[0]) for layout in self._candidates}
         self.flow = Flow(lambda tensors: RowSamples(tensors, sizes, is_reordered=False))
-        self.losses, self._gradients = self._run_plain()
+        try:
+            self.losses, self._gradients = self._run_plain()
+        except Exception as error:
+            raise LookFailed.because_of(error, module) from error
         self.graph = Graph(self.flow)
         self.layout, self._reordered, self._reordered_losses = self._learn_rows()
         self.rows = self.layout.rows_of(args[0])
@@ -181,13 +205,18 @@ class Look:
 
     def explain(self, proof: Proof) -> str:
         """Say what the failure of a proof means."""
-        hint = (
-            ""
-            if self._reordered_losses is not None and _are_close(self.losses, self._reordered_losses, self._tolerance)
-            else " The step gives another loss for the same rows in another order, too: it shuffles, samples or mixes "
-            "rows itself, or lets them depend on each other's places."
+        if self._is_symmetric or self._reordered_losses is None:
+            return proof.problem
+        return (
+            f"{proof.problem}, and so it is for the same batch in another order: the step shuffles, samples or mixes "
+            "rows itself"
         )
-        return f"{proof.problem}.{hint}"
+
+    @cached_property
+    def _is_symmetric(self) -> bool:
+        """Whether the step does not care about the order of its rows."""
+        losses = self._reordered_losses
+        return losses is not None and _are_close(self.losses, losses, self._tolerance)
 
     def way_of(self, layer: Layer) -> Way:
         """How a step mixed at a layer is run, without a proof."""
@@ -209,7 +238,7 @@ class Look:
                 if parameter.requires_grad and parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
 
-        with self._apart(backward):
+        with without_trace(self.host, backward):
             with self.flow.watching(self._watched):
                 self.flow.follow(self.args[0])
                 loss = self._call(self.args[0])
@@ -219,8 +248,10 @@ class Look:
         return [loss.detach() for loss in losses], gradients
 
     def _gradients_of(self, losses: list[Tensor]) -> dict[tuple[int, int], RowSamples]:
-        """Some rows of the losses' gradient, for each tensor that the outermost calls returned last."""
-        outputs = [(call, tensors[0]) for call, tensors in self.flow.outputs if len(tensors) == 1]
+        """Some rows of the losses' gradient, of what the outermost calls returned to the loss."""
+        inner = {result for call, _ in self.flow.outputs for result in call.results}
+        last = {parent for node in closure(self.flow.loss_nodes, inner) for parent in node.parents} | set(self.flow.loss_nodes)
+        outputs = [(c, t[0]) for c, t in self.flow.outputs if len(t) == 1 and not last.isdisjoint(c.results)]
         self.flow.outputs.clear()
         outputs = [(call, tensor) for call, tensor in outputs if tensor.requires_grad]
         trained = [loss for loss in losses if loss.requires_grad]
@@ -242,25 +273,27 @@ class Look:
             flow = Flow(lambda tensors, rows=rows: RowSamples(tensors, {rows}, is_reordered=True))
             losses: list[Tensor] | None = []
             try:
-                with self._apart(_into(losses)) as writes, flow.watching(self._watched):
+                with without_trace(self.host, _into(losses)) as writes, flow.watching(self._watched):
                     writes.move = _mover(order)
                     loss = self._call(layout.permuted(self.args[0], order))
                     losses += [loss] if loss is not None and self.module.automatic_optimization else []
             except Exception:  # it cannot be reordered: a graph, whose edges are row numbers
                 losses = None
+            losses = None if losses is None else [loss.detach() for loss in losses]
             found = {(id(call.module), call.number): call.samples for call in flow.calls if call.samples is not None}
             first = first or (layout, found, losses)
             is_right = losses is not None and _are_close(self.losses, losses, self._tolerance)
-            if self.agree(is_right and self._has_rows(found, rows)):
+            if self.agree(is_right and self._has_rows(found)):
                 return layout, found, losses
         return first or (self._candidates[0], {}, None)
 
-    def _has_rows(self, reordered: dict[tuple[int, int], RowSamples], rows: int) -> bool:
+    def _has_rows(self, reordered: dict[tuple[int, int], RowSamples]) -> bool:
+        """Whether a call was seen to return the rows of the reordered batch."""
         for call in self.flow.calls:
             other = reordered.get((id(call.module), call.number))
-            if call.samples is not None and other is not None and any(
-                dim is not None for dim in call.samples.dims(other, rows)
-            ):
+            if call.samples is None or other is None:
+                continue
+            if any(dim is not None for dim in call.samples.dims(other)):
                 return True
         return False
 
@@ -278,10 +311,10 @@ class Look:
             return tuple(given if size == self.rows else None for size in sizes)
         other = self._reordered.get((id(call.module), call.number))
         if call.samples is not None and other is not None:
-            dims = call.samples.dims(other, self.rows)
+            dims = call.samples.dims(other)
             if any(dim is not None for dim in dims):
                 return dims
-            if self._reordered_losses is not None and _are_close(self.losses, self._reordered_losses, self._tolerance):
+            if self._is_symmetric:
                 return dims  # its rows are in an order of their own
         return tuple(shape.index(self.rows) if self.rows in shape else None for shape in call.shapes)
 
@@ -298,6 +331,9 @@ class Look:
         if not any(dim is not None and is_number for dim, is_number in zip(dims, numbers, strict=True)):
             given = self.batch_dim.get(name) if isinstance(self.batch_dim, Mapping) else self.batch_dim
             shapes = ", ".join(map(str, call.shapes)) or "no tensor"
+            if given is None and any(self.rows in shape for shape in call.shapes) and any(numbers):
+                problem = "its rows are not the batch's: training_step shuffles, sorts, samples or mixes them before"
+                return Place(name, shape, f"{problem}, in {shapes}")
             problem = f"has no floating point output with the {self.rows} rows in dimension {given or 0}: {shapes}"
             return Place(name, shape, problem)
         if self._pure_targets(call):
@@ -337,7 +373,7 @@ class Look:
         mixer = Mixer([layer], dims=self.dims_of(layer))
         moves_noise = is_input and self._reordered_losses is not None
         try:
-            with self._apart(_into(collected)) as writes:
+            with without_trace(self.host, _into(collected)) as writes:
                 watched = Watched(self.module, writes, runs)
                 switch = self._noise_switch(writes, ways, moves_noise, order)
                 step = MixedStep(self.host, self.named, _into(collected), switch)
@@ -348,7 +384,7 @@ class Look:
                 assert step.replay is not None
                 effects = replace(watched.found, draws=step.replay.drew)
                 losses, own = [loss.detach() for loss in step.losses], [loss.detach() for loss in step.own_losses]
-                grads_differ, grads_move = self._compare_gradients(step, order)
+                differs, moves = (False, False) if per_sample else self._compare_gradients(step, ways)
         except OptimizerReached:
             return Proof(None, "training_step steps an optimizer that is not one of self.optimizers()")
         except Exception as error:
@@ -357,14 +393,39 @@ class Look:
         if not _are_close(losses, wanted, self._tolerance):
             numbers = f"{_shown(losses)} instead of {_shown(wanted)}"
             return Proof(way, f"with its rows and the targets' in another order, the loss is {numbers}")
-        if grads_differ:
+        if differs:
             return Proof(way, "with its rows and the targets' in another order, the loss has another gradient")
-        has_power = per_sample or grads_move or not _are_close(own, wanted, self._tolerance)
+        has_power = per_sample or moves or not _are_close(own, wanted, self._tolerance)
         return Proof(way, "", has_power)
 
-    def _compare_gradients(self, step: MixedStep, order: Tensor) -> tuple[bool, bool]:
-        """Whether the gradients of what the network returned differ from the plain ones, and whether the own would."""
-        return False, False
+    def _compare_gradients(self, step: MixedStep, ways: Ways) -> tuple[bool, bool]:
+        """Whether the gradient of what the network returned is another one than the plain, and whether the own is.
+
+        Of what the outermost calls returned, so that going back costs no more than the loss.
+        """
+        assert step.replay is not None
+        after = {(id(call.module), call.number) for call in self.flow.calls if not ways.after.isdisjoint(call.results)}
+        outputs = [
+            (key, tensor)
+            for key in self._gradients
+            if key in after and isinstance(tensor := step.replay.output(*key), Tensor) and tensor.requires_grad
+        ]
+        if not outputs or not step.losses or not self._is_symmetric:
+            return False, False
+        total, own = sum(step.losses), sum(step.own_losses)
+        tensors = [tensor for _, tensor in outputs]
+        mixed = torch.autograd.grad(total, tensors, retain_graph=True, allow_unused=True)  # type: ignore[arg-type]
+        others = torch.autograd.grad(own, tensors, allow_unused=True)  # type: ignore[arg-type]
+        return (
+            not all(self._is_plain_gradient(key, grad) for (key, _), grad in zip(outputs, mixed, strict=True)),
+            not all(self._is_plain_gradient(key, grad) for (key, _), grad in zip(outputs, others, strict=True)),
+        )
+
+    def _is_plain_gradient(self, key: tuple[int, int], grad: Tensor | None) -> bool:
+        """Whether it is the plain run's in the new order, if it has rows at all."""
+        if grad is None or self.rows not in grad.shape:
+            return True
+        return self._gradients[key].dims(RowSamples([grad], {self.rows}, is_reordered=True))[0] is not None
 
     @contextmanager
     def _mixing(
@@ -397,11 +458,6 @@ class Look:
                 writes.move = _mover(order)
 
         return switch
-
-    @contextmanager
-    def _apart(self, backward: Callable[..., Any]) -> Any:
-        with without_trace(self.host, backward) as writes:
-            yield writes
 
     def _call(self, batch: Any) -> Tensor | None:
         loss = None

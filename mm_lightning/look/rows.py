@@ -42,9 +42,9 @@ class RowSamples:
             for tensor in tensors
         ]
 
-    def dims(self, reordered: RowSamples, size: int) -> tuple[int | None, ...]:
+    def dims(self, reordered: RowSamples) -> tuple[int | None, ...]:
         """The dimension of each tensor in which the rows of the reordered batch are those of this one, reordered."""
-        return tuple(_dim_of(a, b, size) for a, b in zip(self._samples, reordered._samples, strict=False))
+        return tuple(_dim_of(a, b) for a, b in zip(self._samples, reordered._samples, strict=False))
 
 
 def tolerance_of(*dtypes: torch.dtype) -> float:
@@ -64,7 +64,7 @@ def _sample(tensor: Tensor, dim: int, is_reordered: bool) -> Tensor:
     return flat[:, :: max(1, flat.shape[1] // _FEATURES)].clone()
 
 
-def _dim_of(plain: dict[int, Tensor], reordered: dict[int, Tensor], size: int) -> int | None:
+def _dim_of(plain: dict[int, Tensor], reordered: dict[int, Tensor]) -> int | None:
     found = [dim for dim in plain if dim in reordered and _is_close(plain[dim], reordered[dim])]
     if len(found) > 1:  # what is alike in all rows of one dimension tells nothing
         found.sort(key=lambda dim: bool((plain[dim] == plain[dim][:1]).all()))

@@ -64,7 +64,7 @@ def settle_auto(proofs: Proofs, layers: str | Sequence[object]) -> tuple[Layer, 
     if not found:
         raise ValueError(
             f"Manifold mixup with layers='auto' found no layer of {type(look.module).__name__} that everything runs "
-            f"through. The input: {problem} mm_lightning.inspect(module, batch) tells why; name the layers, or train "
+            f"through ({problem}). mm_lightning.inspect(module, batch) tells why; name the layers, or train "
             "without the callback."
         )
     return found
@@ -108,8 +108,8 @@ def check(proofs: Proofs, layer: Layer) -> None:
     if proof.problem:
         raise RuntimeError(
             f"Manifold mixup at layer {layer.name!r} would not mix features and targets alike: "
-            f"{proofs.look.explain(proof)} Choose another layer ('input' is right for steps that reorder rows), compute "
-            "the targets from the batch, or train without the callback."
+            f"{proofs.look.explain(proof)}; mix at another layer ('input', before the step reorders anything), compute "
+            "the targets from the batch, or train without ManifoldMixupCallback."
         )
     if not proof.has_power and not proofs.look.has_targets(layer):
         raise RuntimeError(

@@ -168,6 +168,11 @@ class Ways:
         self.layer = set(layer)
         self.below = graph.below(self.layer)
 
+    @property
+    def after(self) -> set[Node]:
+        """The layer, and what comes from it."""
+        return self.layer | self.below
+
     @cached_property
     def targets(self) -> set[Leaf]:
         """Tensors of the batch that the loss sees past the layer and the weights after it: they must move along."""

@@ -6,7 +6,7 @@ import collections
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,15 +54,18 @@ class Effects:
             values.add(tensor)
         lists = [(found, len(found)) for m, name in self.lists if isinstance(found := vars(m).get(name), list)]
         attributes = [Attributes(module) for module in self.modules]
-        try:
-            yield
-        finally:
-            for kept in attributes:
-                kept.restore()
-            for grown, length in lists:
-                del grown[length:]
-            contents.restore()
-            values.restore()
+        tensors = tuple(tensor for tensor, _ in values.tensors.values())
+        # What is put back is what the own half has kept for its backward pass.
+        with torch.autograd._unsafe_preserve_version_counter(tensors) if tensors else nullcontext():
+            try:
+                yield
+            finally:
+                for kept in attributes:
+                    kept.restore()
+                for grown, length in lists:
+                    del grown[length:]
+                contents.restore()
+                values.restore()
 
 
 class Attributes:

@@ -98,6 +98,13 @@ class Replay:
             if record.taken.is_mixed and not record.taken.is_changed and not record.taken.is_hooked
         )
 
+    def output(self, module: int, number: int) -> Any:
+        """What a call of the module with this identity returned; None if it was not taken over."""
+        record = next((record for record in self.records if id(record.module) == module), None)
+        outputs = [] if record is None else record.outputs
+        output = outputs[number] if number < len(outputs) else None
+        return None if output is None else output.value
+
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Keep what the calls return."""
