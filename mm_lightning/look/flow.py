@@ -18,6 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from mm_lightning.look.rows import RowSamples
 from mm_lightning.mixup.batch import Path, leaves_of
+from mm_lightning.mixup.layers import Layer
 from mm_lightning.mixup.masks import MaskSite, masks_in
 from mm_lightning.mixup.trees import map_tensors, tensors_in
 
@@ -152,8 +153,8 @@ class Flow(TorchFunctionMode):
         self._current: Call | None = None
         self._counts: dict[int, int] = {}  # by identity: a metric's hash changes with its state
         self._clock = 0
-        self._marked: Call | None = None
-        self._layer: nn.Module | None = None
+        self._marked: set[Node] = set()
+        self._layer: Layer | None = None
         self._move: Callable[[Tensor], Tensor] | None = None
         self._targets: Collection[Path] = ()
 
@@ -207,15 +208,19 @@ class Flow(TorchFunctionMode):
             for handle in handles:
                 handle.remove()
 
-    def exchange_masks(self, layer: nn.Module, move: Callable[[Tensor], Tensor], targets: Collection[Path]) -> None:
+    def exchange_masks(
+        self, layer: Layer, inputs: Collection[Path], targets: Collection[Path], move: Callable[[Tensor], Tensor]
+    ) -> None:
         """Permute masks where they meet what comes from a layer, as they must move along with its rows.
 
         Args:
             layer: The layer.
+            inputs: Paths of the batch's tensors that are mixed themselves.
+            targets: Paths of those that stay: what the loss compares with is no mask.
             move: Permutes a mask.
-            targets: Paths of the batch's tensors that stay: what the loss compares with is no mask.
         """
-        self._layer, self._move, self._targets = layer, move, targets
+        self._layer, self._targets, self._move = layer, targets, move
+        self._marked = {leaf for leaf in self.leaves if leaf.path in inputs}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -223,7 +228,7 @@ class Flow(TorchFunctionMode):
         """Call ``func`` and note where its results come from."""
         kwargs = kwargs or {}
         operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if self._move is not None and self._marked is not None:
+        if self._marked:
             args, kwargs = self._with_masks_moved(operands, args, kwargs)
         versions = [_version(tensor) for tensor in operands]
         result = func(*args, **kwargs)
@@ -331,8 +336,8 @@ class Flow(TorchFunctionMode):
                     call.results.append(result)
                     self._labels[tensor] = {result: tensor.dtype != torch.bool and any(parents.values())}
                     self._born[tensor] = call.within
-            if self._move is not None and module is self._layer:
-                self._marked = call
+            if self._layer is not None and any(module is part for part in self._layer.modules):
+                self._marked.update(call.results)
             return output
 
     def _label_within(self, call: Call, tensor: Tensor) -> dict[Node, bool]:
@@ -361,7 +366,7 @@ class Flow(TorchFunctionMode):
         return map_tensors(lambda t: moved.get(id(t), t), (args, kwargs))
 
     def _descends(self, label: dict[Node, bool]) -> bool:
-        return self._marked is not None and not closure(label).isdisjoint(self._marked.results)
+        return not closure(label).isdisjoint(self._marked)
 
     def _is_target(self, tensor: Tensor) -> bool:
         leaves = [node for node in closure(self._labels[tensor]) if isinstance(node, Leaf)]

@@ -17,7 +17,7 @@ from mm_lightning.look.rows import RowSamples, order_of, tolerance_of
 from mm_lightning.look.ways import Entries, Graph, Ways
 from mm_lightning.look.without_trace import Watched, Writes, without_trace
 from mm_lightning.mixup import INPUT, Layer, Mixer, MixPlan, named_layers
-from mm_lightning.mixup.batch import Layout, guess_layout, layouts, leaves_of
+from mm_lightning.mixup.batch import Layout, Path, guess_layout, layouts
 from mm_lightning.mixup.hook import Dims
 from mm_lightning.mixup.masks import MaskSite
 from mm_lightning.step.effects import Effects
@@ -362,8 +362,11 @@ class Look:
     def _way(self, layer: Layer, calls: Any, effects: Any) -> Way:
         if layer.name != INPUT:
             return Way(calls, effects, self.layout)
-        inputs = frozenset(leaf.path for leaf in self.entries.leaves)
-        return Way(calls, effects, self.layout, inputs, tuple(call.module for call in self.entries.calls))
+        entries = tuple(call.module for call in self.entries.calls)
+        return Way(calls, effects, self.layout, self._mixed_inputs(layer), entries)
+
+    def _mixed_inputs(self, layer: Layer) -> frozenset[Path]:
+        return frozenset(leaf.path for leaf in self.entries.leaves if layer.name == INPUT)
 
     def _try(self, layer: Layer, calls: Any, runs: list[nn.Module], ways: Ways, per_sample: bool) -> Proof:
         order = order_of(self.rows)
@@ -371,7 +374,7 @@ class Look:
         wanted = self._reordered_losses if is_input and self._reordered_losses is not None else self.losses
         collected: list[Tensor] = []
         mixer = Mixer([layer], dims=self.dims_of(layer))
-        moves_noise = is_input and self._reordered_losses is not None
+        moves_noise = is_input and not layer.modules and self._reordered_losses is not None  # else behind the embeddings
         try:
             with without_trace(self.host, _into(collected)) as writes:
                 watched = Watched(self.module, writes, runs)
@@ -440,11 +443,12 @@ class Look:
             for module in layer.modules if not moves_noise else ():
                 handle = module.register_forward_hook(lambda *_: setattr(writes, "move", _mover(order)))
                 stack.callback(handle.remove)
-            if ways.meets_masks and layer.name != INPUT:
+            if ways.meets_masks:
                 flow = Flow(lambda tensors: None)  # type: ignore[arg-type, return-value]
                 stack.enter_context(flow.watching(self._watched))
                 flow.follow(self.args[0])
-                flow.exchange_masks(layer.modules[0], _mover(order), {leaf.path for leaf in ways.targets})
+                targets = {leaf.path for leaf in ways.targets}
+                flow.exchange_masks(layer, self._mixed_inputs(layer), targets, _mover(order))
             yield
 
     def _noise_switch(self, writes: Writes, ways: Ways, always: bool, order: Tensor) -> Callable[[Any, Any], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,19 @@ from mm_lightning import ManifoldMixupCallback, MixableModule, mixed_accuracy
 from mm_lightning.models import preact_resnet18
 from mm_lightning.train import CONF
 
-__all__ = ["DeepMLP", "Network", "ResidualNetwork", "deep_mlp", "mnist_bottleneck", "preact_resnet", "residual_network"]
+__all__ = [
+    "Classifier",
+    "DeepMLP",
+    "Network",
+    "ResidualNetwork",
+    "bottleneck_resnet",
+    "deep_mlp",
+    "frozen_backbone",
+    "mnist_bottleneck",
+    "preact_resnet",
+    "residual_network",
+    "transformer",
+]
 
 
 @dataclass(frozen=True)
@@ -113,12 +126,56 @@ def deep_mlp(depth: int, width: int, classes: int = 10, batch_size: int = 100, i
     )
 
 
+def frozen_backbone(depth: int, width: int) -> nn.Module:
+    """Linear layers without biases that do not train, and a head for 10 classes that does, for rows (N, D)."""
+    layers = [nn.Sequential(nn.Linear(width, width, bias=False), nn.ReLU()) for _ in range(depth)]
+    backbone = nn.Sequential(*layers).requires_grad_(False)
+    return nn.Sequential(OrderedDict(backbone=backbone, head=nn.Linear(width, 10)))
+
+
+def bottleneck_resnet(depths: Sequence[int] = (3, 4, 6, 3), width: int = 64) -> nn.Module:
+    """ResNet50 for images (N, 3, 32, 32) of 10 classes: its stem is one 3 x 3 convolution.
+
+    Args:
+        depths: Blocks of each stage, three convolutions each.
+        width: Channels that the first stage's blocks narrow to; each stage has twice as many as the one before.
+    """
+    stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+    network, channels = OrderedDict(stem=stem), width
+    for index, depth in enumerate(depths):
+        blocks, narrow = [], width * 2**index
+        for i in range(depth):
+            blocks.append(_Bottleneck(channels, narrow, stride=2 if index and i == 0 else 1))
+            channels = 4 * narrow
+        network[f"stage{index + 1}"] = nn.Sequential(*blocks)
+    network["head"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
+    return nn.Sequential(network)
+
+
+def transformer(depth: int, width: int, heads: int, length: int) -> nn.Module:
+    """Transformer encoder for embedded tokens (N, T, D) of 10 classes.
+
+    Args:
+        depth: Layers.
+        width: Features of a token, D; the feed-forward parts have four times as many.
+        heads: Of each layer's attention.
+        length: Tokens of a row, T.
+    """
+    layer = nn.TransformerEncoderLayer(width, heads, dim_feedforward=4 * width, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+    head = nn.Sequential(nn.Flatten(), nn.Linear(length * width, 10))
+    return nn.Sequential(OrderedDict(encoder=encoder, head=head))
+
+
 class _Classifier(pl.LightningModule):
-    """Trains with the plain cross-entropy."""
+    """Trains with the plain cross-entropy and SGD."""
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         inputs, targets = batch
         return F.cross_entropy(self(inputs), targets)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)  # without momentum it keeps nothing
 
 
 class DeepMLP(_Classifier):
@@ -144,21 +201,21 @@ class DeepMLP(_Classifier):
             hidden = layer(hidden)
         return self.head(hidden)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """SGD."""
-        return torch.optim.SGD(self.parameters(), lr=0.01)
 
-
-class PreActClassifier(_Classifier):
+class Classifier(_Classifier):
     """Trains a network from PyTorch code, ``network``."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, K) of images (N, 3, H, W)."""
-        return self.network(images)
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits (N, K) of a batch."""
+        return self.network(inputs)
+
+
+class PreActClassifier(Classifier):
+    """Trains PreActResNet18 as the paper does."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """SGD with momentum and weight decay."""
@@ -202,6 +259,24 @@ class _ResidualBlock(nn.Module):
             nn.BatchNorm2d(outputs),
         )
         self.shortcut = nn.Identity() if stride == 1 else nn.Conv2d(inputs, outputs, 1, stride)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.relu(self.convolutions(hidden) + self.shortcut(hidden))
+
+
+class _Bottleneck(nn.Module):
+    """Convolutions 1 x 1, 3 x 3 and 1 x 1 beside a shortcut; the last has four times the channels of the others."""
+
+    def __init__(self, inputs: int, narrow: int, stride: int) -> None:
+        super().__init__()
+        outputs = 4 * narrow
+        self.convolutions = nn.Sequential(
+            *(nn.Conv2d(inputs, narrow, 1, bias=False), nn.BatchNorm2d(narrow), nn.ReLU()),
+            *(nn.Conv2d(narrow, narrow, 3, stride, 1, bias=False), nn.BatchNorm2d(narrow), nn.ReLU()),
+            *(nn.Conv2d(narrow, outputs, 1, bias=False), nn.BatchNorm2d(outputs)),
+        )
+        projection = (nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        self.shortcut = nn.Identity() if inputs == outputs else nn.Sequential(*projection)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return torch.relu(self.convolutions(hidden) + self.shortcut(hidden))
