@@ -359,8 +359,8 @@ class ManifoldMixupCallback(pl.Callback):
 
 def _refuse_unseen_loss() -> None:
     raise RuntimeError(
-        "training_step returned no loss when manifold mixup looked at it, but does now, for the same batch. It must do "
-        "the same when it is run again, or the batch would train unmixed."
+        "training_step returned no loss when it was looked at, but does now, for the same batch. It must do the same when "
+        "it is run again, or manifold mixup would leave the batch unmixed."
     )
 
 

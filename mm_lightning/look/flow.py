@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -21,6 +23,7 @@ from mm_lightning.mixup.batch import Path, leaves_of
 from mm_lightning.mixup.layers import Layer
 from mm_lightning.mixup.masks import MaskSite, masks_in
 from mm_lightning.mixup.trees import map_tensors, tensors_in
+from mm_lightning.step.replay import called_by
 
 __all__ = ["Call", "Flow", "Inside", "Leaf", "Node", "Result", "Weights", "closure"]
 
@@ -117,6 +120,12 @@ class Call:
             call = call.within
 
 
+@dataclass(frozen=True, eq=False)
+class _Watched:
+    name: str
+    module: nn.Module
+
+
 class Inside(Node):
     """What was made in a call and used after its end without being its output."""
 
@@ -136,12 +145,14 @@ class Flow(TorchFunctionMode):
         calls: Calls of modules, in the order in which they began.
         losses: For each loss what it comes from.
         outputs: The tensors that calls in no other call returned.
+        loses_values: Whether numbers of the batch have left the tensors.
     """
 
     def __init__(self, sample: Callable[[list[Tensor]], RowSamples]) -> None:
         super().__init__()
         self.sample = sample
         self.outputs: list[tuple[Call, list[Tensor]]] = []
+        self.loses_values = False
         self.leaves: list[Leaf] = []
         self.calls: list[Call] = []
         self.losses: list[dict[Node, bool]] = []
@@ -178,16 +189,7 @@ class Flow(TorchFunctionMode):
     @contextmanager
     def watching(self, modules: dict[str, nn.Module]) -> Iterator[None]:
         """Note what modules do, until the end of the ``with`` block."""
-        # Scripted modules take no hooks; what they do is seen from outside.
-        hooked = {name: part for name, part in modules.items() if not isinstance(part, torch.jit.ScriptModule)}
-        handles = [
-            part.register_forward_pre_hook(lambda m, a, k, name=name: self._begin(name, m, a, k), with_kwargs=True)
-            for name, part in hooked.items()
-        ]
-        handles += [
-            part.register_forward_hook(lambda m, a, k, out: self._end(m, (a, k), out), with_kwargs=True)
-            for part in hooked.values()
-        ]
+        watched = [_Watched(name, part) for name, part in modules.items()]
         function = torch.autograd.Function
         original = vars(function)["apply"]
 
@@ -201,12 +203,10 @@ class Flow(TorchFunctionMode):
 
         function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
         try:
-            with self:
+            with called_by(self._call, watched), self:
                 yield
         finally:
             function.apply = original
-            for handle in handles:
-                handle.remove()
 
     def exchange_masks(
         self, layer: Layer, inputs: Collection[Path], targets: Collection[Path], move: Callable[[Tensor], Tensor]
@@ -234,6 +234,8 @@ class Flow(TorchFunctionMode):
         result = func(*args, **kwargs)
         written = [t for t, version in zip(operands, versions, strict=True) if _version(t) != version]
         results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if isinstance(result, (np.ndarray, list, float, int)) and not isinstance(result, bool) and not results:
+            self.loses_values |= any(tensor in self._labels for tensor in operands)
         for tensor in operands:
             if tensor._backward_hooks and (call := self._returned_by.get(tensor)) is not None:
                 call.is_hooked |= len(tensor._backward_hooks) > self._hooks.get(tensor, 0)
@@ -286,59 +288,67 @@ class Flow(TorchFunctionMode):
     def _is_weight(self, tensor: Tensor) -> bool:
         return isinstance(tensor, nn.Parameter) or tensor in self._weights
 
-    def _begin(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _call(self, watched: _Watched, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         with torch._C.DisableTorchFunction():
-            self._clock += 1
-            number = self._counts[id(module)] = self._counts.get(id(module), -1) + 1
-            call = Call(name, module, number, self._current, self._clock)
-            if self._current is not None:
-                self._current.inner.append(call)
-            self.calls.append(call)
-            call.masks = masks_in(name, module, args, kwargs, self._is_only_mask)
-            self._current = call
-
-    def _end(self, module: nn.Module, given: Any, output: Any) -> Any:
+            noted = self._begin(watched.name, watched.module, args, kwargs)
+        output = call(*args, **kwargs)
         with torch._C.DisableTorchFunction():
-            call = self._current
-            while call is not None and call.module is not module:  # of one that ended with an exception
-                call = call.within
-            assert call is not None
-            self._clock += 1
-            call.end = self._clock
-            self._current = call.within
+            return self._end(noted, (args, kwargs), output)
 
-            def leave(tensor: Tensor) -> Tensor:
-                if self._born.get(tensor) is not call and tensor.layout is torch.strided and not tensor.is_nested:
-                    label = self._labels.get(tensor)
-                    tensor = tensor.view_as(tensor)  # what came in goes out: the call's result must be told from it
-                    if label is not None:
-                        self._labels[tensor] = label
-                return tensor
+    def _begin(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        self._clock += 1
+        number = self._counts[id(module)] = self._counts.get(id(module), -1) + 1
+        call = Call(name, module, number, self._current, self._clock)
+        if self._current is not None:
+            self._current.inner.append(call)
+        self.calls.append(call)
+        call.masks = masks_in(name, module, args, kwargs, self._is_only_mask)
+        self._current = call
+        return call
 
-            output = map_tensors(leave, output)
-            tensors = tensors_in(output)
-            call.shapes, call.dtypes = [tuple(t.shape) for t in tensors], [t.dtype for t in tensors]
-            labels = {id(t): self._label_within(call, t) for t in tensors if t in self._labels}
-            if not labels and any(t.is_floating_point() for t in tensors):  # a scripted function, say
-                taken = _merged(*[self._labels[t] for t in tensors_in(given) if t in self._labels])
-                if taken and any(parameter.dim() > 1 for parameter in module.parameters()):
-                    taken = {Weights(taken, call, False, any(p.requires_grad for p in module.parameters())): True}
-                labels = {id(t): taken for t in tensors} if taken else {}
-            call.samples = self.sample(tensors)
-            if call.within is None:
-                self.outputs.append((call, tensors))
-            for tensor in tensors:
-                self._returned_by[tensor] = call
-                self._hooks[tensor] = len(tensor._backward_hooks or ())  # of its own, as FSDP has them
-            for tensor in tensors:
-                if (parents := labels.get(id(tensor))) is not None:
-                    result = Result(call, parents)
-                    call.results.append(result)
-                    self._labels[tensor] = {result: tensor.dtype != torch.bool and any(parents.values())}
-                    self._born[tensor] = call.within
-            if self._layer is not None and any(module is part for part in self._layer.modules):
-                self._marked.update(call.results)
-            return output
+    def _end(self, call: Call, given: Any, output: Any) -> Any:
+        self._clock += 1
+        call.end = self._clock
+        self._current = call.within
+
+        def leave(tensor: Tensor) -> Tensor:
+            if self._born.get(tensor) is not call and tensor.layout is torch.strided and not tensor.is_nested:
+                label = self._labels.get(tensor)
+                tensor = tensor.view_as(tensor)  # what came in goes out: the call's result must be told from it
+                if label is not None:
+                    self._labels[tensor] = label
+            return tensor
+
+        output = map_tensors(leave, output)
+        tensors = tensors_in(output)
+        call.shapes, call.dtypes = [tuple(t.shape) for t in tensors], [t.dtype for t in tensors]
+        call.samples = self.sample(tensors)
+        if call.within is None:
+            self.outputs.append((call, tensors))
+        labels = self._labels_of(call, given, tensors)
+        for tensor in tensors:
+            self._returned_by[tensor] = call
+            self._hooks[tensor] = len(tensor._backward_hooks or ())  # of its own, as FSDP has them
+            if (parents := labels.get(id(tensor))) is not None:
+                result = Result(call, parents)
+                call.results.append(result)
+                self._labels[tensor] = {result: tensor.dtype != torch.bool and any(parents.values())}
+                self._born[tensor] = call.within
+        if self._layer is not None and any(call.module is part for part in self._layer.modules):
+            self._marked.update(call.results)
+        return output
+
+    def _labels_of(self, call: Call, given: Any, tensors: list[Tensor]) -> dict[int, dict[Node, bool]]:
+        """What each tensor that a call returns comes from, by identity."""
+        labels = {id(t): self._label_within(call, t) for t in tensors if t in self._labels}
+        if labels or not any(t.is_floating_point() for t in tensors):
+            return labels
+        # Nothing was seen of a scripted function, say: what it returns comes from what it was given.
+        taken = _merged(*[self._labels[t] for t in tensors_in(given) if t in self._labels])
+        parameters = list(call.module.parameters())
+        if taken and any(parameter.dim() > 1 for parameter in parameters):
+            taken = {Weights(taken, call, False, any(p.requires_grad for p in parameters)): True}
+        return {id(t): taken for t in tensors} if taken else {}
 
     def _label_within(self, call: Call, tensor: Tensor) -> dict[Node, bool]:
         """The label of what a call returns; what was born in it goes out in the right way."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -225,8 +225,8 @@ class Look:
         return self._way(layer, calls, Effects((self.module, *runs)))
 
     def has_targets(self, layer: Layer) -> bool:
-        """Whether the loss was seen to compare with anything of the batch."""
-        return bool(Ways(self.graph, self._nodes(layer)).targets)
+        """Whether the loss may compare with anything of the batch."""
+        return self.named is not None or self.flow.loses_values or bool(Ways(self.graph, self._nodes(layer)).targets)
 
     def _run_plain(self) -> tuple[list[Tensor], dict[tuple[int, int], RowSamples]]:
         losses: list[Tensor] = []
@@ -245,7 +245,12 @@ class Look:
                 if loss is not None and self.module.automatic_optimization:
                     backward(loss)
             gradients = self._gradients_of(losses)  # before buffers are put back
-        return [loss.detach() for loss in losses], gradients
+        return self._compared(losses), gradients
+
+    def _compared(self, losses: list[Tensor], of_partners: bool = False) -> list[Tensor]:
+        """What a proof compares: the losses, or those that the user named."""
+        compared = losses if self.named is None or not losses else self.named.values(of_partners)
+        return [loss.detach() for loss in compared]
 
     def _gradients_of(self, losses: list[Tensor]) -> dict[tuple[int, int], RowSamples]:
         """Some rows of the losses' gradient, of what the outermost calls returned to the loss."""
@@ -279,7 +284,7 @@ class Look:
                     losses += [loss] if loss is not None and self.module.automatic_optimization else []
             except Exception:  # it cannot be reordered: a graph, whose edges are row numbers
                 losses = None
-            losses = None if losses is None else [loss.detach() for loss in losses]
+            losses = None if losses is None else self._compared(losses)
             found = {(id(call.module), call.number): call.samples for call in flow.calls if call.samples is not None}
             first = first or (layout, found, losses)
             is_right = losses is not None and _are_close(self.losses, losses, self._tolerance)
@@ -336,6 +341,8 @@ class Look:
                 return Place(name, shape, f"{problem}, in {shapes}")
             problem = f"has no floating point output with the {self.rows} rows in dimension {given or 0}: {shapes}"
             return Place(name, shape, problem)
+        if call.results and self.graph.upstream.isdisjoint(call.results):
+            return Place(name, shape, "nothing that is trained on comes from it")
         if self._pure_targets(call):
             return Place(name, shape, "computes the loss: its output depends on the targets")
         depth = self.graph.depth(call)
@@ -386,7 +393,7 @@ class Look:
                     step.run(self.step, self.args, self.kwargs, plan, mixer, way)
                 assert step.replay is not None
                 effects = replace(watched.found, draws=step.replay.drew)
-                losses, own = [loss.detach() for loss in step.losses], [loss.detach() for loss in step.own_losses]
+                losses, own = self._compared(step.losses, True), self._compared(step.own_losses)
                 differs, moves = (False, False) if per_sample else self._compare_gradients(step, ways)
         except OptimizerReached:
             return Proof(None, "training_step steps an optimizer that is not one of self.optimizers()")
@@ -413,7 +420,7 @@ class Look:
             for key in self._gradients
             if key in after and isinstance(tensor := step.replay.output(*key), Tensor) and tensor.requires_grad
         ]
-        if not outputs or not step.losses or not self._is_symmetric:
+        if not outputs or not step.losses or not self._is_symmetric or self.named is not None:
             return False, False
         total, own = sum(step.losses), sum(step.own_losses)
         tensors = [tensor for _, tensor in outputs]
@@ -465,7 +472,7 @@ class Look:
 
     def _call(self, batch: Any) -> Tensor | None:
         loss = None
-        with suppress(OptimizerReached):
+        with suppress(OptimizerReached), self.named.half(False) if self.named is not None else nullcontext():
             loss = loss_of(self.step(batch, *self.args[1:], **self.kwargs))
         return loss
 

@@ -58,6 +58,10 @@ class NamedLosses:
         self._ratio: Any = None
         self._is_inside = False
 
+    def values(self, of_partners: bool) -> list[Tensor]:
+        """What the losses were in one of the halves."""
+        return tensors_in(self._values[of_partners])
+
     @contextmanager
     def half(self, is_partners: bool) -> Iterator[None]:
         """Keep what the losses are in the own half or in the partners', or return the interpolation of both."""
