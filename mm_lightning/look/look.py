@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mm_lightning.look.flow import Call, Flow, Leaf, Result, closure
 from mm_lightning.look.rows import RowSamples, order_of, tolerance_of
-from mm_lightning.look.ways import Entries, Graph, Ways
+from mm_lightning.look.ways import Calls, Entries, Graph, Ways
 from mm_lightning.look.without_trace import Watched, Writes, without_trace
 from mm_lightning.mixup import INPUT, Layer, Mixer, MixPlan, named_layers
 from mm_lightning.mixup.batch import Layout, Path, guess_layout, layouts
@@ -222,7 +222,17 @@ class Look:
         """How a step mixed at a layer is run, without a proof."""
         ways = Ways(self.graph, self._nodes(layer))
         calls, runs = ways.replayed()
-        return self._way(layer, calls, Effects((self.module, *runs)))
+        return self._way(layer, calls, Effects(self._outside(calls, runs)))
+
+    def _outside(self, calls: Calls, runs: Sequence[nn.Module]) -> list[nn.Module]:
+        """The modules that run in the partners' half, or might: all but those that were seen to run in what is replayed."""
+        replayed: set[int] = set()
+        for module, taken in calls:
+            for call in self.graph.runs_of(module):
+                if taken.numbers is None or call.number in taken.numbers:
+                    replayed |= {id(inner.module) for inner in _with_inner(call)}
+        kept = {id(module) for module in (self.module, *runs)}
+        return [module for module in self.module.modules() if id(module) in kept or id(module) not in replayed]
 
     def has_targets(self, layer: Layer) -> bool:
         """Whether the loss may compare with anything of the batch."""
@@ -336,7 +346,7 @@ class Look:
         if not any(dim is not None and is_number for dim, is_number in zip(dims, numbers, strict=True)):
             given = self.batch_dim.get(name) if isinstance(self.batch_dim, Mapping) else self.batch_dim
             shapes = ", ".join(map(str, call.shapes)) or "no tensor"
-            if given is None and any(self.rows in shape for shape in call.shapes) and any(numbers):
+            if given is None and any(shape[:1] == (self.rows,) for shape in call.shapes) and any(numbers):
                 problem = "its rows are not the batch's: training_step shuffles, sorts, samples or mixes them before"
                 return Place(name, shape, f"{problem}, in {shapes}")
             problem = f"has no floating point output with the {self.rows} rows in dimension {given or 0}: {shapes}"
@@ -384,7 +394,7 @@ class Look:
         moves_noise = is_input and not layer.modules and self._reordered_losses is not None  # else behind the embeddings
         try:
             with without_trace(self.host, _into(collected)) as writes:
-                watched = Watched(self.module, writes, runs)
+                watched = Watched(self._outside(calls, runs), writes)
                 switch = self._noise_switch(writes, ways, moves_noise, order)
                 step = MixedStep(self.host, self.named, _into(collected), switch)
                 way = self._way(layer, calls, watched)
@@ -392,14 +402,16 @@ class Look:
                 with self._mixing(mixer, layer, writes, moves_noise, ways, order):
                     step.run(self.step, self.args, self.kwargs, plan, mixer, way)
                 assert step.replay is not None
-                effects = replace(watched.found, draws=step.replay.drew)
+                watched.found.draws = step.replay.drew
                 losses, own = self._compared(step.losses, True), self._compared(step.own_losses)
                 differs, moves = (False, False) if per_sample else self._compare_gradients(step, ways)
         except OptimizerReached:
             return Proof(None, "training_step steps an optimizer that is not one of self.optimizers()")
         except Exception as error:
             return Proof(None, f"mixing there fails with {type(error).__name__}: {error}")
-        way = replace(way, effects=effects)
+        way = replace(way, effects=watched.found)
+        if watched.problem:
+            return Proof(None, watched.problem)
         if not _are_close(losses, wanted, self._tolerance):
             numbers = f"{_shown(losses)} instead of {_shown(wanted)}"
             return Proof(way, f"with its rows and the targets' in another order, the loss is {numbers}")
@@ -475,6 +487,12 @@ class Look:
         with suppress(OptimizerReached), self.named.half(False) if self.named is not None else nullcontext():
             loss = loss_of(self.step(batch, *self.args[1:], **self.kwargs))
         return loss
+
+
+def _with_inner(call: Call) -> Iterator[Call]:
+    yield call
+    for inner in call.inner:
+        yield from _with_inner(inner)
 
 
 def _plan_of(layer: str, order: Tensor, per_sample: bool, module: pl.LightningModule) -> MixPlan:

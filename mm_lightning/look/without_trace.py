@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mm_lightning.step.effects import Attributes, Contents, Effects
+from mm_lightning.step.effects import Attributes, Contents, Effects, Started
 from mm_lightning.step.host import Host
 from mm_lightning.step.replay import RandomState
 
@@ -88,6 +88,11 @@ class Writes(TorchDispatchMode):
                     tensor.copy_(self.move(tensor))
         return result
 
+    def value_of(self, tensor: Tensor) -> Tensor | None:
+        """What a tensor held before it was written into; None if it was not."""
+        memory = _memory(tensor)
+        return next((values for kept, values in self.kept.values() if kept is tensor or _memory(kept) == memory), None)
+
     def restore(self) -> None:
         """Put the values back."""
         with torch.no_grad():
@@ -101,59 +106,82 @@ class Writes(TorchDispatchMode):
                 self.kept[id(known)] = (known, known.detach().clone())
 
 
-class Watched:
-    """Stands in for the effects of the partners' half while the look finds out what they are.
+class Watched(Effects):
+    """The effects of a step while the look finds out what they are: whatever belongs to some modules is put back.
 
     Args:
-        module: The module.
+        modules: The modules outside of the calls that are taken over.
         writes: What is written into.
-        runs: Modules that run in that half.
 
     Attributes:
-        draws: True, so that random states are kept, because it is not known yet whether numbers are drawn.
-        found: What the half changed.
+        found: What the step was seen to change.
+        problem: Why its partners' half cannot be put back; empty if it can.
     """
 
-    draws = True
+    def __init__(self, modules: Sequence[nn.Module], writes: Writes) -> None:
+        containers = [
+            (part, name) for part in modules for name, value in _attributes(part) if not isinstance(value, Tensor)
+        ]
+        super().__init__(modules, containers, draws=True)  # it is not known yet whether numbers are drawn
+        self.writes = writes
+        self.found = Effects(modules)
+        self.problem = ""
 
-    def __init__(self, module: nn.Module, writes: Writes, runs: Sequence[nn.Module]) -> None:
-        self._look = module, writes, runs
-        self.found = Effects()
+    def start(self) -> Started:
+        """Keep everything."""
+        return _WatchedStart(self)
+
+
+class _WatchedStart(Started):
+    def __init__(self, effects: Watched) -> None:
+        super().__init__(effects)
+        self.watched = effects
+        tensors = [tensor for kept in self.attributes for _, tensor in kept.tensors()]
+        self._buffers = {id(t): t.detach().clone() for t in tensors if not isinstance(t, nn.Parameter)}
 
     @contextmanager
     def put_back(self) -> Iterator[None]:
-        """Watch what changes. The look itself puts it back."""
-        module, writes, runs = self._look
-        attributes = [Attributes(part) for part in module.modules()]
-        contents = [(part, name, _contents(value)) for part in module.modules() for name, value in _attributes(part)]
-        buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-        kept, writes.kept = writes.kept, {}
-        try:
-            yield
-        finally:
-            changed = [(part, name, held) for part, name, held in contents if held.has_changed()]
-            written = {_memory(tensor) for tensor, _ in writes.kept.values()} - {None}
-            tensors = [p for p in module.parameters() if _memory(p) in written]
-            tensors += [buffer for buffer, values in buffers if not _is_equal(buffer, values)]
-            self.found = Effects(
-                _distinct([module, *runs, *(part.module for part in attributes if part.have_changed())]),
-                tuple((part, name) for part, name, held in changed if not held.has_only_grown()),
-                tuple((part, name) for part, name, held in changed if held.has_only_grown()),
-                tuple((part, name) for part, name, held in contents if any(_memory(t) in written for t in held.held)),
-                _distinct(tensors),
-            )
-            writes.kept = writes.kept | kept
+        """Note what both halves change."""
+        self._note()
+        with super().put_back():
+            try:
+                yield
+            finally:
+                self._note()
+
+    def learn(self) -> None:
+        """All is noted."""
+
+    def _note(self) -> None:
+        found, writes = self.watched.found, self.watched.writes
+        for kept in self.attributes:
+            for name, tensor in kept.tensors():
+                values = writes.value_of(tensor)
+                before = self._buffers.get(id(tensor))
+                if values is None and before is not None and not _is_equal(tensor, before):
+                    values = before  # batch normalisation does not say in its schema what it writes into
+                if values is None or name in found.tensors:
+                    continue
+                if tensor.requires_grad:
+                    self.watched.problem = f"training_step writes into the trained parameter {name[2]!r} itself"
+                else:
+                    found.tensors = (*found.tensors, name)
+                    self.values.append((name, tensor, values))
+        for at, contents in self.contents:
+            is_written = any(writes.value_of(tensor) is not None for tensor in contents.tensors)
+            if at not in found.containers and (is_written or (contents.have_changed() and not contents.has_only_grown())):
+                found.containers = (*found.containers, at)
 
 
 @contextmanager
 def _kept(module: pl.LightningModule) -> Iterator[Writes]:
     """Put back attributes, what they hold, buffers and gradients; and of parameters what is written into."""
     writes = Writes()
-    contents = Contents(writes.know)  # type: ignore[arg-type]
     attributes = [Attributes(part) for part in module.modules()]
-    for part in module.modules():
-        for _, value in _attributes(part):
-            contents.add(value)
+    contents = [Contents(value) for part in module.modules() for _, value in _attributes(part)]
+    for held in contents:
+        for tensor in held.tensors:
+            writes.know(tensor)
     parameters = [p for p in module.parameters() if not torch.nn.parameter.is_lazy(p)]
     for tensor in parameters:
         writes.know(tensor)
@@ -171,7 +199,8 @@ def _kept(module: pl.LightningModule) -> Iterator[Writes]:
             kept.restore()
         for part, mode in training:
             part.training = mode
-        contents.restore()
+        for held in contents:
+            held.restore()
         writes.restore()
         with torch.no_grad():
             for tensor, values in buffers:
@@ -199,16 +228,6 @@ def _attributes(module: nn.Module) -> list[tuple[str, Any]]:
         for name, value in vars(module).items()
         if name not in _NOT_OF_THE_USER and not name.endswith("hooks")
     ]
-
-
-def _contents(value: Any) -> Contents:
-    contents = Contents(lambda tensor: None)
-    contents.add(value)
-    return contents
-
-
-def _distinct(items: Sequence[Any]) -> tuple[Any, ...]:
-    return tuple({id(item): item for item in items}.values())
 
 
 def _is_equal(tensor: Tensor, values: Tensor) -> bool:

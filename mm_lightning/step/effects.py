@@ -6,7 +6,7 @@ import collections
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,57 +15,95 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-__all__ = ["Attributes", "Contents", "Effects"]
+__all__ = ["Attributes", "Contents", "Effects", "Name", "Started"]
 
 # Objects of these packages hold the trainer, loaders and the like, which are not touched.
 _OF_OTHERS = re.compile(r"(lightning|torch|torchmetrics|transformers|builtins|types|functools|pytorch_lightning)\b")
 _TABLES = ("_parameters", "_buffers", "_modules")
 
 
-@dataclass(frozen=True)
+Name = tuple[nn.Module, str, str]
+"""A module, a table of it (empty for its attributes), and a name there."""
+
+
+@dataclass(eq=False)
 class Effects:
-    """What the partners' half changes, as the look saw it.
+    """What a step changes in the module outside of the calls that are taken over.
+
+    The look says what it saw. What a later step changes besides is learned, from the moment on when it does.
 
     Attributes:
-        modules: The modules that run in it; their attributes may be set.
-        contents: Attributes whose contents change: (module, name).
-        lists: Attributes that are lists which grow.
-        written: Attributes with tensors that are written into.
-        tensors: Parameters and buffers that are written into.
+        modules: The modules that run in the partners' half, or might; their attributes may be set.
+        containers: Attributes whose contents change otherwise than by a list's growing: (module, name).
+        tensors: Buffers, attributes and parameters that are not trained, which are written into.
         draws: Whether random numbers are drawn.
     """
 
-    modules: tuple[nn.Module, ...] = ()
-    contents: tuple[tuple[nn.Module, str], ...] = ()
-    lists: tuple[tuple[nn.Module, str], ...] = ()
-    written: tuple[tuple[nn.Module, str], ...] = ()
-    tensors: tuple[Tensor, ...] = ()
+    modules: Sequence[nn.Module] = ()
+    containers: Sequence[tuple[nn.Module, str]] = ()
+    tensors: Sequence[Name] = ()
     draws: bool = False
+
+    def start(self) -> Started:
+        """Keep what is there when the step begins."""
+        return Started(self)
+
+
+class Started:
+    """The state at the beginning of a step, in which the partners' half begins as well."""
+
+    def __init__(self, effects: Effects) -> None:
+        self.effects = effects
+        self.attributes = [Attributes(module) for module in effects.modules]
+        self.contents = [(at, Contents(vars(at[0]).get(at[1]))) for at in effects.containers]
+        self.lists = [
+            (value, len(value)) for kept in self.attributes for value in kept.values.values() if type(value) is list
+        ]
+        found = [(name, _get(name)) for name in effects.tensors]
+        self.values = [(name, tensor, tensor.detach().clone()) for name, tensor in found if tensor is not None]
+        self.versions = [(name, tensor, tensor._version) for kept in self.attributes for name, tensor in kept.tensors()]
 
     @contextmanager
     def put_back(self) -> Iterator[None]:
-        """Put back what the ``with`` block changes."""
-        contents, values = Contents(lambda tensor: None), Contents(torch.clone)
-        for module, name in self.contents:
-            contents.add(vars(module).get(name))
-        for module, name in self.written:
-            values.add(vars(module).get(name))
-        for tensor in self.tensors:
-            values.add(tensor)
-        lists = [(found, len(found)) for m, name in self.lists if isinstance(found := vars(m).get(name), list)]
-        attributes = [Attributes(module) for module in self.modules]
-        tensors = tuple(tensor for tensor, _ in values.tensors.values())
-        # What is put back is what the own half has kept for its backward pass.
-        with torch.autograd._unsafe_preserve_version_counter(tensors) if tensors else nullcontext():
-            try:
-                yield
-            finally:
-                for kept in attributes:
-                    kept.restore()
-                for grown, length in lists:
-                    del grown[length:]
-                contents.restore()
-                values.restore()
+        """Go back to the beginning of the step, and in the end to where its own half has ended."""
+        self.learn()
+        now: list[Attributes | Contents] = [Attributes(kept.module) for kept in self.attributes]
+        now += [Contents(vars(module).get(name)) for module, name in self.effects.containers]
+        tails = [(grown, length, grown[length:]) for grown, length in self.lists]
+        for kept in (*self.attributes, *(contents for _, contents in self.contents)):
+            kept.restore()
+        for grown, length, _ in tails:
+            del grown[length:]
+        # Other tensors take the place of those that are written into, because the own half's graph may hold these.
+        for name, _, values in self.values:
+            _set(name, values.clone())
+        try:
+            yield
+        finally:
+            for kept in now:
+                kept.restore()
+            for grown, length, tail in tails:
+                grown[length:] = tail
+
+    def learn(self) -> None:
+        """What was written into in the own half and was never before: begin in the partners' half where it is now."""
+        known = {id(tensor) for _, tensor, _ in self.values}
+        for name, tensor, version in self.versions:
+            if tensor._version != version and id(tensor) not in known and not tensor.requires_grad:
+                self.values.append((name, tensor, tensor.detach().clone()))
+                self.effects.tensors = (*self.effects.tensors, name)
+
+
+def _get(name: Name) -> Tensor | None:
+    module, table, key = name
+    value = (vars(module)[table] if table else vars(module)).get(key)
+    return value if isinstance(value, Tensor) else None
+
+
+def _set(name: Name, tensor: Tensor) -> None:
+    module, table, key = name
+    is_parameter = table == "_parameters"
+    (vars(module)[table] if table else vars(module))[key] = nn.Parameter(tensor, False) if is_parameter else tensor
 
 
 class Attributes:
@@ -83,95 +121,101 @@ class Attributes:
                 now.clear()
                 now.update(then)
 
+    def tensors(self) -> Iterator[tuple[Name, Tensor]]:
+        """The module's own tensors: attributes, buffers and parameters."""
+        for table in ("", "_buffers", "_parameters"):
+            for key, value in (self.values.get(table) or {} if table else self.values).items():
+                if isinstance(value, Tensor) and not torch.nn.parameter.is_lazy(value):
+                    yield (self.module, table, key), value
+
     def have_changed(self) -> bool:
         """Whether one was set, made or deleted."""
         return any(not _is_same(now, then) for now, then in [(vars(self.module), self.values), *self.tables])
 
 
 class Contents:
-    """Tensors, arrays, generators and containers, with what they hold.
-
-    Attributes:
-        held: The tensors.
+    """Containers, arrays and generators, with what they hold.
 
     Args:
-        copied: Copies a tensor, or returns None if something else keeps what is in it.
+        value: What to keep, with all that it holds.
+
+    Attributes:
+        tensors: The tensors that were found, which are not kept.
     """
 
-    def __init__(self, copied: Callable[[Tensor], Tensor | None]) -> None:
-        self.copied = copied
-        self.tensors: dict[int, tuple[Tensor, Tensor]] = {}
-        self.containers: dict[int, tuple[Any, Any]] = {}
-        self.arrays: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self.undo: list[Callable[[], Any]] = []
-        self.held: list[Tensor] = []
+    def __init__(self, value: Any) -> None:
+        self.tensors: list[Tensor] = []
+        self._containers: dict[int, tuple[Any, Any]] = {}
+        self._arrays: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._generators: dict[int, tuple[Callable[[], Any], Callable[[Any], Any], Any]] = {}
+        self._first = value
+        self._add(value)
 
-    def add(self, value: Any) -> None:
-        """Keep a value, and all that it holds."""
+    def _add(self, value: Any) -> None:
         if isinstance(value, Tensor):
-            is_new = id(value) not in self.tensors and not torch.nn.parameter.is_lazy(value)
-            self.held.append(value)
-            if is_new and (copy := self.copied(value.detach())) is not None:
-                self.tensors[id(value)] = (value, copy)
+            self.tensors.append(value)
         elif isinstance(value, torch.Generator):
-            state = value.get_state()
-            self.undo.append(lambda: value.set_state(state))
+            self._generators[id(value)] = (value.get_state, value.set_state, value.get_state())
         elif isinstance(value, np.random.Generator):
-            numbers = value.bit_generator.state
-            self.undo.append(lambda: setattr(value.bit_generator, "state", numbers))
+            bits = value.bit_generator
+            self._generators[id(value)] = (lambda: bits.state, lambda state: setattr(bits, "state", state), bits.state)
         elif isinstance(value, random.Random):
-            python = value.getstate()
-            self.undo.append(lambda: value.setstate(python))
+            self._generators[id(value)] = (value.getstate, value.setstate, value.getstate())
         elif isinstance(value, np.ndarray):
-            self.arrays[id(value)] = (value, value.copy())
+            self._arrays[id(value)] = (value, value.copy())
         elif isinstance(value, Metric):  # in a plain container
             self._add_attributes(value)
         elif isinstance(value, tuple):
             for item in value:
-                self.add(item)
-        elif isinstance(value, (dict, list, set, collections.deque)) and id(value) not in self.containers:
-            self.containers[id(value)] = (value, value.copy())
+                self._add(item)
+        elif isinstance(value, (dict, list, set, collections.deque)) and id(value) not in self._containers:
+            self._containers[id(value)] = (value, value.copy())
             for item in value.values() if isinstance(value, dict) else value:
-                self.add(item)
+                self._add(item)
         elif not _OF_OTHERS.match(type(value).__module__) and hasattr(value, "__dict__") and not callable(value):
             self._add_attributes(value)
 
     def _add_attributes(self, value: Any) -> None:
-        if id(value) not in self.containers:
-            self.containers[id(value)] = (vars(value), dict(vars(value)))
+        if id(value) not in self._containers:
+            self._containers[id(value)] = (vars(value), dict(vars(value)))
             for item in vars(value).values():
-                self.add(item)
+                self._add(item)
 
-    @torch.no_grad()
     def restore(self) -> None:
         """Put the contents back."""
-        for undo in self.undo:
-            undo()
-        for container, contents in self.containers.values():
+        for _, set_state, state in self._generators.values():
+            set_state(state)
+        for container, contents in self._containers.values():
             if not _is_same(container, contents):
                 container.clear()
                 (container.extend if isinstance(container, (list, collections.deque)) else container.update)(contents)
-        for array, numbers in self.arrays.values():
+        for array, numbers in self._arrays.values():
             np.copyto(array, numbers)
-        for tensor, values in self.tensors.values():
-            tensor.detach().copy_(values)
 
-    def has_changed(self) -> bool:
-        """Whether a container or an array holds something else now."""
-        return any(not _is_same(*pair) for pair in self.containers.values()) or any(
-            not np.array_equal(*pair, equal_nan=pair[0].dtype.kind in "fc") for pair in self.arrays.values()
+    def have_changed(self) -> bool:
+        """Whether something holds something else now."""
+        return (
+            any(not _is_same(*pair) for pair in self._containers.values())
+            or any(not _is_equal(*pair) for pair in self._arrays.values())
+            or any(not _is_state(get_state(), state) for get_state, _, state in self._generators.values())
         )
 
     def has_only_grown(self) -> bool:
-        """Whether the change is that the list that was added first has got further items."""
-        pairs = list(self.containers.values())
-        now, then = pairs[0]
-        return (
-            isinstance(now, list)
-            and len(now) > len(then)
-            and _is_same(now[: len(then)], then)
-            and all(_is_same(*pair) for pair in pairs[1:])
-        )
+        """Whether the only change is that a list has got further items."""
+        now, then = next(iter(self._containers.values()), (None, None))
+        if type(now) is not list or now is not self._first or len(now) < len(then):
+            return False
+        others = list(self._containers.values())[1:]
+        unchanged = not self._arrays and not self._generators and all(_is_same(*pair) for pair in others)
+        return unchanged and _is_same(now[: len(then)], then)
+
+
+def _is_equal(array: np.ndarray, numbers: np.ndarray) -> bool:
+    return np.array_equal(array, numbers, equal_nan=array.dtype.kind in "fc")
+
+
+def _is_state(now: Any, then: Any) -> bool:
+    return torch.equal(now, then) if isinstance(then, Tensor) else bool(now == then)
 
 
 def _is_same(container: Any, contents: Any) -> bool:

@@ -118,7 +118,7 @@ class Replay:
             record.next = 0
         if self.observe is not None:
             self.observe(None, 0)
-        after = RandomState() if self._start is not None else None
+        after = self._expected = RandomState()
         if self._start is not None:
             self._start.restore()
             self._expected = self._start
@@ -127,7 +127,7 @@ class Replay:
                 yield
         finally:
             self._check_draws()
-            if after is not None:
+            if self.drew or self._start is not None:
                 after.restore()
 
     def _keep(self, record: _Record, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -160,7 +160,8 @@ class Replay:
         return map_tensors(_view, output.value) if record.taken.is_hooked else _fresh(output.value)
 
     def _check_draws(self) -> None:
-        self.drew = self.drew or (self._expected is not None and not self._expected.equals(RandomState()))
+        if not self.drew:
+            self.drew = self._expected is not None and not self._expected.equals(RandomState())
 
 
 class _Record:

@@ -38,7 +38,7 @@ class Way:
     """
 
     calls: tuple[tuple[nn.Module, TakenOver], ...]
-    effects: Effects | Any
+    effects: Effects
     layout: Layout
     inputs: frozenset[Path] = frozenset()
     entries: tuple[nn.Module, ...] = ()
@@ -142,6 +142,7 @@ class _Run:
 
     def result(self) -> tuple[Any, list[Logged]]:
         """What the step returns and logs."""
+        self.started = self.way.effects.start()
         with ExitStack() as stack:
             if self.plan.layer == INPUT and self.way.entries:
                 stack.enter_context(mixed_entries(self.way.entries, self.plan, self.way.layout))
@@ -206,7 +207,8 @@ class _Run:
         """The step once more, with the network replayed, up to its ``upto``-th backward pass."""
         half = _Half(upto)
         with ExitStack() as stack:
-            for context in (self.replay.replaying(), self.way.effects.put_back(), half.catching(self.host)):
+            # First back to where the step began, when no call was recorded; then what stands in for calls.
+            for context in (self.started.put_back(), self.replay.replaying(), half.catching(self.host)):
                 stack.enter_context(context)
             halves.repeat(True)
             stack.callback(halves.repeat, False)
@@ -222,6 +224,8 @@ class _Run:
                 half.output = self.step(self.batches.partners if on_partners else self.batches.own)
             except _Enough:
                 pass
+        if self.replay.drew:
+            self.way.effects.draws = True  # so that from now on both halves draw alike
         return half
 
     def is_fused(self, own: Tensor | None, logged: list[Logged]) -> bool:
