@@ -146,6 +146,7 @@ class Flow(TorchFunctionMode):
         losses: For each loss what it comes from.
         outputs: The tensors that calls in no other call returned.
         loses_values: Whether numbers of the batch have left the tensors.
+        hooks: Where gradients were hooked.
     """
 
     def __init__(self, sample: Callable[[list[Tensor]], RowSamples]) -> None:
@@ -153,6 +154,7 @@ class Flow(TorchFunctionMode):
         self.sample = sample
         self.outputs: list[tuple[Call, list[Tensor]]] = []
         self.loses_values = False
+        self.hooks: list[Node] = []
         self.leaves: list[Leaf] = []
         self.calls: list[Call] = []
         self.losses: list[dict[Node, bool]] = []
@@ -197,8 +199,12 @@ class Flow(TorchFunctionMode):
             result = original.__func__(cls, *args, **kwargs)
             with torch._C.DisableTorchFunction():
                 operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-                results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-                self._note(operands, [tensor for tensor in results if tensor not in self._labels], [])
+                known = [t for t in tree_leaves(result) if isinstance(t, Tensor) and t in self._labels]
+                labels = [self._labels[tensor] for tensor in known]
+                self._note(operands, [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)], [])
+                for tensor, label in zip(known, labels, strict=True):
+                    # What was seen inside says where values come from; all that was given may tell in the gradient.
+                    self._labels[tensor] = _merged(dict.fromkeys(self._labels[tensor], False), label)
             return result
 
         function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
@@ -237,11 +243,24 @@ class Flow(TorchFunctionMode):
         if isinstance(result, (np.ndarray, list, float, int)) and not isinstance(result, bool) and not results:
             self.loses_values |= any(tensor in self._labels for tensor in operands)
         for tensor in operands:
-            if tensor._backward_hooks and (call := self._returned_by.get(tensor)) is not None:
-                call.is_hooked |= len(tensor._backward_hooks) > self._hooks.get(tensor, 0)
+            if tensor._backward_hooks and len(tensor._backward_hooks) > self._hooks.get(tensor, 0):
+                self._note_hook(tensor)
         if results or written:
             self._note(operands, results, written)
         return result
+
+    def _note_hook(self, tensor: Tensor) -> None:
+        """The step has hooked the gradient of a tensor, which may be done with targets."""
+        call = self._returned_by.get(tensor)
+        if call is None and self._current is not None:
+            return  # a module hooks what it is about to return, as FSDP does
+        self._hooks[tensor] = len(tensor._backward_hooks or ())
+        if call is not None:
+            call.is_hooked = True
+        if tensor in self._labels:
+            hook = Node(self._labels[tensor])
+            self.hooks.append(hook)
+            self._labels[tensor] = {hook: True}
 
     def _note(self, operands: list[Tensor], results: list[Tensor], written: list[Tensor]) -> None:
         weights = [t for t in operands if self._is_weight(t)]

@@ -84,11 +84,13 @@ class Proof:
         way: How a step mixed there is run.
         problem: What went wrong; empty if loss and gradients were those of the plain step.
         has_power: Whether the loss would have been another one, had the targets not moved along.
+        error: What the step raised, if it did.
     """
 
     way: Way | None
     problem: str = ""
     has_power: bool = True
+    error: Exception | None = None
 
 
 class Look:
@@ -205,7 +207,7 @@ class Look:
 
     def explain(self, proof: Proof) -> str:
         """Say what the failure of a proof means."""
-        if self._is_symmetric or self._reordered_losses is None:
+        if self._is_symmetric or self._reordered_losses is None or proof.error is not None:
             return proof.problem
         return (
             f"{proof.problem}, and so it is for the same batch in another order: the step shuffles, samples or mixes "
@@ -248,12 +250,13 @@ class Look:
                 if parameter.requires_grad and parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
 
-        with without_trace(self.host, backward):
+        with without_trace(self.host, self.args[0], backward) as writes:
             with self.flow.watching(self._watched):
                 self.flow.follow(self.args[0])
                 loss = self._call(self.args[0])
                 if loss is not None and self.module.automatic_optimization:
                     backward(loss)
+            self._written = {leaf.path for leaf in self.flow.leaves if writes.value_of(leaf.tensor) is not None}
             gradients = self._gradients_of(losses)  # before buffers are put back
         return self._compared(losses), gradients
 
@@ -288,7 +291,7 @@ class Look:
             flow = Flow(lambda tensors, rows=rows: RowSamples(tensors, {rows}, is_reordered=True))
             losses: list[Tensor] | None = []
             try:
-                with without_trace(self.host, _into(losses)) as writes, flow.watching(self._watched):
+                with without_trace(self.host, self.args[0], _into(losses)) as writes, flow.watching(self._watched):
                     writes.move = _mover(order)
                     loss = self._call(layout.permuted(self.args[0], order))
                     losses += [loss] if loss is not None and self.module.automatic_optimization else []
@@ -377,10 +380,9 @@ class Look:
         return {result for module in layer.modules for call in self.graph.runs_of(module) for result in call.results}
 
     def _way(self, layer: Layer, calls: Any, effects: Any) -> Way:
-        if layer.name != INPUT:
-            return Way(calls, effects, self.layout)
-        entries = tuple(call.module for call in self.entries.calls)
-        return Way(calls, effects, self.layout, self._mixed_inputs(layer), entries)
+        is_input = layer.name == INPUT
+        entries = tuple(call.module for call in self.entries.calls) if is_input else ()
+        return Way(calls, effects, self.layout, frozenset(self._written), self._mixed_inputs(layer), entries)
 
     def _mixed_inputs(self, layer: Layer) -> frozenset[Path]:
         return frozenset(leaf.path for leaf in self.entries.leaves if layer.name == INPUT)
@@ -393,14 +395,14 @@ class Look:
         mixer = Mixer([layer], dims=self.dims_of(layer))
         moves_noise = is_input and not layer.modules and self._reordered_losses is not None  # else behind the embeddings
         try:
-            with without_trace(self.host, _into(collected)) as writes:
+            with without_trace(self.host, self.args[0], _into(collected)) as writes:
                 watched = Watched(self._outside(calls, runs), writes)
                 switch = self._noise_switch(writes, ways, moves_noise, order)
                 step = MixedStep(self.host, self.named, _into(collected), switch)
                 way = self._way(layer, calls, watched)
                 plan = _plan_of(layer.name, order, per_sample, self.module)
                 with self._mixing(mixer, layer, writes, moves_noise, ways, order):
-                    step.run(self.step, self.args, self.kwargs, plan, mixer, way)
+                    step.run(self.step, (self._with_masks_moved(ways, order), *self.args[1:]), self.kwargs, plan, mixer, way)
                 assert step.replay is not None
                 watched.found.draws = step.replay.drew
                 losses, own = self._compared(step.losses, True), self._compared(step.own_losses)
@@ -408,7 +410,7 @@ class Look:
         except OptimizerReached:
             return Proof(None, "training_step steps an optimizer that is not one of self.optimizers()")
         except Exception as error:
-            return Proof(None, f"mixing there fails with {type(error).__name__}: {error}")
+            return Proof(None, f"mixing there fails with {type(error).__name__}: {error}", error=error)
         way = replace(way, effects=watched.found)
         if watched.problem:
             return Proof(None, watched.problem)
@@ -418,7 +420,24 @@ class Look:
         if differs:
             return Proof(way, "with its rows and the targets' in another order, the loss has another gradient")
         has_power = per_sample or moves or not _are_close(own, wanted, self._tolerance)
+        if is_input and not self._is_symmetric:
+            # What it was compared with is no plain step: see that all of the batch was moved along.
+            if rowless := self.without_rows(layer):
+                return Proof(way, rowless)
+            if not has_power:
+                return Proof(way, "its loss is the same whether the targets move along with the rows or not")
         return Proof(way, "", has_power)
+
+    def without_rows(self, layer: Layer) -> str:
+        """Say which tensor of the batch takes part in the loss and has no row for each row; empty if none."""
+        nodes = {*Ways(self.graph, self._nodes(layer)).targets, *self.entries.leaves}
+        for leaf in self.flow.leaves:
+            if leaf in nodes and leaf.tensor.dim() and self.layout.dim_of(leaf.tensor, self.rows) is None:
+                return (
+                    f"a tensor of shape {tuple(leaf.tensor.shape)} of the batch takes part in the loss, but has no row for "
+                    f"each of the {self.rows} rows, so that partners cannot be found in it"
+                )
+        return ""
 
     def _compare_gradients(self, step: MixedStep, ways: Ways) -> tuple[bool, bool]:
         """Whether the gradient of what the network returned is another one than the plain, and whether the own is.
@@ -466,9 +485,21 @@ class Look:
                 flow = Flow(lambda tensors: None)  # type: ignore[arg-type, return-value]
                 stack.enter_context(flow.watching(self._watched))
                 flow.follow(self.args[0])
-                targets = {leaf.path for leaf in ways.targets}
+                targets = {leaf.path for leaf in ways.targets} | self._lone_masks(ways)
                 flow.exchange_masks(layer, self._mixed_inputs(layer), targets, _mover(order))
             yield
+
+    def _lone_masks(self, ways: Ways) -> set[Path]:
+        """Masks and lengths of the batch that nothing but what comes after the layer looks at."""
+        before, after = closure(ways.layer), closure(ways.below & self.graph.upstream)
+        leaves = [leaf for leaf in self.flow.leaves if leaf in after and leaf not in ways.targets | before]
+        return {leaf.path for leaf in leaves if leaf not in closure(self.graph.weights, by_values=True)}
+
+    def _with_masks_moved(self, ways: Ways, order: Tensor) -> Any:
+        """The batch with those in the layer's new order."""
+        lone = self._lone_masks(ways)
+        moved = {id(leaf.tensor) for leaf in self.flow.leaves if leaf.path in lone}
+        return self.layout.permuted(self.args[0], order, skip=lambda t: id(t) not in moved) if moved else self.args[0]
 
     def _noise_switch(self, writes: Writes, ways: Ways, always: bool, order: Tensor) -> Callable[[Any, Any], None]:
         """In the partners' half, noise moves along from the first replayed call on that ended after the layer."""

@@ -91,6 +91,8 @@ def judge(
             if place.problem or (strict and place.way_around):
                 raise ValueError(f"Layer {layer.name!r} cannot be mixed: {place.problem or place.way_around}. {SEE}")
             if place.way_around:
+                if rowless := look.without_rows(layer):
+                    raise RuntimeError(f"Layer {layer.name!r} cannot be mixed: {rowless}. {SEE}")
                 warn(
                     f"Layer {layer.name!r} is mixed, but {place.way_around}, which carries unmixed features to the "
                     f"mixed targets. {SEE}"
@@ -106,11 +108,12 @@ def check(proofs: Proofs, layer: Layer) -> None:
     """Raise RuntimeError if features and targets would not be mixed alike at a layer."""
     proof = proofs.of(layer)
     if proof.problem:
+        others = "" if layer.name == INPUT else "mix at another layer, "
         raise RuntimeError(
             f"Manifold mixup at layer {layer.name!r} would not mix features and targets alike: "
-            f"{proofs.look.explain(proof)}; mix at another layer ('input', before the step reorders anything), compute "
-            "the targets from the batch, or train without ManifoldMixupCallback."
-        )
+            f"{proofs.look.explain(proof)}; {others}compute the targets from the batch, or train without "
+            "ManifoldMixupCallback."
+        ) from proof.error
     if not proof.has_power and not proofs.look.has_targets(layer):
         raise RuntimeError(
             f"The hidden state would be mixed at layer {layer.name!r}, but no loss on the batch's targets was seen in "

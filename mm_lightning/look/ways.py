@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from torch import nn
+from torchmetrics import Metric, MetricCollection
 
 from mm_lightning.look.flow import Call, Flow, Inside, Leaf, Node, Result, Weights, closure
 from mm_lightning.step.replay import TakenOver
@@ -222,7 +223,8 @@ class Ways:
         Of what comes after the layer, the network is taken over: what is not reached by targets on a way around the
         layer. Of all else, what the loss does not need is taken over as well, for nobody looks at it.
         """
-        tainted = self.graph.below(self.targets, avoiding=self.layer) | set(self.targets)
+        hooks = [hook for hook in self.graph.flow.hooks if hook in self.below]  # which may look at targets
+        tainted = self.graph.below([*self.targets, *hooks], avoiding=self.layer) | self.targets
         after = {node for node in self.graph.weights if node in self.below}
         before_weights = closure(after)
 
@@ -249,6 +251,9 @@ class Ways:
             if call is not None:
                 runs.update((call, *call.around))
             waiting.extend(node.parents)
+        for call in self.graph.flow.calls:  # a loss that is only logged is interpolated, too; a metric sees own targets
+            if not tainted.isdisjoint(call.results) and not isinstance(call.module, (Metric, MetricCollection)):
+                runs.update((call, *call.around))
         taken: set[Call] = set()
         for call in self.graph.flow.calls:  # those around come first
             if call not in runs and not any(around in taken for around in call.around):

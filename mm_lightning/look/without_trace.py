@@ -22,11 +22,12 @@ _NOT_OF_THE_USER = ("_modules", "_parameters", "_buffers", "_trainer", "_fabric"
 
 
 @contextmanager
-def without_trace(host: Host, backward: Callable[..., Any]) -> Iterator[Writes]:
+def without_trace(host: Host, batch: Any, backward: Callable[..., Any]) -> Iterator[Writes]:
     """Run something of the module, and put everything back.
 
     Args:
         host: Of the module.
+        batch: The batch that it runs on.
         backward: Gets the losses of manual optimization.
 
     Yields:
@@ -36,7 +37,7 @@ def without_trace(host: Host, backward: Callable[..., Any]) -> Iterator[Writes]:
     with ExitStack() as stack:
         random_state = RandomState()
         stack.callback(random_state.restore)
-        writes = stack.enter_context(_kept(module))
+        writes = stack.enter_context(_kept(module, batch))
         stack.enter_context(host.silent(backward))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -174,11 +175,11 @@ class _WatchedStart(Started):
 
 
 @contextmanager
-def _kept(module: pl.LightningModule) -> Iterator[Writes]:
+def _kept(module: pl.LightningModule, batch: Any) -> Iterator[Writes]:
     """Put back attributes, what they hold, buffers and gradients; and of parameters what is written into."""
     writes = Writes()
     attributes = [Attributes(part) for part in module.modules()]
-    contents = [Contents(value) for part in module.modules() for _, value in _attributes(part)]
+    contents = [Contents(value) for part in module.modules() for _, value in _attributes(part)] + [Contents(batch)]
     for held in contents:
         for tensor in held.tensors:
             writes.know(tensor)

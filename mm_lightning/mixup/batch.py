@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Layout", "Path", "guess_layout", "layouts", "leaves_of", "map_leaves", "signature_of", "tensors_of"]
+__all__ = ["Layout", "Path", "fresh", "guess_layout", "layouts", "leaves_of", "map_leaves", "signature_of", "tensors_of"]
 
 Path = tuple[Any, ...]
 """Keys, positions and names that lead to a part of a batch."""
@@ -61,19 +61,19 @@ class Layout:
         dims = [dim for dim, length in enumerate(lengths) if length == rows]
         return None if not dims else dims[-1] if self.prefers_second else dims[0]
 
-    def permuted(self, batch: Any, order: Tensor, skip: Callable[[Tensor], bool] = lambda tensor: False) -> Any:
+    def permuted(self, batch: Any, order: Tensor, skip: Callable[[Any], bool] = lambda leaf: False) -> Any:
         """A batch with the rows of ``batch`` in another order. ``batch`` itself is not changed.
 
         Args:
             batch: The batch.
             order: Which row comes to each place, int64 (N,).
-            skip: Whether a tensor stays as it is.
+            skip: Whether a tensor, an array or a list stays as it is.
         """
         places = order.tolist()
 
         def exchange(leaf: Any) -> Any:
             dim = self.dim_of(leaf, len(places))
-            if dim is None or (isinstance(leaf, Tensor) and skip(leaf)):
+            if dim is None or skip(leaf):
                 return leaf
             if isinstance(leaf, Tensor):
                 return leaf.index_select(dim, order.to(leaf.device))
@@ -132,6 +132,15 @@ def map_leaves(function: Callable[[Any], Any], batch: Any, rows: int | None = No
     return walk(batch, 0)
 
 
+def fresh(batch: Any) -> Any:
+    """A batch in new dicts and lists, with the same tensors."""
+    if isinstance(batch, dict):
+        return _with_items(batch, {key: fresh(item) for key, item in batch.items()})
+    if type(batch) in (list, tuple):
+        return type(batch)(fresh(item) for item in batch)
+    return batch
+
+
 def leaves_of(batch: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     """Every tensor, array, list and tuple of a batch with its path; of a list's items those that are of use."""
     if isinstance(batch, (Tensor, np.ndarray)):
@@ -173,23 +182,18 @@ def layouts(batch: Any, size: int | None = None) -> list[Layout]:
     votes: Counter[int] = Counter()
     sources: dict[int, tuple[Path, int]] = {}
     seconds: dict[int, tuple[Path, int]] = {}
-    counted: set[Path] = set()
+    counted: set[Any] = set()
     for path, leaf in leaves_of(batch):
-        is_list = isinstance(leaf, (list, tuple))
-        if is_list and (hasattr(leaf, "_fields") or not path):
+        length, is_list = _length(leaf, 0), isinstance(leaf, (list, tuple))
+        if length is None or (is_list and not _may_hold_rows(leaf, path)):
             continue
-        length = _length(leaf, 0)
-        if length is None or (is_list and not leaf):
-            continue
-        key = (path[:-1], length) if path and isinstance(path[-1], int) and len(path) > 1 else path
-        if key not in counted:
-            counted.add(key)
-            is_of_rows = is_list and any(isinstance(item, (Tensor, str, int, float)) for item in leaf)
-            votes[length] += is_of_rows if is_list else 2
-        if not is_list or length not in sources:
-            sources.setdefault(length, (path, 0))
-        second = None if is_list else _length(leaf, 1)
-        if second is not None:
+        place, is_inside = _place_of(path, batch)
+        if (place, length) not in counted:
+            counted.add((place, length))
+            votes[length] += 1 if is_inside else 2 if is_list else 4
+        if length not in sources or (not is_inside and not is_list):
+            sources[length] = sources[length] if length in sources and not is_list else (path, 0)
+        if not is_list and not is_inside and (second := _length(leaf, 1)) is not None:
             seconds.setdefault(second, (path, 1))
     ranked = [Layout(sources[length]) for length, _ in votes.most_common() if votes[length]]
     return ranked[:3] + [Layout(source, prefers_second=True) for source in list(seconds.values())[:2]]
@@ -208,6 +212,32 @@ def signature_of(batch: Any) -> tuple[Any, ...]:
             inside_list = path and isinstance(path[-1], int) and len(path) > 1
             found[(path[:-1] if inside_list else path, leaf.dtype, leaf.dim())] = None
     return (type(batch), *found)
+
+
+def _may_hold_rows(items: Any, path: Path) -> bool:
+    """Whether a list or a tuple may have an item for each row. Named and outermost tuples are structure."""
+    if not items or hasattr(items, "_fields") or (not path and isinstance(items, tuple)):
+        return False
+    return not _is_structure(items) and (path != () or not isinstance(items[0], Tensor))
+
+
+def _is_structure(items: Any) -> bool:
+    """Whether the tensors in a list have one length, and no less than the list: a part of each row, not a row each."""
+    lengths = {_length(leaf, 0) for item in items for _, leaf in leaves_of(item) if isinstance(leaf, Tensor)}
+    length = lengths.pop() if len(lengths) == 1 else None
+    return length is not None and length >= len(items)
+
+
+def _place_of(path: Path, batch: Any) -> tuple[Path, bool]:
+    """A path with numbers in lists of unlike things left out, and whether it leads through such a list."""
+    place: list[Any] = []
+    is_inside, value = False, batch
+    for depth, key in enumerate(path):
+        is_list = isinstance(value, (list, tuple)) and not hasattr(value, "_fields") and (depth > 0 or type(value) is list)
+        is_inside |= is_list and not _is_structure(value)
+        place.append("*" if is_list else key)
+        value = _at(value, key)
+    return tuple(place), is_inside
 
 
 def _at(value: Any, key: Any) -> Any:

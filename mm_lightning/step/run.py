@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from mm_lightning.mixup import INPUT, Mixer, MixPlan
-from mm_lightning.mixup.batch import Layout, Path, leaves_of, map_leaves, tensors_of
+from mm_lightning.mixup.batch import Layout, Path, fresh, leaves_of, map_leaves, tensors_of
 from mm_lightning.mixup.interpolation import mix_rows
 from mm_lightning.mixup.targets import halves
 from mm_lightning.step.attach import compiled_with
-from mm_lightning.step.effects import Effects
+from mm_lightning.step.effects import Contents, Effects
 from mm_lightning.step.host import Host, Logged
 from mm_lightning.step.inputs import mixed_entries
 from mm_lightning.step.loss_modes import Fusing, LossMode, Measuring, RowWeights, paused
@@ -33,6 +33,7 @@ class Way:
         calls: Calls of modules that the partners' half takes over.
         effects: What that half changes in the module.
         layout: Where the rows of the batch are.
+        written: Tensors of the batch that the step writes into.
         inputs: For the layer ``"input"``, the tensors of the batch that are mixed.
         entries: And the modules that take a tensor which is a target too, and mix it where it enters them.
     """
@@ -40,6 +41,7 @@ class Way:
     calls: tuple[tuple[nn.Module, TakenOver], ...]
     effects: Effects
     layout: Layout
+    written: frozenset[Path] = frozenset()
     inputs: frozenset[Path] = frozenset()
     entries: tuple[nn.Module, ...] = ()
 
@@ -221,7 +223,7 @@ class _Run:
             if self.named is not None:
                 stack.enter_context(self.named.half(on_partners))
             try:
-                half.output = self.step(self.batches.partners if on_partners else self.batches.own)
+                half.output = self.step(self.batches.partners if on_partners else self.batches.begun())
             except _Enough:
                 pass
         if self.replay.drew:
@@ -304,6 +306,9 @@ class _Batches:
                 if path in way.inputs:
                     self._mixed[id(tensor)] = self._mix(tensor)
         self.own = map_leaves(lambda leaf: self._mixed.get(id(leaf), leaf), batch) if self._mixed else batch
+        # The step may fill and empty its batch, and write into its tensors: the halves begin with the same.
+        self._contents = None if type(batch) is tuple else Contents(self.own)
+        self._values = {id(t): t.clone() for path, t in leaves_of(self.own) if path in way.written}
 
     @property
     def targets(self) -> list[Tensor]:
@@ -315,7 +320,21 @@ class _Batches:
     def partners(self) -> Any:
         """Everything in the partners' order, but for what was mixed."""
         mixed = {id(tensor) for tensor in self._mixed.values()}
-        return self._way.layout.permuted(self.own, self._plan.partner, skip=lambda tensor: id(tensor) in mixed)
+        batch = self._way.layout.permuted(self.begun(), self._plan.partner, skip=lambda leaf: id(leaf) in mixed)
+        return batch
+
+    def begun(self) -> Any:
+        """The batch as it was when the step began, in containers and with tensors of its own."""
+        if self._contents is None and not self._values:
+            return self.own
+        now = None if self._contents is None else Contents(self.own)
+        if self._contents is not None:
+            self._contents.restore()
+        try:
+            return fresh(map_leaves(lambda leaf: self._values.get(id(leaf), leaf), self.own))
+        finally:
+            if now is not None:
+                now.restore()
 
     def _mix(self, tensor: Tensor) -> Tensor:
         dim = self._way.layout.dim_of(tensor, self._plan.batch_size)
