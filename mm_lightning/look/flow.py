@@ -163,6 +163,7 @@ class Flow(TorchFunctionMode):
         self._weights = WeakTensorKeyDictionary()
         self._returned_by = WeakTensorKeyDictionary()
         self._hooks = WeakTensorKeyDictionary()
+        self._hooked: list[tuple[Call, Tensor]] = []
         self._current: Call | None = None
         self._counts: dict[int, int] = {}  # by identity: a metric's hash changes with its state
         self._clock = 0
@@ -243,19 +244,17 @@ class Flow(TorchFunctionMode):
         if isinstance(result, (np.ndarray, list, float, int)) and not isinstance(result, bool) and not results:
             self.loses_values |= any(tensor in self._labels for tensor in operands)
         for tensor in operands:
-            if tensor._backward_hooks and len(tensor._backward_hooks) > self._hooks.get(tensor, 0):
-                self._note_hook(tensor)
+            count = len(tensor._backward_hooks or ())
+            if count > self._hooks.get(tensor, 0):
+                self._hooks[tensor] = count
+                self._hooked.append((self._current, tensor)) if self._current is not None else self._note_hook(tensor)
         if results or written:
             self._note(operands, results, written)
         return result
 
     def _note_hook(self, tensor: Tensor) -> None:
         """The step has hooked the gradient of a tensor, which may be done with targets."""
-        call = self._returned_by.get(tensor)
-        if call is None and self._current is not None:
-            return  # a module hooks what it is about to return, as FSDP does
-        self._hooks[tensor] = len(tensor._backward_hooks or ())
-        if call is not None:
+        if (call := self._returned_by.get(tensor)) is not None:
             call.is_hooked = True
         if tensor in self._labels:
             hook = Node(self._labels[tensor])
@@ -340,6 +339,10 @@ class Flow(TorchFunctionMode):
 
         output = map_tensors(leave, output)
         tensors = tensors_in(output)
+        for within, hooked in self._hooked:  # but for what a module hooks before it returns it, as FSDP does
+            if within is call and not any(hooked is tensor for tensor in tensors):
+                self._note_hook(hooked)
+        self._hooked = [(within, hooked) for within, hooked in self._hooked if within is not call]
         call.shapes, call.dtypes = [tuple(t.shape) for t in tensors], [t.dtype for t in tensors]
         call.samples = self.sample(tensors)
         if call.within is None:
