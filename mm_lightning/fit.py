@@ -240,11 +240,12 @@ class Fit:
         self._mixer.attach()
 
     def _prove_again(self, step: Any, args: Any, kwargs: Any, name: str, batch: Batch) -> None:
-        """Where the proof had no power yet, and for one layer at the beginning of an epoch, in one step of a hundred."""
+        """Prove a layer at the second step, where the proof had no power, and in an epoch's first of a hundred steps."""
         since, epoch = self._steps - self._last_look, batch.place["epoch"]
+        is_second = self._steps == 2  # which may use what the first has kept
         is_new_epoch = epoch != self._epoch_of_last_look and since >= _STEPS_BETWEEN_PROOFS
         tries = self._unproved.get(name, 0)
-        if not is_new_epoch and not (0 < tries <= _TRIES_FOR_POWER or (tries and since >= _STEPS_BETWEEN_PROOFS)):
+        if not is_second and not is_new_epoch and not (0 < tries <= _TRIES_FOR_POWER or (tries and since >= _STEPS_BETWEEN_PROOFS)):
             return
         self._epoch_of_last_look = epoch
         layer = next(layer for layer in self.layers if layer.name == name)

@@ -27,6 +27,7 @@ BENCHMARKS = {  # name: what it answers; each is a module of the package `bench`
     "memory": "memory that mixing needs at its peak, and what autograd keeps",
     "step": "a training step with manifold mixup against one without",
     "calls": "what the calls of mixing cost beside matrix products, in a bare loop",
+    "look": "the look before the first training step: time in forward passes, and memory",
     "layers": "a training step with 1 to 16 eligible layers",
     "scaling": "how the costs grow with batch, width, layers and classes",
     "epoch": "an epoch of mnist_bottleneck against a bare PyTorch loop",

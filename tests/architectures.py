@@ -488,8 +488,8 @@ ARCHITECTURES.append(
         family="recurrent network on features, last hidden state",
         make=lambda: Wrapped(LastHidden()),
         batch=lambda: (floats(6, 5), integers(3)),
-        safe={"net", "net.project", "net.head"},
-        unsafe={"net.lstm"},
+        safe={"net", "net.project", "net.lstm", "net.head"},  # the state's rows are in its dimension 1
+        unsafe=set(),
         chosen=("input", "net.project"),
     )
 )

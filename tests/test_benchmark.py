@@ -13,8 +13,8 @@ import torch
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 NAMES = (
-    *("interpolation", "mixed_loss", "memory", "step", "layers", "scaling", "epoch", "loading", "trainer"),
-    *("arithmetic", "jobs", "end_to_end"),
+    *("interpolation", "mixed_loss", "memory", "step", "look", "layers", "scaling", "epoch", "loading"),
+    *("trainer", "arithmetic", "jobs", "end_to_end"),
 )
 ROW = {
     "case": "8 MB",

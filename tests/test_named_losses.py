@@ -195,27 +195,44 @@ def test_a_loss_that_is_not_there_is_refused(
         make_trainer(mixup(loss=spec)).fit(Net(lambda net, logits, y: picked(logits, y)), loader())
 
 
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [
-        pytest.param([1, 0], "loss=whole runs the network itself", id="input"),
-        pytest.param([0, 1], "no loss on the batch's targets was seen", id="first"),
-    ],
-)
-def test_a_loss_that_runs_the_network_is_refused(make_trainer: MakeTrainer, weights: list[int], message: str) -> None:
+@pytest.mark.parametrize("layer", ["input", "first"])
+def test_a_loss_that_runs_the_network_is_mixed(make_trainer: MakeTrainer, layer: str) -> None:
     class Whole(Net):
         def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
             return self.whole(*batch)
 
-    callback = mixup(loss="whole", layers=["input", "first"], layer_weights=weights)
-    with pytest.raises(RuntimeError, match=message):
-        make_trainer(callback).fit(Whole(lambda net, logits, y: logits), loader())
+    callback, net = mixup(loss="whole", layers=layer), Whole(lambda net, logits, y: logits)
+    steps = Steps(callback)
+    make_trainer(callback, steps).fit(net, loader())
+    for step, (x, y) in zip(steps.steps, batches(), strict=True):
+        logits, lam = mixed_logits(step.net, x, step.plan), step.plan.lam[0].double()
+        own, partners = F.cross_entropy(logits, y), F.cross_entropy(logits, y[step.plan.partner])
+        assert_close(step.loss, (lam * own + (1 - lam) * partners).detach(), rtol=0, atol=1e-12)
 
 
-def test_a_named_loss_without_targets_is_refused(make_trainer: MakeTrainer) -> None:
+def test_a_named_loss_takes_targets_from_anywhere(make_trainer: MakeTrainer) -> None:
     net = Net(lambda net, logits, y: net.criterion(logits, torch.tensor(y.tolist())))
-    with pytest.raises(RuntimeError, match="loss=criterion got nothing that is known to be the batch's targets"):
+    check(make_trainer, net, "criterion", {picked: True})
+
+
+def test_a_named_loss_that_is_not_called_is_refused(make_trainer: MakeTrainer) -> None:
+    net = Net(lambda net, logits, y: F.cross_entropy(logits, y))
+    with pytest.raises(RuntimeError, match="loss=criterion was not called in training_step"):
         make_trainer(mixup(loss="criterion")).fit(net, loader())
+
+
+class OwnCall(nn.Module):
+    """Defines ``__call__``, as the losses of some libraries do."""
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return picked(logits, targets)
+
+
+@pytest.mark.parametrize("spec", ["own_call", None], ids=["named", "not named"])
+def test_a_loss_module_with_a_call_of_its_own_is_mixed(make_trainer: MakeTrainer, spec: Any) -> None:
+    net = Net(lambda net, logits, y: net.own_call(logits, targets=y))
+    net.own_call = OwnCall()
+    check(make_trainer, net, spec, {picked: True})
 
 
 # --- steps that need it

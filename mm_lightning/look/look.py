@@ -148,7 +148,7 @@ class Look:
     @property
     def has_loss(self) -> bool:
         """Whether there is anything to train on."""
-        return bool(self.losses)
+        return self._has_loss
 
     @cached_property
     def entries(self) -> Entries:
@@ -258,6 +258,7 @@ class Look:
                     backward(loss)
             self._written = {leaf.path for leaf in self.flow.leaves if writes.value_of(leaf.tensor) is not None}
             gradients = self._gradients_of(losses)  # before buffers are put back
+        self._has_loss = bool(losses)
         return self._compared(losses), gradients
 
     def _compared(self, losses: list[Tensor], of_partners: bool = False) -> list[Tensor]:

@@ -141,7 +141,8 @@ def bottleneck_resnet(depths: Sequence[int] = (3, 4, 6, 3), width: int = 64) -> 
         width: Channels that the first stage's blocks narrow to; each stage has twice as many as the one before.
     """
     stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-    network, channels = OrderedDict(stem=stem), width
+    network: OrderedDict[str, nn.Module] = OrderedDict(stem=stem)
+    channels = width
     for index, depth in enumerate(depths):
         blocks, narrow = [], width * 2**index
         for i in range(depth):

@@ -15,6 +15,7 @@ from matplotlib.collections import LineCollection, PathCollection
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.testing import assert_close
 
+from mm_lightning.fit import Batch
 from mm_lightning import ManifoldMixupCallback, MixPlan
 from mm_lightning.diagnostics import MixupMonitor
 from mm_lightning.diagnostics.mixing_figure import Mixing, draw_mixing, expected_shares
@@ -232,7 +233,7 @@ def test_steps_without_a_loss_count_for_their_layer(make_trainer: MakeTrainer, t
 def test_a_step_reads_no_number_from_the_device():
     # on the meta device there is none to read: whatever waited for one would raise
     callback, monitor = ManifoldMixupCallback(), MixupMonitor()
-    callback.plan = MixPlan("first", *torch.empty(2, 8, device="meta"))
+    callback._batch = Batch({}, 8, plan=MixPlan("first", *torch.empty(2, 8, device="meta")))
     monitor._mixup = callback
     for _ in range(3):
         monitor.on_train_batch_end(None, None, {"loss": torch.empty((), device="meta")}, None, 0)

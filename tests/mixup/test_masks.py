@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from mm_lightning import MixPlan
-from mm_lightning.mixup.masks import is_mask, keep_value, union
+from mm_lightning.mixup.masks import keep_value, masks_in, union
 
 MakeTrainer = Callable[..., pl.Trainer]
 PARTNER = torch.tensor([1, 2, 0])
@@ -93,14 +93,24 @@ def test_without_padding_it_cannot_be_told_what_a_mask_keeps() -> None:
     assert keep_value(torch.tensor([[True, False], [False, True]]), Block(), 1) is None
 
 
-def test_indices_are_no_masks() -> None:
-    module = Named()
-    assert is_mask(KEEP.bool(), module, "ids")
-    assert is_mask(KEEP, module, 1)
-    assert not is_mask(KEEP, module, "ids")
-    assert not is_mask(KEEP, module, 3)
-    assert not is_mask(torch.tensor([[0, 1, 2]]), module, "attention_mask")
-    assert is_mask(KEEP.double() * -1e9, module, "ids")
+@pytest.mark.parametrize(
+    ("mask", "key", "is_mask"),
+    [
+        (KEEP.bool(), "key_padding_mask", True),
+        (KEEP, "attention_mask", True),
+        (KEEP, 1, True),
+        (KEEP, "ids", False),
+        (torch.tensor([[0, 1, 2]] * 3), "attention_mask", False),
+        (KEEP.double() * -1e9, "ids", True),
+    ],
+    ids=["bool", "integers so called", "by place", "indices", "three values", "additive"],
+)
+def test_masks_are_told_from_indices(mask: Tensor, key: str | int, is_mask: bool) -> None:
+    hidden = torch.zeros(3, 4, 2)
+    args = (hidden, mask) if isinstance(key, int) else (hidden,)
+    sites = masks_in("named", Named(), args, {} if isinstance(key, int) else {key: mask}, lambda t: t is mask)
+    assert [(site.name, site.key) for site in sites] == ([("named", key)] if is_mask else [])
+    assert masks_in("named", Named(), (mask,), {}, lambda t: t is mask) == []  # beside no hidden states
 
 
 IDS = torch.randint(1, 10, (4, 6), generator=torch.Generator().manual_seed(0))

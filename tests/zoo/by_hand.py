@@ -286,9 +286,9 @@ ENTRIES = [
     _entry("ExpectedCost", "rows of a cost matrix, cost[y]", ExpectedCost),
     _entry("crammer_singer", "hinge by index, margins[rows, y] = 0", crammer_singer),
     _entry("MultiMargin", "nn.MultiMarginLoss", nn.MultiMarginLoss),
-    _entry("ByList", "a loop over y.tolist()", ByList, refused="loss of training_step cannot be followed"),
+    _entry("ByList", "a loop over y.tolist()", ByList),
     _entry("ByList, named", "the same with loss='criterion'", ByList, **NAMED),
-    _entry("ByNumpy", "targets through numpy", ByNumpy, refused="loss of training_step cannot be followed"),
+    _entry("ByNumpy", "targets through numpy", ByNumpy),
     _entry("ByNumpy, named", "the same with loss='criterion'", ByNumpy, **NAMED),
     _entry(
         "BestMatch, named",

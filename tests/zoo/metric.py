@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.entry import ROWS, ROWS_MEET, SEVERAL_PASSES, Entry, Module, classes, reals, seeded, targets
+from zoo.entry import ROWS, SEVERAL_PASSES, Entry, Module, classes, reals, seeded, targets
 
 K, D = 3, 4
 
@@ -223,12 +223,11 @@ ENTRIES = [
     _entry("Centers", "F.cross_entropy + distance to centers[y]", Centers),
     _entry("CenterDistances", "F.cross_entropy + distances masked by labels.eq", CenterDistances),
     _entry("ProxyNCA", "distances[one_hot] and masked_fill", ProxyNCA),
-    _entry("SupCon", "rows are compared by y[:, None] == y[None, :]", SupCon, refused=ROWS_MEET),
+    _entry("SupCon", "rows are compared by y[:, None] == y[None, :]", SupCon),
     _entry(
         "BatchHardTriplet",
         "rows are compared by y.unsqueeze(0).eq(y.unsqueeze(1))",
         BatchHardTriplet,
-        refused=ROWS_MEET,
     ),
     _entry(
         "Triplets",

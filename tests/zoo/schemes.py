@@ -256,7 +256,8 @@ def _partly() -> Any:
 
 
 def _entry(domain: str, name: str, style: str, module: Any, batch: Any = _batch, of: Any = None, **more: Any) -> Entry:
-    return Entry(name, domain, style, seeded(module), batch, of or targets(1), ("encoder",), **more)
+    layers = more.pop("layers", ("encoder",))
+    return Entry(name, domain, style, seeded(module), batch, of or targets(1), layers, **more)
 
 
 ENTRIES = [
@@ -311,7 +312,14 @@ ENTRIES = [
         lambda: (reals(4), classes(K), classes(2, seed=5)),
         targets(1, 2),
     ),
-    _entry("augmentation", "OwnMixup", "lam * CE(y) + (1 - lam) * CE(y[index]) by the project itself", OwnMixup),
+    _entry(
+        "augmentation",
+        "OwnMixup",
+        "lam * CE(y) + (1 - lam) * CE(y[index]) by the project itself",
+        OwnMixup,
+        refused="the step shuffles, samples or mixes rows itself",
+    ),
+    _entry("augmentation", "OwnMixup, at the input", "the same", OwnMixup, layers=("input",)),
     _entry("two passes", "RDrop", "F.cross_entropy of two passes + their divergence", RDrop, refused=SEVERAL_PASSES),
     _entry(
         "two passes", "FastGradientSign", "F.cross_entropy after an attack", FastGradientSign, refused=SEVERAL_PASSES
