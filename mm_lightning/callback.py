@@ -35,10 +35,10 @@ class ManifoldMixupCallback(pl.Callback):
     That is computed as it says: the step runs on its own targets, and then again on the partners', with the outputs of
     the mixed network replayed and every effect put back.
 
-    Before the first training step, ``training_step`` is run without training, on the first batch as it is, with its rows
-    in another order, and once for each eligible layer with that layer's rows in another order. Mixing there is allowed
-    if and only if loss and gradients are those of the plain step. Weights, buffers, metrics and random states are as
-    they were afterwards. The proof is repeated for each new kind of batch and, for one layer, now and then later.
+    Before the first training step, ``training_step`` is run without training: on the first batch as it is, with its
+    rows in another order, and once for each eligible layer with that layer's rows in another order. Mixing there is
+    allowed if and only if loss and gradients are those of the plain step. Weights, buffers, metrics and random states
+    are as they were afterwards. The proof is repeated for each new kind of batch and, for one layer, now and then later.
 
     Plans depend on (seed, epoch, batch index, rank) and nothing else: no random state is read or moved, a resumed run
     continues the sequence, ranks share the layer and draw their own partners and ``lam``.
@@ -359,8 +359,8 @@ class ManifoldMixupCallback(pl.Callback):
 
 def _refuse_unseen_loss() -> None:
     raise RuntimeError(
-        "training_step returned no loss when it was looked at, but does now, for the same batch. It must do the same when "
-        "it is run again, or manifold mixup would leave the batch unmixed."
+        "training_step returned no loss when it was looked at, but does now, for the same batch. It must do the same "
+        "when it is run again, or manifold mixup would leave the batch unmixed."
     )
 
 

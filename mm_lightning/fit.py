@@ -40,7 +40,7 @@ class Settings:
 
     def differ(self, owner: Any) -> bool:
         """Whether an attribute of the callback is another object now."""
-        return any([getattr(owner, name) is not value for name, value in vars(self).items()])
+        return any(getattr(owner, name) is not value for name, value in vars(self).items())
 
 
 @dataclass
@@ -158,9 +158,7 @@ class Fit:
         self._ways[signature] = ways
         return True
 
-    def run(
-        self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], batch: Batch
-    ) -> Any:
+    def run(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], batch: Batch) -> Any:
         """Run a mixed step; :meth:`ready` has seen such a batch."""
         plan = batch.plan
         assert plan is not None
@@ -240,12 +238,16 @@ class Fit:
         self._mixer.attach()
 
     def _prove_again(self, step: Any, args: Any, kwargs: Any, name: str, batch: Batch) -> None:
-        """Prove a layer at the second step, where the proof had no power, and in an epoch's first of a hundred steps."""
+        """Prove a layer at the second step, where a proof had no power, and now and then when an epoch begins."""
         since, epoch = self._steps - self._last_look, batch.place["epoch"]
         is_second = self._steps == 2  # which may use what the first has kept
         is_new_epoch = epoch != self._epoch_of_last_look and since >= _STEPS_BETWEEN_PROOFS
         tries = self._unproved.get(name, 0)
-        if not is_second and not is_new_epoch and not (0 < tries <= _TRIES_FOR_POWER or (tries and since >= _STEPS_BETWEEN_PROOFS)):
+        if (
+            not is_second
+            and not is_new_epoch
+            and not (0 < tries <= _TRIES_FOR_POWER or (tries and since >= _STEPS_BETWEEN_PROOFS))
+        ):
             return
         self._epoch_of_last_look = epoch
         layer = next(layer for layer in self.layers if layer.name == name)

@@ -92,9 +92,9 @@ def inspect(
 ) -> Inspection:
     """Look at one training step and report where the batch may be mixed.
 
-    ``training_step`` runs as it would before the first batch of a fit: as it is, with the batch's rows in another order,
-    and once for each layer that no way was seen to lead around, with that layer's rows in another order. Weights,
-    buffers, metrics, gradients, modes and random states are put back, and nothing is logged.
+    ``training_step`` runs as it would before the first batch of a fit: as it is, with the batch's rows in another
+    order, and once for each layer that no way was seen to lead around, with that layer's rows in another order.
+    Weights, buffers, metrics, gradients, modes and random states are put back, and nothing is logged.
 
     Args:
         module: A LightningModule, with or without a trainer.

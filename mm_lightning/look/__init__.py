@@ -1,1 +1,1 @@
-"""Before the first step: where the batch may be mixed, proved by reordering rows, and what a step does with its targets."""
+"""Before the first step: where may the batch be mixed? Proved by reordering rows."""

@@ -1,12 +1,12 @@
 """What flows where in one run of a training step: from the batch through calls of modules to the loss.
 
 No function is known by name. Every result is taken to come from all tensors that went into it; what a module returns
-comes from its call. Numbers that leave the tensors are lost, so that what is found here is a proposal: the proof decides.
+comes from its call. Numbers that leave the tensors are lost, so what is found here is a proposal: the proof decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -190,7 +190,7 @@ class Flow(TorchFunctionMode):
         return [node for loss in self.losses for node in loss]
 
     @contextmanager
-    def watching(self, modules: dict[str, nn.Module]) -> Iterator[None]:
+    def watching(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
         """Note what modules do, until the end of the ``with`` block."""
         watched = [_Watched(name, part) for name, part in modules.items()]
         function = torch.autograd.Function
@@ -213,7 +213,7 @@ class Flow(TorchFunctionMode):
             with called_by(self._call, watched), self:
                 yield
         finally:
-            function.apply = original
+            function.apply = original  # type: ignore[method-assign]
 
     def exchange_masks(
         self, layer: Layer, inputs: Collection[Path], targets: Collection[Path], move: Callable[[Tensor], Tensor]
@@ -265,7 +265,7 @@ class Flow(TorchFunctionMode):
         weights = [t for t in operands if self._is_weight(t)]
         labelled = [t for t in operands if t in self._labels]
         if not labelled:
-            for tensor in (results if weights else ()):
+            for tensor in results if weights else ():
                 if not any(tensor is operand for operand in operands):
                     self._weights[tensor] = any(weight.requires_grad for weight in weights)
             return

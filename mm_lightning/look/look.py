@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -49,8 +49,8 @@ class LookFailed(RuntimeError):
         failed: LookFailed = kind.__new__(kind)
         failed.args = (
             f"Manifold mixup could not look at training_step of {type(module).__name__}, which fails with "
-            f"{type(error).__name__}: {error} (see above). If it does so without ManifoldMixupCallback, too, repair it, "
-            "else train it without.",
+            f"{type(error).__name__}: {error} (see above); repair it if it does so without ManifoldMixupCallback, too, "
+            "else train without it.",
         )
         return failed
 
@@ -129,7 +129,7 @@ class Look:
         self.batch_dim, self.named, self.agree = batch_dim, named, agree
         self.host = Host(module)
         self.modules = named_layers(module)
-        self._watched = {"": module}
+        self._watched: dict[str, nn.Module] = {"": module}
         for name, part in self.modules.items():  # a module with two names is one
             if not any(part is other for other in self._watched.values()):
                 self._watched[name] = part
@@ -227,7 +227,7 @@ class Look:
         return self._way(layer, calls, Effects(self._outside(calls, runs)))
 
     def _outside(self, calls: Calls, runs: Sequence[nn.Module]) -> list[nn.Module]:
-        """The modules that run in the partners' half, or might: all but those that were seen to run in what is replayed."""
+        """The modules that run in the partners' half, or might: all but those that ran in what is replayed alone."""
         replayed: set[int] = set()
         for module, taken in calls:
             for call in self.graph.runs_of(module):
@@ -269,7 +269,9 @@ class Look:
     def _gradients_of(self, losses: list[Tensor]) -> dict[tuple[int, int], RowSamples]:
         """Some rows of the losses' gradient, of what the outermost calls returned to the loss."""
         inner = {result for call, _ in self.flow.outputs for result in call.results}
-        last = {parent for node in closure(self.flow.loss_nodes, inner) for parent in node.parents} | set(self.flow.loss_nodes)
+        last = {parent for node in closure(self.flow.loss_nodes, inner) for parent in node.parents} | set(
+            self.flow.loss_nodes
+        )
         outputs = [(c, t[0]) for c, t in self.flow.outputs if len(t) == 1 and not last.isdisjoint(c.results)]
         self.flow.outputs.clear()
         outputs = [(call, tensor) for call, tensor in outputs if tensor.requires_grad]
@@ -279,7 +281,9 @@ class Look:
         total: Any = sum(trained)
         grads = torch.autograd.grad(total, [tensor for _, tensor in outputs], allow_unused=True)
         pairs = zip(outputs, grads, strict=True)
-        return {(id(call.module), call.number): self.flow.sample([grad]) for (call, _), grad in pairs if grad is not None}
+        return {
+            (id(call.module), call.number): self.flow.sample([grad]) for (call, _), grad in pairs if grad is not None
+        }
 
     def _learn_rows(self) -> tuple[Layout, dict[tuple[int, int], RowSamples], list[Tensor] | None]:
         """Reorder the batch: what changes its order with it has its rows."""
@@ -289,16 +293,16 @@ class Look:
             if rows < 2:
                 break
             order = order_of(rows)
-            flow = Flow(lambda tensors, rows=rows: RowSamples(tensors, {rows}, is_reordered=True))
-            losses: list[Tensor] | None = []
-            try:
-                with without_trace(self.host, self.args[0], _into(losses)) as writes, flow.watching(self._watched):
+            flow = Flow(partial(RowSamples, sizes={rows}, is_reordered=True))
+            collected: list[Tensor] = []
+            losses: list[Tensor] | None = None
+            # What cannot be reordered may fail: a graph, whose edges are row numbers.
+            with suppress(Exception):
+                with without_trace(self.host, self.args[0], _into(collected)) as writes, flow.watching(self._watched):
                     writes.move = _mover(order)
                     loss = self._call(layout.permuted(self.args[0], order))
-                    losses += [loss] if loss is not None and self.module.automatic_optimization else []
-            except Exception:  # it cannot be reordered: a graph, whose edges are row numbers
-                losses = None
-            losses = None if losses is None else self._compared(losses)
+                    collected += [loss] if loss is not None and self.module.automatic_optimization else []
+                losses = self._compared(collected)
             found = {(id(call.module), call.number): call.samples for call in flow.calls if call.samples is not None}
             first = first or (layout, found, losses)
             is_right = losses is not None and _are_close(self.losses, losses, self._tolerance)
@@ -394,7 +398,9 @@ class Look:
         wanted = self._reordered_losses if is_input and self._reordered_losses is not None else self.losses
         collected: list[Tensor] = []
         mixer = Mixer([layer], dims=self.dims_of(layer))
-        moves_noise = is_input and not layer.modules and self._reordered_losses is not None  # else behind the embeddings
+        moves_noise = (
+            is_input and not layer.modules and self._reordered_losses is not None
+        )  # else behind the embeddings
         try:
             with without_trace(self.host, self.args[0], _into(collected)) as writes:
                 watched = Watched(self._outside(calls, runs), writes)
@@ -403,7 +409,9 @@ class Look:
                 way = self._way(layer, calls, watched)
                 plan = _plan_of(layer.name, order, per_sample, self.module)
                 with self._mixing(mixer, layer, writes, moves_noise, ways, order):
-                    step.run(self.step, (self._with_masks_moved(ways, order), *self.args[1:]), self.kwargs, plan, mixer, way)
+                    step.run(
+                        self.step, (self._with_masks_moved(ways, order), *self.args[1:]), self.kwargs, plan, mixer, way
+                    )
                 assert step.replay is not None
                 watched.found.draws = step.replay.drew
                 losses, own = self._compared(step.losses, True), self._compared(step.own_losses)
@@ -435,8 +443,8 @@ class Look:
         for leaf in self.flow.leaves:
             if leaf in nodes and leaf.tensor.dim() and self.layout.dim_of(leaf.tensor, self.rows) is None:
                 return (
-                    f"a tensor of shape {tuple(leaf.tensor.shape)} of the batch takes part in the loss, but has no row for "
-                    f"each of the {self.rows} rows, so that partners cannot be found in it"
+                    f"a tensor of shape {tuple(leaf.tensor.shape)} of the batch takes part in the loss, but has no row "
+                    f"for each of the {self.rows} rows, so that partners cannot be found in it"
                 )
         return ""
 
@@ -470,9 +478,7 @@ class Look:
         return self._gradients[key].dims(RowSamples([grad], {self.rows}, is_reordered=True))[0] is not None
 
     @contextmanager
-    def _mixing(
-        self, mixer: Mixer, layer: Layer, writes: Writes, moves_noise: bool, ways: Ways, order: Tensor
-    ) -> Any:
+    def _mixing(self, mixer: Mixer, layer: Layer, writes: Writes, moves_noise: bool, ways: Ways, order: Tensor) -> Any:
         """Attach the mixer, and let masks and noise that come after the layer move along with its rows."""
         with ExitStack() as stack:
             mixer.attach()

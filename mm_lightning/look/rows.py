@@ -55,7 +55,7 @@ def tolerance_of(*dtypes: torch.dtype) -> float:
 
 
 def _sample(tensor: Tensor, dim: int, is_reordered: bool) -> Tensor:
-    """Rows i of a batch that was reordered, or rows ``order[i]`` of one that was not: the same, if they are its rows."""
+    """Rows i of a batch that was reordered, or rows ``order[i]`` of one that was not: if rows, the same."""
     size = tensor.shape[dim]
     rows = torch.arange(0, size, max(1, size // _ROWS))[:_ROWS]
     rows = (rows if is_reordered else order_of(size)[rows]).to(tensor.device)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from mm_lightning.look.choice import choose_places
 from mm_lightning.look.look import Look, Place, Proof
-from mm_lightning.mixup import INPUT, Layer, resolve_layers
+from mm_lightning.mixup import INPUT, Layer, LayerSpec, resolve_layers
 
 __all__ = ["Proofs", "judge", "settle_auto"]
 
@@ -49,7 +49,7 @@ class Proofs:
         return not self.of(Layer(place.name, (self.look.modules[place.name],))).problem
 
 
-def settle_auto(proofs: Proofs, layers: str | Sequence[object]) -> tuple[Layer, ...]:
+def settle_auto(proofs: Proofs, layers: LayerSpec) -> tuple[Layer, ...]:
     """What ``layers="auto"`` means, where there are no MixPoints.
 
     Raises:
@@ -60,7 +60,7 @@ def settle_auto(proofs: Proofs, layers: str | Sequence[object]) -> tuple[Layer, 
     problem = look.entries.problem
     if not problem and (failure := proofs.of(look.input_layer)).problem:
         problem = look.explain(failure)
-    found = resolve_layers(look.module, layers, chosen if problem else [INPUT, *chosen])  # type: ignore[arg-type]
+    found = resolve_layers(look.module, layers, chosen if problem else [INPUT, *chosen])
     if not found:
         raise ValueError(
             f"Manifold mixup with layers='auto' found no layer of {type(look.module).__name__} that everything runs "
@@ -70,9 +70,7 @@ def settle_auto(proofs: Proofs, layers: str | Sequence[object]) -> tuple[Layer, 
     return found
 
 
-def judge(
-    proofs: Proofs, layers: Sequence[Layer], *, strict: bool, warn: Callable[[str], None]
-) -> tuple[Layer, ...]:
+def judge(proofs: Proofs, layers: Sequence[Layer], *, strict: bool, warn: Callable[[str], None]) -> tuple[Layer, ...]:
     """Refuse layers that cannot be mixed, and warn of those that a path leads around.
 
     Raises:

@@ -170,7 +170,9 @@ class _WatchedStart(Started):
                     self.values.append((name, tensor, values))
         for at, contents in self.contents:
             is_written = any(writes.value_of(tensor) is not None for tensor in contents.tensors)
-            if at not in found.containers and (is_written or (contents.have_changed() and not contents.has_only_grown())):
+            if at not in found.containers and (
+                is_written or (contents.have_changed() and not contents.has_only_grown())
+            ):
                 found.containers = (*found.containers, at)
 
 

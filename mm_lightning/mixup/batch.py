@@ -12,7 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Layout", "Path", "fresh", "guess_layout", "layouts", "leaves_of", "map_leaves", "signature_of", "tensors_of"]
+__all__ = [
+    "Layout",
+    "Path",
+    "fresh",
+    "guess_layout",
+    "layouts",
+    "leaves_of",
+    "map_leaves",
+    "signature_of",
+    "tensors_of",
+]
 
 Path = tuple[Any, ...]
 """Keys, positions and names that lead to a part of a batch."""
@@ -86,7 +96,7 @@ class Layout:
 
 def tensors_of(batch: Any) -> list[Tensor]:
     """The tensors of a batch."""
-    if type(batch) in (list, tuple) and all([isinstance(part, Tensor) for part in batch]):
+    if type(batch) in (list, tuple) and all(isinstance(part, Tensor) for part in batch):
         return list(batch)
     return [leaf for _, leaf in leaves_of(batch) if isinstance(leaf, Tensor)]
 
@@ -204,7 +214,7 @@ def signature_of(batch: Any) -> tuple[Any, ...]:
 
     Names, values and lengths do not count, nor how many tensors a list of them holds.
     """
-    if type(batch) in (list, tuple) and all([type(part) is Tensor for part in batch]):
+    if type(batch) in (list, tuple) and all(type(part) is Tensor for part in batch):
         return (type(batch), *[(part.dtype, part.dim()) for part in batch])  # what most batches are, at less cost
     found: dict[Any, None] = {}
     for path, leaf in leaves_of(batch):
@@ -233,7 +243,9 @@ def _place_of(path: Path, batch: Any) -> tuple[Path, bool]:
     place: list[Any] = []
     is_inside, value = False, batch
     for depth, key in enumerate(path):
-        is_list = isinstance(value, (list, tuple)) and not hasattr(value, "_fields") and (depth > 0 or type(value) is list)
+        is_list = (
+            isinstance(value, (list, tuple)) and not hasattr(value, "_fields") and (depth > 0 or type(value) is list)
+        )
         is_inside |= is_list and not _is_structure(value)
         place.append("*" if is_list else key)
         value = _at(value, key)

@@ -79,7 +79,7 @@ class Mixer:
         self._plan = plan
 
     def mix_input(self, rows: Tensor) -> Tensor:
-        """Mix the batch itself, the layer ``"input"``, in a loop of one's own. Integers are mixed by their embedding."""
+        """Mix the batch itself, the layer ``"input"``, in a loop of one's own. Integers stay, their embeddings mix."""
         assert self._plan is not None
         return mix_rows(rows, self._plan) if rows.is_floating_point() or rows.is_complex() else rows
 

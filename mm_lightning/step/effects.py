@@ -70,7 +70,8 @@ class Started:
         now: list[Attributes | Contents] = [Attributes(kept.module) for kept in self.attributes]
         now += [Contents(vars(module).get(name)) for module, name in self.effects.containers]
         tails = [(grown, length, grown[length:]) for grown, length in self.lists]
-        for kept in (*self.attributes, *(contents for _, contents in self.contents)):
+        then: list[Attributes | Contents] = [*self.attributes, *(contents for _, contents in self.contents)]
+        for kept in then:
             kept.restore()
         for grown, length, _ in tails:
             del grown[length:]
@@ -202,7 +203,7 @@ class Contents:
 
     def has_only_grown(self) -> bool:
         """Whether the only change is that a list has got further items."""
-        now, then = next(iter(self._containers.values()), (None, None))
+        now, then = next(iter(self._containers.values()), ((), ()))
         if type(now) is not list or now is not self._first or len(now) < len(then):
             return False
         others = list(self._containers.values())[1:]

@@ -36,7 +36,7 @@ class Host:
 
     def __init__(self, module: pl.LightningModule) -> None:
         self.module = module
-        self._dummies = [DummyLogger()]
+        self._dummies: list[Any] = [DummyLogger()]
 
     @contextmanager
     def own_half(self, backward: Backward) -> Iterator[list[Logged]]:

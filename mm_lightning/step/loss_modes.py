@@ -88,7 +88,7 @@ class Fusing(LossMode):
 
     def _fused(
         self,
-        input: Tensor,  # noqa: A002 (the names are those of F.cross_entropy)
+        input: Tensor,
         target: Tensor,
         weight: Tensor | None = None,
         size_average: bool | None = None,

@@ -189,8 +189,9 @@ class _Output:
         is_written = any(a[0] != b[0] for a, b in zip(now, self._state, strict=True))
         if is_written and not taken.is_changed:
             raise RuntimeError(
-                f"training_step changes what {type(module).__name__} returns in place, which it did not do when manifold "
-                "mixup looked at it, so the partners' loss cannot be computed from it. Change a copy: output.clone()."
+                f"training_step changes what {type(module).__name__} returns in place, which it did not do when "
+                "manifold mixup looked at it, so the partners' loss cannot be computed from it. Change a copy: "
+                "output.clone()."
             )
         if not is_written and not taken.is_hooked:
             raise RuntimeError(
@@ -217,8 +218,8 @@ def _view(tensor: Tensor) -> Tensor:
 def called_by(instead: Callable[[Any, Callable[..., Any], Any, Any], Any], records: Sequence[Any]) -> Iterator[None]:
     """Let calls of modules, with all of their hooks, go through a function until the end of the ``with`` block.
 
-    ``nn.Module.__call__`` looks up ``_compiled_call_impl`` in every call, which is how ``module.compile()`` works. It is
-    set past ``__setattr__``, which forwards it in a module that ``torch.compile`` has wrapped.
+    ``nn.Module.__call__`` looks up ``_compiled_call_impl`` in every call, which is how ``module.compile()`` works. It
+    is set past ``__setattr__``, which forwards it in a module that ``torch.compile`` has wrapped.
 
     Args:
         instead: Gets a record, the call, its arguments and its keyword arguments.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -222,10 +222,8 @@ class _Run:
                 stack.enter_context(self.rows.of_partners())
             if self.named is not None:
                 stack.enter_context(self.named.half(on_partners))
-            try:
+            with suppress(_Enough):
                 half.output = self.step(self.batches.partners if on_partners else self.batches.begun())
-            except _Enough:
-                pass
         if self.replay.drew:
             self.way.effects.draws = True  # so that from now on both halves draw alike
         return half

@@ -15,10 +15,10 @@ from matplotlib.collections import LineCollection, PathCollection
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.testing import assert_close
 
-from mm_lightning.fit import Batch
 from mm_lightning import ManifoldMixupCallback, MixPlan
 from mm_lightning.diagnostics import MixupMonitor
 from mm_lightning.diagnostics.mixing_figure import Mixing, draw_mixing, expected_shares
+from mm_lightning.fit import Batch
 
 MakeTrainer = Callable[..., pl.Trainer]
 EMPTY = np.empty(0)

@@ -14,7 +14,9 @@ from torch.utils._pytree import tree_map
 ROWS = 6
 
 # What a refusal says, where several entries share the reason.
-NOT_OF_THE_BATCH = "would not mix features and targets alike: with its rows and the targets' in another order, the loss is"
+NOT_OF_THE_BATCH = (
+    "would not mix features and targets alike: with its rows and the targets' in another order, the loss is"
+)
 SEVERAL_PASSES = "runs [23] times in training_step"
 
 
