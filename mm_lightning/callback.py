@@ -38,7 +38,7 @@ class ManifoldMixupCallback(pl.Callback):
     Before the first training step, ``training_step`` is run without training: on the first batch as it is, with its
     rows in another order, and once for each eligible layer with that layer's rows in another order. Mixing there is
     allowed if and only if loss and gradients are those of the plain step. Weights, buffers, metrics and random states
-    are as they were afterwards. The proof is repeated for each new kind of batch and, for one layer, now and then later.
+    are as they were afterwards. The proof is repeated for each new kind of batch and, for one layer, now and then.
 
     Plans depend on (seed, epoch, batch index, rank) and nothing else: no random state is read or moved, a resumed run
     continues the sequence, ranks share the layer and draw their own partners and ``lam``.

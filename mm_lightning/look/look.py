@@ -199,6 +199,8 @@ class Look:
         """
         ways = Ways(self.graph, self._nodes(layer))
         calls, runs = ways.replayed()
+        if layer.name == INPUT and not {id(c.module) for c in self.entries.calls} <= {id(m) for m, _ in calls}:
+            return Proof(None, "the input is a target too, and enters the network where targets enter it as such")
         proof = self._try(layer, calls, runs, ways, per_sample)
         if not self.agree(not proof.problem):  # something is not as it seemed: take over no more than is mixed
             others = self._try(layer, ways.only_the_layer(), list(self.module.modules()), ways, per_sample)

@@ -252,7 +252,9 @@ class Ways:
                 runs.update((call, *call.around))
             waiting.extend(node.parents)
         for call in self.graph.flow.calls:  # a loss that is only logged is interpolated, too; a metric sees own targets
-            if not tainted.isdisjoint(call.results) and not isinstance(call.module, (Metric, MetricCollection)):
+            is_metric = isinstance(call.module, (Metric, MetricCollection))
+            is_inner = any(around in mixed for around in call.around)  # of an entry, which takes a target
+            if not tainted.isdisjoint(call.results) and not is_metric and not is_inner:
                 runs.update((call, *call.around))
         taken: set[Call] = set()
         for call in self.graph.flow.calls:  # those around come first
