@@ -622,6 +622,24 @@ def test_an_autoencoder_is_mixed_at_its_input(make_trainer: MakeTrainer) -> None
     )
 
 
+def test_a_gradient_penalty_is_mixed_at_the_input_alone(make_trainer: MakeTrainer) -> None:
+    def loss(net: Net, x: Tensor, y: Tensor, plan: MixPlan | None = None) -> Tensor:
+        x = x.clone().requires_grad_()
+        cross_entropy = F.cross_entropy(net(x), y)
+        return cross_entropy + torch.autograd.grad(cross_entropy, x, create_graph=True)[0].square().sum()
+
+    net = Net(lambda net, batch: loss(net, *batch))
+    assert_exact(
+        make_trainer,
+        net,
+        (X, Y),
+        "input",
+        lambda net, plan: loss(net, mix(X, plan), Y),
+        lambda net, plan: loss(net, mix(X, plan), Y[plan.partner]),
+    )
+    assert_refused(make_trainer, net, (X, Y), "first", f"{EDGE}: mixing there fails with RuntimeError: The different")
+
+
 @pytest.mark.parametrize("layer", ["input", "first"])
 def test_past_and_future_of_a_series_are_mixed_apart(make_trainer: MakeTrainer, layer: str) -> None:
     series = torch.randn(8, 9, generator=torch.Generator().manual_seed(4), dtype=torch.float64)

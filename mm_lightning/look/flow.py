@@ -248,6 +248,8 @@ class Flow(TorchFunctionMode):
             if count > self._hooks.get(tensor, 0):
                 self._hooks[tensor] = count
                 self._hooked.append((self._current, tensor)) if self._current is not None else self._note_hook(tensor)
+        if func is torch.autograd.grad:  # a gradient comes from what is differentiated: by what only names a place in it
+            operands = _differentiated(*args, **kwargs)
         if results or written:
             self._note(operands, results, written)
         return result
@@ -437,6 +439,10 @@ def _merged(*labels: dict[Node, bool]) -> dict[Node, bool]:
 
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
+
+
+def _differentiated(outputs: Any, inputs: Any, grad_outputs: Any = None, *_: Any, **__: Any) -> list[Tensor]:
+    return tensors_in((outputs, grad_outputs))
 
 
 def _is_mask(tensor: Tensor, all_tensors: Sequence[Tensor]) -> bool:

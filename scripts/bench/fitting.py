@@ -51,7 +51,7 @@ class RandomBatches(Dataset[tuple[Tensor, Tensor]]):
 def untimed_steps(layers: int) -> int:
     """First steps of a fit that do not count, where so many layers are eligible.
 
-    The first batch and the first two mixes of each layer are looked at closely, or compiled. After four times as many
+    The first two batches are looked at closely, and the first mixes of each layer compiled. After four times as many
     steps as there are layers few are left, and the median is none of them.
     """
     return max(6, 4 * layers)
