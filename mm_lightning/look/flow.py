@@ -248,7 +248,9 @@ class Flow(TorchFunctionMode):
             if count > self._hooks.get(tensor, 0):
                 self._hooks[tensor] = count
                 self._hooked.append((self._current, tensor)) if self._current is not None else self._note_hook(tensor)
-        if func is torch.autograd.grad:  # a gradient comes from what is differentiated: by what only names a place in it
+        if (
+            func is torch.autograd.grad
+        ):  # a gradient comes from what is differentiated: by what only names a place in it
             operands = _differentiated(*args, **kwargs)
         if results or written:
             self._note(operands, results, written)

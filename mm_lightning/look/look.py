@@ -245,12 +245,11 @@ class Look:
     def _run_plain(self) -> tuple[list[Tensor], dict[tuple[int, int], RowSamples]]:
         losses: list[Tensor] = []
 
+        into = self._into(losses)
+
         def backward(loss: Tensor, *_: Any, **__: Any) -> None:
             self.flow.end_in(loss)
-            losses.append(loss)
-            for parameter in self.module.parameters():  # what follows may read gradients
-                if parameter.requires_grad and parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
+            into(loss)
 
         with without_trace(self.host, self.args[0], backward) as writes:
             with self.flow.watching(self._watched):
@@ -262,6 +261,17 @@ class Look:
             gradients = self._gradients_of(losses)  # before buffers are put back
         self._has_loss = bool(losses)
         return self._compared(losses), gradients
+
+    def _into(self, losses: list[Tensor]) -> Callable[..., None]:
+        """Stands in for a backward pass."""
+
+        def backward(loss: Tensor, *_: Any, **__: Any) -> None:
+            losses.append(loss)
+            for parameter in self.module.parameters():  # what follows may read gradients
+                if parameter.requires_grad and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+
+        return backward
 
     def _compared(self, losses: list[Tensor], of_partners: bool = False) -> list[Tensor]:
         """What a proof compares: the losses, or those that the user named."""
@@ -300,7 +310,10 @@ class Look:
             losses: list[Tensor] | None = None
             # What cannot be reordered may fail: a graph, whose edges are row numbers.
             with suppress(Exception):
-                with without_trace(self.host, self.args[0], _into(collected)) as writes, flow.watching(self._watched):
+                with (
+                    without_trace(self.host, self.args[0], self._into(collected)) as writes,
+                    flow.watching(self._watched),
+                ):
                     writes.move = _mover(order)
                     loss = self._call(layout.permuted(self.args[0], order))
                     collected += [loss] if loss is not None and self.module.automatic_optimization else []
@@ -404,10 +417,10 @@ class Look:
             is_input and not layer.modules and self._reordered_losses is not None
         )  # else behind the embeddings
         try:
-            with without_trace(self.host, self.args[0], _into(collected)) as writes:
+            with without_trace(self.host, self.args[0], self._into(collected)) as writes:
                 watched = Watched(self._outside(calls, runs), writes)
                 switch = self._noise_switch(writes, ways, moves_noise, order)
-                step = MixedStep(self.host, self.named, _into(collected), switch)
+                step = MixedStep(self.host, self.named, self._into(collected), switch)
                 way = self._way(layer, calls, watched)
                 plan = _plan_of(layer.name, order, per_sample, self.module)
                 with self._mixing(mixer, layer, writes, moves_noise, ways, order):
@@ -566,11 +579,6 @@ def _are_close(got: list[Tensor], wanted: list[Tensor], tolerance: float) -> boo
         torch.allclose(a.double(), b.double(), rtol=tolerance, atol=tolerance * 1e-3, equal_nan=True)
         for a, b in zip(got, wanted, strict=True)
     )
-
-
-def _into(losses: list[Tensor]) -> Callable[..., None]:
-    """Stands in for a backward pass."""
-    return lambda loss, *_, **__: losses.append(loss)
 
 
 def _shown(losses: list[Tensor]) -> str:

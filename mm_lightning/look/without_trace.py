@@ -121,7 +121,10 @@ class Watched(Effects):
 
     def __init__(self, modules: Sequence[nn.Module], writes: Writes) -> None:
         containers = [
-            (part, name) for part in modules for name, value in _attributes(part) if not isinstance(value, Tensor)
+            (part, name, False)
+            for part in modules
+            for name, value in _attributes(part)
+            if not isinstance(value, Tensor)
         ]
         super().__init__(modules, containers, draws=True)  # it is not known yet whether numbers are drawn
         self.writes = writes
@@ -168,12 +171,13 @@ class _WatchedStart(Started):
                 else:
                     found.tensors = (*found.tensors, name)
                     self.values.append((name, tensor, values))
+        known = {at[:2] for at in found.containers}
         for at, contents in self.contents:
             is_written = any(writes.value_of(tensor) is not None for tensor in contents.tensors)
-            if at not in found.containers and (
-                is_written or (contents.have_changed() and not contents.has_only_grown())
-            ):
-                found.containers = (*found.containers, at)
+            if is_written:
+                contents.keep_tensors(writes.value_of)
+            if at[:2] not in known and (is_written or (contents.have_changed() and not contents.has_only_grown())):
+                found.containers = (*found.containers, (*at[:2], is_written))
 
 
 @contextmanager

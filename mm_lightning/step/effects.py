@@ -34,13 +34,14 @@ class Effects:
 
     Attributes:
         modules: The modules that run in the partners' half, or might; their attributes may be set.
-        containers: Attributes whose contents change otherwise than by a list's growing: (module, name).
+        containers: Attributes whose contents change otherwise than by a list's growing: (module, name), and whether
+            tensors in them are written into.
         tensors: Buffers, attributes and parameters that are not trained, which are written into.
         draws: Whether random numbers are drawn.
     """
 
     modules: Sequence[nn.Module] = ()
-    containers: Sequence[tuple[nn.Module, str]] = ()
+    containers: Sequence[tuple[nn.Module, str, bool]] = ()
     tensors: Sequence[Name] = ()
     draws: bool = False
 
@@ -56,6 +57,9 @@ class Started:
         self.effects = effects
         self.attributes = [Attributes(module) for module in effects.modules]
         self.contents = [(at, Contents(vars(at[0]).get(at[1]))) for at in effects.containers]
+        for (_, _, is_written), contents in self.contents:
+            if is_written:
+                contents.keep_tensors(lambda tensor: tensor.detach().clone())
         self.lists = [
             (value, len(value)) for kept in self.attributes for value in kept.values.values() if type(value) is list
         ]
@@ -68,7 +72,7 @@ class Started:
         """Go back to the beginning of the step, and in the end to where its own half has ended."""
         self.learn()
         now: list[Attributes | Contents] = [Attributes(kept.module) for kept in self.attributes]
-        now += [Contents(vars(module).get(name)) for module, name in self.effects.containers]
+        now += [Contents(vars(module).get(name)) for module, name, _ in self.effects.containers]
         tails = [(grown, length, grown[length:]) for grown, length in self.lists]
         then: list[Attributes | Contents] = [*self.attributes, *(contents for _, contents in self.contents)]
         for kept in then:
@@ -141,7 +145,7 @@ class Contents:
         value: What to keep, with all that it holds.
 
     Attributes:
-        tensors: The tensors that were found, which are not kept.
+        tensors: The tensors that were found, whose values are not kept unless :meth:`keep_tensors` does.
     """
 
     def __init__(self, value: Any) -> None:
@@ -149,6 +153,7 @@ class Contents:
         self._containers: dict[int, tuple[Any, Any]] = {}
         self._arrays: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._generators: dict[int, tuple[Callable[[], Any], Callable[[Any], Any], Any]] = {}
+        self._values: dict[int, Tensor] = {}
         self._first = value
         self._add(value)
 
@@ -182,11 +187,17 @@ class Contents:
             for item in vars(value).values():
                 self._add(item)
 
+    def keep_tensors(self, value_of: Callable[[Tensor], Tensor | None]) -> None:
+        """Let other tensors with these values take the place of the tensors when they are put back."""
+        found = [(tensor, value_of(tensor)) for tensor in self.tensors]
+        self._values = {id(tensor): value for tensor, value in found if value is not None}
+
     def restore(self) -> None:
         """Put the contents back."""
         for _, set_state, state in self._generators.values():
             set_state(state)
         for container, contents in self._containers.values():
+            contents = _with_values(contents, self._values) if self._values else contents
             if not _is_same(container, contents):
                 container.clear()
                 (container.extend if isinstance(container, (list, collections.deque)) else container.update)(contents)
@@ -209,6 +220,20 @@ class Contents:
         others = list(self._containers.values())[1:]
         unchanged = not self._arrays and not self._generators and all(_is_same(*pair) for pair in others)
         return unchanged and _is_same(now[: len(then)], then)
+
+
+def _with_values(value: Any, values: dict[int, Tensor]) -> Any:
+    """A container's copy with tensors, also those in tuples, replaced by clones of others, by identity."""
+    if isinstance(value, Tensor):
+        return values[id(value)].clone() if id(value) in values else value
+    if isinstance(value, dict):
+        return {key: _item_with(item, values) for key, item in value.items()}
+    parts = [_item_with(item, values) for item in value]
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+
+
+def _item_with(item: Any, values: dict[int, Tensor]) -> Any:
+    return _with_values(item, values) if isinstance(item, (Tensor, tuple)) else item
 
 
 def _is_equal(array: np.ndarray, numbers: np.ndarray) -> bool:

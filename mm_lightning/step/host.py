@@ -88,18 +88,32 @@ class Host:
     def _inert_optimizers(self, use_pl_optimizer: bool = True) -> Any:
         if self.module._trainer is not None and self.module._trainer.optimizers:
             found: Any = type(self.module).optimizers(self.module, use_pl_optimizer)
+            found = found if isinstance(found, list) else [found]
         else:
-            found = self.module.configure_optimizers()  # to know how many there are
-            if isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], (list, tuple)):
-                found = found[0]
-        found = list(found) if isinstance(found, (list, tuple)) else [found]
-        found = [item["optimizer"] if isinstance(item, dict) else item for item in found]
-        inert = [_inert(item) for item in found if isinstance(item, Optimizer) or hasattr(item, "_optimizer")]
-        return inert[0] if len(inert) == 1 else inert
+            found = self._configured("optimizer")
+        return _as_returned([_inert(item) for item in found])
 
     def _inert_schedulers(self) -> Any:
-        found: Any = None if self.module._trainer is None else type(self.module).lr_schedulers(self.module)
-        return [_inert(item) for item in found] if isinstance(found, list) else found and _inert(found)
+        if self.module._trainer is not None and self.module._trainer.optimizers:
+            found: Any = type(self.module).lr_schedulers(self.module) or []
+            found = found if isinstance(found, list) else [found]
+        else:
+            found = self._configured("lr_scheduler")
+        return _as_returned([_inert(item) for item in found]) or None
+
+    def _configured(self, kind: str) -> list[Any]:
+        """What ``configure_optimizers`` returns, to know how many there are, where no trainer has asked for it."""
+        found: Any = self.module.configure_optimizers()
+        if isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], (list, tuple)):
+            found = found[kind == "lr_scheduler"]
+        found = list(found) if isinstance(found, (list, tuple)) else [found]
+        found = [item.get(kind) if isinstance(item, dict) and kind in item else item for item in found]
+        found = [item.get("scheduler") if isinstance(item, dict) else item for item in found]
+        return [item for item in found if item is not None and isinstance(item, Optimizer) == (kind == "optimizer")]
+
+
+def _as_returned(items: list[Any]) -> Any:
+    return items[0] if len(items) == 1 else items
 
 
 def _collector(logged: list[Logged]) -> Callable[..., None]:
