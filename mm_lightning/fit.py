@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from mm_lightning.look.look import Look, Proof
+from mm_lightning.look.look import Look
+from mm_lightning.look.proof import Proof
 from mm_lightning.look.settle import Proofs, check, judge, settle_auto
 from mm_lightning.mixup import INPUT, Layer, LayerSpec, Mixer, MixPlan, has_auto, resolve_layers
 from mm_lightning.mixup.batch import Layout, guess_layout, signature_of

@@ -151,7 +151,7 @@ def _problem(proofs: Proofs, layer: Layer) -> str:
 
 def _problem_of(proofs: Proofs, layer: Layer) -> str:
     proof = proofs.of(layer)
-    return proofs.look.explain(proof) if proof.problem else ""
+    return proofs.explain(proof) if proof.problem else ""
 
 
 def main(overrides: Sequence[str] | None = None) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -12,20 +12,20 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from mm_lightning.look.flow import Call, Flow, Leaf, Result, closure
+from mm_lightning.look.flow import Call, Flow, Leaf, closure
 from mm_lightning.look.rows import RowSamples, order_of, tolerance_of
 from mm_lightning.look.ways import Calls, Entries, Graph, Ways
-from mm_lightning.look.without_trace import Watched, Writes, without_trace
-from mm_lightning.mixup import INPUT, Layer, Mixer, MixPlan, named_layers
+from mm_lightning.look.without_trace import without_trace
+from mm_lightning.mixup import INPUT, Layer, named_layers
 from mm_lightning.mixup.batch import Layout, Path, guess_layout, layouts
 from mm_lightning.mixup.hook import Dims
 from mm_lightning.mixup.masks import MaskSite
 from mm_lightning.step.effects import Effects
 from mm_lightning.step.host import Host, OptimizerReached
 from mm_lightning.step.named import NamedLosses
-from mm_lightning.step.run import MixedStep, Way, loss_of
+from mm_lightning.step.run import Way, loss_of
 
-__all__ = ["Look", "LookFailed", "Place", "Proof"]
+__all__ = ["Look", "LookFailed", "Place", "are_close", "mover"]
 
 BatchDim = int | Mapping[str, int] | None
 
@@ -76,23 +76,6 @@ class Place:
     order: int = -1
 
 
-@dataclass(frozen=True, eq=False)
-class Proof:
-    """What came of mixing at a layer with ``lam = 0``, where it only reorders rows.
-
-    Attributes:
-        way: How a step mixed there is run.
-        problem: What went wrong; empty if loss and gradients were those of the plain step.
-        has_power: Whether the loss would have been another one, had the targets not moved along.
-        error: What the step raised, if it did.
-    """
-
-    way: Way | None
-    problem: str = ""
-    has_power: bool = True
-    error: Exception | None = None
-
-
 class Look:
     """Runs ``training_step`` without training, on the batch as it is and reordered.
 
@@ -129,20 +112,20 @@ class Look:
         self.batch_dim, self.named, self.agree = batch_dim, named, agree
         self.host = Host(module)
         self.modules = named_layers(module)
-        self._watched: dict[str, nn.Module] = {"": module}
+        self.watched: dict[str, nn.Module] = {"": module}
         for name, part in self.modules.items():  # a module with two names is one
-            if not any(part is other for other in self._watched.values()):
-                self._watched[name] = part
+            if not any(part is other for other in self.watched.values()):
+                self.watched[name] = part
         guess_layout(args[0], batch_size)  # a batch without rows is refused in its own words
         self._candidates = layouts(args[0], batch_size)
         sizes = {layout.rows_of(args[0]) for layout in self._candidates}
         self.flow = Flow(lambda tensors: RowSamples(tensors, sizes, is_reordered=False))
         try:
-            self.losses, self._gradients = self._run_plain()
+            self.losses, self.gradients = self._run_plain()
         except Exception as error:
             raise LookFailed.because_of(error, module) from error
         self.graph = Graph(self.flow)
-        self.layout, self._reordered, self._reordered_losses = self._learn_rows()
+        self.layout, self._reordered, self.reordered_losses = self._learn_rows()
         self.rows = self.layout.rows_of(args[0])
 
     @property
@@ -181,7 +164,7 @@ class Look:
 
     def masks_after(self, layer: Layer) -> list[tuple[nn.Module, MaskSite]]:
         """The outermost modules that take a mask after the layer, and in which argument."""
-        below = Ways(self.graph, self._nodes(layer)).below
+        below = Ways(self.graph, self.nodes(layer)).below
         found: list[Call] = []
         for call in self.flow.calls:
             is_after = bool(below.intersection(call.results)) and not self._runs_in(call, layer)
@@ -190,45 +173,19 @@ class Look:
                 found.append(call)
         return [(call.module, site) for call in found for site in call.masks]
 
-    def prove(self, layer: Layer, per_sample: bool = False) -> Proof:
-        """Mix at a layer with ``lam = 0``: loss and gradients must be those of the plain step.
-
-        Args:
-            layer: The layer, which runs once.
-            per_sample: Draw ``lam`` for each row: it is 1 for some and 0 for others, who change places.
-        """
-        ways = Ways(self.graph, self._nodes(layer))
-        calls, runs = ways.replayed()
-        if layer.name == INPUT and not {id(c.module) for c in self.entries.calls} <= {id(m) for m, _ in calls}:
-            return Proof(None, "the input is a target too, and enters the network where targets enter it as such")
-        proof = self._try(layer, calls, runs, ways, per_sample)
-        if not self.agree(not proof.problem):  # something is not as it seemed: take over no more than is mixed
-            others = self._try(layer, ways.only_the_layer(), list(self.module.modules()), ways, per_sample)
-            proof = others if self.agree(not others.problem) else replace(proof, problem=proof.problem or "elsewhere")
-        return proof
-
-    def explain(self, proof: Proof) -> str:
-        """Say what the failure of a proof means."""
-        if self._is_symmetric or self._reordered_losses is None or proof.error is not None:
-            return proof.problem
-        return (
-            f"{proof.problem}, and so it is for the same batch in another order: the step shuffles, samples or mixes "
-            "rows itself"
-        )
-
     @cached_property
-    def _is_symmetric(self) -> bool:
+    def is_symmetric(self) -> bool:
         """Whether the step does not care about the order of its rows."""
-        losses = self._reordered_losses
-        return losses is not None and _are_close(self.losses, losses, self._tolerance)
+        losses = self.reordered_losses
+        return losses is not None and are_close(self.losses, losses, self.tolerance)
 
     def way_of(self, layer: Layer) -> Way:
         """How a step mixed at a layer is run, without a proof."""
-        ways = Ways(self.graph, self._nodes(layer))
+        ways = Ways(self.graph, self.nodes(layer))
         calls, runs = ways.replayed()
-        return self._way(layer, calls, Effects(self._outside(calls, runs)))
+        return self.way(layer, calls, Effects(self.outside(calls, runs)))
 
-    def _outside(self, calls: Calls, runs: Sequence[nn.Module]) -> list[nn.Module]:
+    def outside(self, calls: Calls, runs: Sequence[nn.Module]) -> list[nn.Module]:
         """The modules that run in the partners' half, or might: all but those that ran in what is replayed alone."""
         replayed: set[int] = set()
         for module, taken in calls:
@@ -240,19 +197,19 @@ class Look:
 
     def has_targets(self, layer: Layer) -> bool:
         """Whether the loss may compare with anything of the batch."""
-        return self.named is not None or self.flow.loses_values or bool(Ways(self.graph, self._nodes(layer)).targets)
+        return self.named is not None or self.flow.loses_values or bool(Ways(self.graph, self.nodes(layer)).targets)
 
     def _run_plain(self) -> tuple[list[Tensor], dict[tuple[int, int], RowSamples]]:
         losses: list[Tensor] = []
 
-        into = self._into(losses)
+        into = self.into(losses)
 
         def backward(loss: Tensor, *_: Any, **__: Any) -> None:
             self.flow.end_in(loss)
             into(loss)
 
         with without_trace(self.host, self.args[0], backward) as writes:
-            with self.flow.watching(self._watched):
+            with self.flow.watching(self.watched):
                 self.flow.follow(self.args[0])
                 loss = self._call(self.args[0])
                 if loss is not None and self.module.automatic_optimization:
@@ -260,9 +217,9 @@ class Look:
             self._written = {leaf.path for leaf in self.flow.leaves if writes.value_of(leaf.tensor) is not None}
             gradients = self._gradients_of(losses)  # before buffers are put back
         self._has_loss = bool(losses)
-        return self._compared(losses), gradients
+        return self.compared(losses), gradients
 
-    def _into(self, losses: list[Tensor]) -> Callable[..., None]:
+    def into(self, losses: list[Tensor]) -> Callable[..., None]:
         """Stands in for a backward pass."""
 
         def backward(loss: Tensor, *_: Any, **__: Any) -> None:
@@ -273,7 +230,7 @@ class Look:
 
         return backward
 
-    def _compared(self, losses: list[Tensor], of_partners: bool = False) -> list[Tensor]:
+    def compared(self, losses: list[Tensor], of_partners: bool = False) -> list[Tensor]:
         """What a proof compares: the losses, or those that the user named."""
         compared = losses if self.named is None or not losses else self.named.values(of_partners)
         return [loss.detach() for loss in compared]
@@ -311,16 +268,16 @@ class Look:
             # What cannot be reordered may fail: a graph, whose edges are row numbers.
             with suppress(Exception):
                 with (
-                    without_trace(self.host, self.args[0], self._into(collected)) as writes,
-                    flow.watching(self._watched),
+                    without_trace(self.host, self.args[0], self.into(collected)) as writes,
+                    flow.watching(self.watched),
                 ):
-                    writes.move = _mover(order)
+                    writes.move = mover(order)
                     loss = self._call(layout.permuted(self.args[0], order))
                     collected += [loss] if loss is not None and self.module.automatic_optimization else []
-                losses = self._compared(collected)
+                losses = self.compared(collected)
             found = {(id(call.module), call.number): call.samples for call in flow.calls if call.samples is not None}
             first = first or (layout, found, losses)
-            is_right = losses is not None and _are_close(self.losses, losses, self._tolerance)
+            is_right = losses is not None and are_close(self.losses, losses, self.tolerance)
             if self.agree(is_right and self._has_rows(found)):
                 return layout, found, losses
         return first or (self._candidates[0], {}, None)
@@ -336,7 +293,8 @@ class Look:
         return False
 
     @property
-    def _tolerance(self) -> float:
+    def tolerance(self) -> float:
+        """How far apart equal losses may be, by their size."""
         dtypes = {p.dtype for p in self.module.parameters() if p.is_floating_point()}
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             dtypes.add(torch.bfloat16)
@@ -352,7 +310,7 @@ class Look:
             dims = call.samples.dims(other)
             if any(dim is not None for dim in dims):
                 return dims
-            if self._is_symmetric:
+            if self.is_symmetric:
                 return dims  # its rows are in an order of their own
         return tuple(shape.index(self.rows) if self.rows in shape else None for shape in call.shapes)
 
@@ -394,67 +352,25 @@ class Look:
         """Whether the layer runs inside of a call."""
         return any(call in run.around for module in layer.modules for run in self.graph.runs_of(module))
 
-    def _nodes(self, layer: Layer) -> set[Any]:
+    def nodes(self, layer: Layer) -> set[Any]:
+        """What a layer returned, or what of the batch the layer ``"input"`` is."""
         if layer.name == INPUT:
             return self.entries.nodes
         return {result for module in layer.modules for call in self.graph.runs_of(module) for result in call.results}
 
-    def _way(self, layer: Layer, calls: Any, effects: Any) -> Way:
+    def way(self, layer: Layer, calls: Calls, effects: Effects) -> Way:
+        """How a step is run that is mixed at a layer, takes over some calls and has some effects."""
         is_input = layer.name == INPUT
         entries = tuple(call.module for call in self.entries.calls) if is_input else ()
-        return Way(calls, effects, self.layout, frozenset(self._written), self._mixed_inputs(layer), entries)
+        return Way(calls, effects, self.layout, frozenset(self._written), self.mixed_inputs(layer), entries)
 
-    def _mixed_inputs(self, layer: Layer) -> frozenset[Path]:
+    def mixed_inputs(self, layer: Layer) -> frozenset[Path]:
+        """Paths of the batch's tensors that are mixed themselves."""
         return frozenset(leaf.path for leaf in self.entries.leaves if layer.name == INPUT)
-
-    def _try(self, layer: Layer, calls: Any, runs: list[nn.Module], ways: Ways, per_sample: bool) -> Proof:
-        order = order_of(self.rows)
-        is_input = layer.name == INPUT
-        wanted = self._reordered_losses if is_input and self._reordered_losses is not None else self.losses
-        collected: list[Tensor] = []
-        mixer = Mixer([layer], dims=self.dims_of(layer))
-        moves_noise = (
-            is_input and not layer.modules and self._reordered_losses is not None
-        )  # else behind the embeddings
-        try:
-            with without_trace(self.host, self.args[0], self._into(collected)) as writes:
-                watched = Watched(self._outside(calls, runs), writes)
-                switch = self._noise_switch(writes, ways, moves_noise, order)
-                step = MixedStep(self.host, self.named, self._into(collected), switch)
-                way = self._way(layer, calls, watched)
-                plan = _plan_of(layer.name, order, per_sample, self.module)
-                with self._mixing(mixer, layer, writes, moves_noise, ways, order):
-                    step.run(
-                        self.step, (self._with_masks_moved(ways, order), *self.args[1:]), self.kwargs, plan, mixer, way
-                    )
-                assert step.replay is not None
-                watched.found.draws = step.replay.drew
-                losses, own = self._compared(step.losses, True), self._compared(step.own_losses)
-                differs, moves = (False, False) if per_sample else self._compare_gradients(step, ways)
-        except OptimizerReached:
-            return Proof(None, "training_step steps an optimizer that is not one of self.optimizers()")
-        except Exception as error:
-            return Proof(None, f"mixing there fails with {type(error).__name__}: {error}", error=error)
-        way = replace(way, effects=watched.found)
-        if watched.problem:
-            return Proof(None, watched.problem)
-        if not _are_close(losses, wanted, self._tolerance):
-            numbers = f"{_shown(losses)} instead of {_shown(wanted)}"
-            return Proof(way, f"with its rows and the targets' in another order, the loss is {numbers}")
-        if differs:
-            return Proof(way, "with its rows and the targets' in another order, the loss has another gradient")
-        has_power = per_sample or moves or not _are_close(own, wanted, self._tolerance)
-        if is_input and not self._is_symmetric:
-            # What it was compared with is no plain step: see that all of the batch was moved along.
-            if rowless := self.without_rows(layer):
-                return Proof(way, rowless)
-            if not has_power:
-                return Proof(way, "its loss is the same whether the targets move along with the rows or not")
-        return Proof(way, "", has_power)
 
     def without_rows(self, layer: Layer) -> str:
         """Say which tensor of the batch takes part in the loss and has no row for each row; empty if none."""
-        nodes = {*Ways(self.graph, self._nodes(layer)).targets, *self.entries.leaves}
+        nodes = {*Ways(self.graph, self.nodes(layer)).targets, *self.entries.leaves}
         for leaf in self.flow.leaves:
             if leaf in nodes and leaf.tensor.dim() and self.layout.dim_of(leaf.tensor, self.rows) is None:
                 return (
@@ -462,78 +378,6 @@ class Look:
                     f"for each of the {self.rows} rows, so that partners cannot be found in it"
                 )
         return ""
-
-    def _compare_gradients(self, step: MixedStep, ways: Ways) -> tuple[bool, bool]:
-        """Whether the gradient of what the network returned is another one than the plain, and whether the own is.
-
-        Of what the outermost calls returned, so that going back costs no more than the loss.
-        """
-        assert step.replay is not None
-        after = {(id(call.module), call.number) for call in self.flow.calls if not ways.after.isdisjoint(call.results)}
-        outputs = [
-            (key, tensor)
-            for key in self._gradients
-            if key in after and isinstance(tensor := step.replay.output(*key), Tensor) and tensor.requires_grad
-        ]
-        if not outputs or not step.losses or not self._is_symmetric or self.named is not None:
-            return False, False
-        total, own = sum(step.losses), sum(step.own_losses)
-        tensors = [tensor for _, tensor in outputs]
-        mixed = torch.autograd.grad(total, tensors, retain_graph=True, allow_unused=True)  # type: ignore[arg-type]
-        others = torch.autograd.grad(own, tensors, allow_unused=True)  # type: ignore[arg-type]
-        return (
-            not all(self._is_plain_gradient(key, grad) for (key, _), grad in zip(outputs, mixed, strict=True)),
-            not all(self._is_plain_gradient(key, grad) for (key, _), grad in zip(outputs, others, strict=True)),
-        )
-
-    def _is_plain_gradient(self, key: tuple[int, int], grad: Tensor | None) -> bool:
-        """Whether it is the plain run's in the new order, if it has rows at all."""
-        if grad is None or self.rows not in grad.shape:
-            return True
-        return self._gradients[key].dims(RowSamples([grad], {self.rows}, is_reordered=True))[0] is not None
-
-    @contextmanager
-    def _mixing(self, mixer: Mixer, layer: Layer, writes: Writes, moves_noise: bool, ways: Ways, order: Tensor) -> Any:
-        """Attach the mixer, and let masks and noise that come after the layer move along with its rows."""
-        with ExitStack() as stack:
-            mixer.attach()
-            stack.callback(mixer.detach)
-            if moves_noise:
-                writes.move = _mover(order)
-            for module in layer.modules if not moves_noise else ():
-                handle = module.register_forward_hook(lambda *_: setattr(writes, "move", _mover(order)))
-                stack.callback(handle.remove)
-            if ways.meets_masks:
-                flow = Flow(lambda tensors: None)  # type: ignore[arg-type, return-value]
-                stack.enter_context(flow.watching(self._watched))
-                flow.follow(self.args[0])
-                targets = {leaf.path for leaf in ways.targets} | self._lone_masks(ways)
-                flow.exchange_masks(layer, self._mixed_inputs(layer), targets, _mover(order))
-            yield
-
-    def _lone_masks(self, ways: Ways) -> set[Path]:
-        """Masks and lengths of the batch that nothing but what comes after the layer looks at."""
-        before, after = closure(ways.layer), closure(ways.below & self.graph.upstream)
-        leaves = [leaf for leaf in self.flow.leaves if leaf in after and leaf not in ways.targets | before]
-        return {leaf.path for leaf in leaves if leaf not in closure(self.graph.weights, by_values=True)}
-
-    def _with_masks_moved(self, ways: Ways, order: Tensor) -> Any:
-        """The batch with those in the layer's new order."""
-        lone = self._lone_masks(ways)
-        moved = {id(leaf.tensor) for leaf in self.flow.leaves if leaf.path in lone}
-        return self.layout.permuted(self.args[0], order, skip=lambda t: id(t) not in moved) if moved else self.args[0]
-
-    def _noise_switch(self, writes: Writes, ways: Ways, always: bool, order: Tensor) -> Callable[[Any, Any], None]:
-        """In the partners' half, noise moves along from the first replayed call on that ended after the layer."""
-        end = max((node.call.end for node in ways.layer if isinstance(node, Result)), default=0)
-
-        def switch(module: nn.Module | None, number: int) -> None:
-            if module is None:  # the half begins
-                writes.move = _mover(order) if always else None
-            elif any(run.number == number and run.end >= end for run in self.graph.runs_of(module)):
-                writes.move = _mover(order)
-
-        return switch
 
     def _call(self, batch: Any) -> Tensor | None:
         loss = None
@@ -548,18 +392,7 @@ def _with_inner(call: Call) -> Iterator[Call]:
         yield from _with_inner(inner)
 
 
-def _plan_of(layer: str, order: Tensor, per_sample: bool, module: pl.LightningModule) -> MixPlan:
-    rows = len(order)
-    if not per_sample:
-        return MixPlan(layer, order, torch.zeros(1).expand(rows), order.argsort(), 0.0).to(module.device)
-    # The first half of the rows change places among themselves, and the others stay.
-    half = max(2, rows // 2)
-    partner = torch.cat([order_of(half), torch.arange(half, rows)])
-    lam = (torch.arange(rows) >= half).float()
-    return MixPlan(layer, partner, lam, partner.argsort()).to(module.device)
-
-
-def _mover(order: Tensor) -> Callable[[Tensor], Tensor]:
+def mover(order: Tensor) -> Callable[[Tensor], Tensor]:
     """Permutes what has a row, or a block of rows, for each row of the batch."""
     rows = len(order)
 
@@ -574,12 +407,9 @@ def _mover(order: Tensor) -> Callable[[Tensor], Tensor]:
     return move
 
 
-def _are_close(got: list[Tensor], wanted: list[Tensor], tolerance: float) -> bool:
+def are_close(got: list[Tensor], wanted: list[Tensor], tolerance: float) -> bool:
+    """Whether two lists of losses are equal up to rounding."""
     return len(got) == len(wanted) and all(
         torch.allclose(a.double(), b.double(), rtol=tolerance, atol=tolerance * 1e-3, equal_nan=True)
         for a, b in zip(got, wanted, strict=True)
     )
-
-
-def _shown(losses: list[Tensor]) -> str:
-    return ", ".join(f"{float(loss):.6g}" for loss in losses) or "none"

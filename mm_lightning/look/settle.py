@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mm_lightning.look.choice import choose_places
-from mm_lightning.look.look import Look, Place, Proof
+from mm_lightning.look.look import Look, Place
+from mm_lightning.look.proof import Proof, Prover
 from mm_lightning.mixup import INPUT, Layer, LayerSpec, resolve_layers
 
 __all__ = ["Proofs", "judge", "settle_auto"]
@@ -24,14 +25,15 @@ class Proofs:
     def __init__(self, look: Look, per_sample: bool = False) -> None:
         self.look = look
         self.per_sample = per_sample
+        self._prover = Prover(look)
         self._made: dict[str, Proof] = {}
 
     def of(self, layer: Layer) -> Proof:
         """Mix there with ``lam = 0``."""
         if layer.name not in self._made:
-            proof = self.look.prove(layer)
+            proof = self._prover.prove(layer)
             if self.per_sample and not proof.problem:
-                by_row = self.look.prove(layer, per_sample=True)
+                by_row = self._prover.prove(layer, per_sample=True)
                 if by_row.problem:
                     problem = f"with one lam per row, {by_row.problem}; use per_sample=False"
                     proof = Proof(proof.way, problem, proof.has_power)
@@ -41,6 +43,10 @@ class Proofs:
     def made(self, layer: Layer) -> Proof | None:
         """The proof of a layer, if it was asked for."""
         return self._made.get(layer.name)
+
+    def explain(self, proof: Proof) -> str:
+        """Say what the failure of a proof means."""
+        return self._prover.explain(proof)
 
     def is_safe(self, place: Place) -> bool:
         """Whether mixing at a module's output is right."""
@@ -59,7 +65,7 @@ def settle_auto(proofs: Proofs, layers: LayerSpec) -> tuple[Layer, ...]:
     chosen = [place.name for place in choose_places(list(look.places.values()), proofs.is_safe)]
     problem = look.entries.problem
     if not problem and (failure := proofs.of(look.input_layer)).problem:
-        problem = look.explain(failure)
+        problem = proofs.explain(failure)
     found = resolve_layers(look.module, layers, chosen if problem else [INPUT, *chosen])
     if not found:
         raise ValueError(
@@ -109,7 +115,7 @@ def check(proofs: Proofs, layer: Layer) -> None:
         others = "" if layer.name == INPUT else "mix at another layer, "
         raise RuntimeError(
             f"Manifold mixup at layer {layer.name!r} would not mix features and targets alike: "
-            f"{proofs.look.explain(proof)}; {others}compute the targets from the batch, or train without "
+            f"{proofs.explain(proof)}; {others}compute the targets from the batch, or train without "
             "ManifoldMixupCallback."
         ) from proof.error
     if not proof.has_power and not proofs.look.has_targets(layer):
