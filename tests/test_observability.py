@@ -152,3 +152,70 @@ def test_a_batch_of_one_row_is_told_once(make_trainer: MakeTrainer) -> None:
         make_trainer(mixup(), max_epochs=2).fit(Classifier(), loader(17))
     told = [str(warning.message) for warning in caught if "one row" in str(warning.message)]
     assert told == ["A batch of one row has no partner to mix with; it trains unmixed."]
+
+
+class Failing(pl.Callback):
+    """Ends a fit after its second batch."""
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 1:
+            raise InterruptedError
+
+
+class Regression(Classifier):
+    """A loss that is no cross-entropy."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return F.mse_loss(self(batch[0])[:, 0], batch[1].double())
+
+
+def test_a_fit_begins_without_what_a_failed_one_has_seen(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    callback, logger = mixup(), TensorBoardLogger(tmp_path)
+    with pytest.raises(InterruptedError):
+        make_trainer(callback, Failing()).fit(Classifier(), loader())
+    plans = Plans(callback)
+    make_trainer(callback, plans, logger=logger).fit(Classifier(), loader())
+    events = EventAccumulator(logger.log_dir, size_guidance={"histograms": 0})
+    events.Reload()
+    histogram = events.Histograms("mixup/lam_of_epoch")[0].histogram_value
+    assert histogram.num == 5
+    assert histogram.sum == pytest.approx(sum(float(plan.lam[0]) for plan in plans.plans))
+    assert sum(callback.summary().values()) == 5
+
+
+def test_what_the_last_fit_measured_is_not_logged_in_the_next(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    callback, keys = mixup(), []
+    for number, net in enumerate((Classifier(), Regression())):
+        logger = CSVLogger(tmp_path, version=number)
+        make_trainer(callback, logger=logger, log_every_n_steps=1).fit(net, loader())
+        with open(logger.experiment.metrics_file_path, newline="") as file:
+            keys.append({key for key in next(csv.reader(file)) if key.startswith("mixup/")})
+    assert keys[0] - keys[1] == {"mixup/acc_mixed", "mixup/loss_floor"}
+    assert keys[1] == {"mixup/lam", "mixup/layer"}
+
+
+def test_every_fit_warns_anew(make_trainer: MakeTrainer) -> None:
+    callback = mixup()
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="one row has no partner"):
+            make_trainer(callback).fit(Classifier(), loader(17))
+
+
+def test_batches_that_a_setting_leaves_unmixed_are_counted(make_trainer: MakeTrainer) -> None:
+    class Stopping(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 1:
+                callback.probability = 0.0
+
+    callback = mixup()
+    make_trainer(callback, Stopping()).fit(Classifier(), loader())
+    assert callback.summary()["unmixed"] == 3
+    assert sum(callback.summary().values()) == 5
+
+
+def test_what_was_mixed_is_known_after_training_in_other_processes(make_trainer: MakeTrainer) -> None:
+    callback = mixup()
+    make_trainer(callback, strategy="ddp_spawn", devices=1).fit(Classifier(), loader())
+    assert callback.layer_names == tuple(LAYERS)
+    assert sum(callback.summary().values()) == 5
+    assert callback.summary()["unmixed"] == 0
