@@ -255,7 +255,7 @@ class Fit:
         proofs = Proofs(self._look(step, args, kwargs), self.per_sample)
         if not proofs.look.has_loss:
             return
-        place = proofs.look.places.get(name)
+        place = None if name == INPUT else proofs.look.places.get(name)  # a module may be called so
         if place is not None and (problem := place.problem or place.way_around):
             if place.problem or name not in self._bypassed:
                 raise RuntimeError(f"Layer {name!r} cannot be mixed any more: {problem}. Choose another layer.")

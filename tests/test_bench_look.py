@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from functools import partial
 from importlib import import_module
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def test_process_that_is_weighed_gives_memory_back(look: Any, monkeypatch: pytes
 
     monkeypatch.setattr(look, "Running", Running)
     assert look._in_a_process("ResNet50", True, is_memory) == {"step_seconds": 1.0}
-    setting = ["env", "MALLOC_MMAP_THRESHOLD_=65536"] if is_memory else []
+    setting = ["env", "MALLOC_MMAP_THRESHOLD_=16384"] if is_memory else []
     assert lines == [[*setting, sys.executable, "-m", "bench.look", "ResNet50", "numbers.json", "--mixup"]]
 
 
@@ -150,7 +151,11 @@ def test_plain_side_has_no_eligible_layers(look: Any) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak cannot be forgotten here")
 def test_peak_of_a_call_is_not_that_of_an_earlier_one(look: Any) -> None:
-    earlier, later = (look.peak_bytes(partial(torch.ones, rows, 2**18)) for rows in (80, 40))  # rows of a megabyte
+    def touch(megabytes: int) -> None:
+        with mmap(-1, megabytes * 2**20) as memory:  # not from an allocator, which may have some at hand
+            memory[:: 2**10] = b"1" * (megabytes * 2**10)
+
+    earlier, later = (look.peak_bytes(partial(touch, megabytes)) for megabytes in (80, 40))
     assert (earlier, later) == (pytest.approx(80 * 2**20, abs=2**20), pytest.approx(40 * 2**20, abs=2**20))
 
 

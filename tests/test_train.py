@@ -437,7 +437,8 @@ def refused(finished: Finished, pattern: str) -> None:
         ),
         pytest.param(
             ["model.blocks.sizes=[784,16,16,2,16,16,5]", "trainer.log_every_n_steps=1"],
-            r"The batch holds class 9, but the network has 5 outputs.*Make the last block and the data agree\.",
+            r"Manifold mixup could not look at training_step of MixableModule, which fails with ValueError: "
+            r"The batch holds class 9, but the network has 5 outputs.*Make the last block and the data agree\..*",
             id="too few outputs",
         ),
         pytest.param(

@@ -57,7 +57,7 @@ QUICK_CASES = {
 PLAIN, MIXED = "no mixup", "ManifoldMixupCallback"
 SPARE_PASSES = 3  # that the look may take beside one for each eligible layer
 ROUNDS, MEMORY_ROUNDS, FORWARD_PASSES = 9, 3, 7
-MAPPED_BYTES = 65_536  # from here on memory is mapped for each tensor, and given back when it is freed
+MAPPED_BYTES = 16_384  # from here on memory is mapped for each tensor, and given back when it is freed
 
 Found = dict[str, list[dict[str, Any]]]
 """For each side what :func:`first_step` returned in each round."""
