@@ -280,7 +280,9 @@ class Flow(TorchFunctionMode):
             is_trained = any(t.requires_grad for t in matrices)
             parents = {Weights(parents, self._current, is_lookup, is_trained): True}
         for tensor in results:
-            if not (tensor in self._labels and any(tensor is operand for operand in operands)) or tensor in written:
+            if not (tensor in self._labels and any(tensor is operand for operand in operands)) or any(
+                tensor is t for t in written
+            ):
                 self._label(tensor, parents)
         for tensor in written:
             for part in (tensor, tensor._base):

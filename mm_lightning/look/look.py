@@ -224,6 +224,8 @@ class Look:
 
         def backward(loss: Tensor, *_: Any, **__: Any) -> None:
             losses.append(loss)
+            if self.module.automatic_optimization:
+                return
             for parameter in self.module.parameters():  # what follows may read gradients
                 if parameter.requires_grad and parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
