@@ -184,7 +184,7 @@ class Ways:
     @cached_property
     def meets_masks(self) -> bool:
         """Whether masks of the batch meet what comes from the layer."""
-        masks = [leaf for leaf in self.graph.flow.leaves if leaf not in self.targets]
+        masks = [leaf for leaf in self.graph.flow.leaves if leaf not in self.targets and leaf not in self.layer]
         return bool(self.graph.below(masks, avoiding=self.layer) & self.below)
 
     def path_around(self) -> str:
