@@ -32,7 +32,7 @@ def choose_places(places: Sequence[Place], is_safe: Callable[[Place], bool]) -> 
     for nearest in (_NEAREST, 0.0):
         level = _children(places, "")
         while level:
-            early = [p for p in level if not p.problem and not p.way_around and nearest < p.depth <= _FARTHEST]
+            early = [p for p in level if nearest < p.depth <= _FARTHEST and not p.problem and not p.way_around]
             while chosen := _spread([place for place in early if place not in unsafe]):
                 refused = {place for place in chosen if not is_safe(place)}
                 if not refused:

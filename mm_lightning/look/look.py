@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -55,25 +54,39 @@ class LookFailed(RuntimeError):
         return failed
 
 
-@dataclass(frozen=True, eq=False)
 class Place:
-    """A module as a place to mix at, before it is proved.
+    """A module as a place to mix at, before it is proved. What it says is found out when it is asked.
+
+    Args:
+        name: Dotted name of the module.
+        module: The module.
+        look: The look.
 
     Attributes:
-        name: Dotted name of the module.
         shape: Shape of its output, of the first if there are several; None if it did not run.
-        problem: Why it cannot be mixed at all; empty if it may.
-        way_around: The way that leads around it; empty if none was seen.
-        depth: Share of the network's weighted layers that the batch has passed at its end, in [0, 1].
-        order: When it ended.
+        order: When it ended; -1 if it did not run.
     """
 
-    name: str
-    shape: tuple[int, ...] | None
-    problem: str = ""
-    way_around: str = ""
-    depth: float = 0.0
-    order: int = -1
+    def __init__(self, name: str, module: nn.Module, look: Look) -> None:
+        self.name = name
+        self._look, self._calls = look, look.graph.runs_of(module)
+        self.shape = next(iter(self._calls[-1].shapes), None) if self._calls else None
+        self.order = self._calls[-1].end if self._calls else -1
+
+    @cached_property
+    def depth(self) -> float:
+        """Share of the network's weighted layers that the batch has passed at its end, in [0, 1]."""
+        return self._look.graph.depth(self._calls[-1]) if self._calls else 0.0
+
+    @cached_property
+    def problem(self) -> str:
+        """Why it cannot be mixed at all; empty if it may."""
+        return self._look.problem_at(self.name, self._calls)
+
+    @cached_property
+    def way_around(self) -> str:
+        """The way that leads around it; empty if none was seen."""
+        return Ways(self._look.graph, self._calls[-1].results).path_around() if self._calls else ""
 
 
 class Look:
@@ -156,7 +169,7 @@ class Look:
     @cached_property
     def places(self) -> dict[str, Place]:
         """Every module as a place to mix at, in the order of ``named_modules``."""
-        return {name: self._place(name, module) for name, module in self.modules.items()}
+        return {name: Place(name, module, self) for name, module in self.modules.items()}
 
     def dims_of(self, layer: Layer) -> dict[nn.Module, Dims]:
         """Which dimension of each tensor that the layer's modules return holds the batch."""
@@ -169,7 +182,7 @@ class Look:
         for call in self.flow.calls:
             is_after = bool(below.intersection(call.results)) and not self._runs_in(call, layer)
             is_outermost = not any(around in found for around in call.around)
-            if call.masks and is_after and is_outermost and not self._pure_targets(call):  # a loss takes targets so
+            if call.masks and is_after and is_outermost and not self._compares(call):  # a loss takes targets so
                 found.append(call)
         return [(call.module, site) for call in found for site in call.masks]
 
@@ -316,35 +329,33 @@ class Look:
                 return dims  # its rows are in an order of their own
         return tuple(shape.index(self.rows) if self.rows in shape else None for shape in call.shapes)
 
-    def _place(self, name: str, module: nn.Module) -> Place:
-        calls = self.graph.runs_of(module)
-        if not calls:
-            return Place(name, None, "does not run in training_step")
-        call = calls[-1]
-        shape = call.shapes[0] if call.shapes else None
-        if len(calls) > 1:
-            return Place(name, shape, f"runs {len(calls)} times in training_step")
+    def problem_at(self, name: str, calls: Sequence[Call]) -> str:
+        """Say why a module that was called so cannot be mixed at all; empty if it may."""
+        if len(calls) != 1:
+            return f"runs {len(calls)} times in training_step" if calls else "does not run in training_step"
+        call = calls[0]
         numbers = [dtype.is_floating_point or dtype.is_complex for dtype in call.dtypes]
         dims = self._dims(name, call)
         if not any(dim is not None and is_number for dim, is_number in zip(dims, numbers, strict=True)):
             given = self.batch_dim.get(name) if isinstance(self.batch_dim, Mapping) else self.batch_dim
             shapes = ", ".join(map(str, call.shapes)) or "no tensor"
             if given is None and any(shape[:1] == (self.rows,) for shape in call.shapes) and any(numbers):
-                problem = "its rows are not the batch's: training_step shuffles, sorts, samples or mixes them before"
-                return Place(name, shape, f"{problem}, in {shapes}")
-            problem = f"has no floating point output with the {self.rows} rows in dimension {given or 0}: {shapes}"
-            return Place(name, shape, problem)
+                return (
+                    "its rows are not the batch's: training_step shuffles, sorts, samples or mixes them before, in "
+                    f"{shapes}"
+                )
+            return f"has no floating point output with the {self.rows} rows in dimension {given or 0}: {shapes}"
         if call.results and self.graph.upstream.isdisjoint(call.results):
-            return Place(name, shape, "nothing that is trained on comes from it")
-        if self._pure_targets(call):
-            return Place(name, shape, "computes the loss: its output depends on the targets")
-        depth = self.graph.depth(call)
-        return Place(name, shape, "", Ways(self.graph, call.results).path_around(), depth, call.end)
+            return "nothing that is trained on comes from it"
+        return "computes the loss: its output depends on the targets" if self._compares(call) else ""
 
-    def _pure_targets(self, call: Call) -> set[Leaf]:
-        """Tensors of the batch that a call depends on and that never meet weights before."""
-        above = closure(call.results)
-        return {leaf for leaf in self.graph.targets if leaf in above and leaf not in self._before_weights}
+    def _compares(self, call: Call) -> bool:
+        """Whether a call depends on tensors of the batch that never meet weights before."""
+        return not self._from_targets.isdisjoint(call.results)
+
+    @cached_property
+    def _from_targets(self) -> set[Any]:
+        return self.graph.below(leaf for leaf in self.graph.targets if leaf not in self._before_weights)
 
     @cached_property
     def _before_weights(self) -> set[Any]:
@@ -364,7 +375,9 @@ class Look:
         """How a step is run that is mixed at a layer, takes over some calls and has some effects."""
         is_input = layer.name == INPUT
         entries = tuple(call.module for call in self.entries.calls) if is_input else ()
-        return Way(calls, effects, self.layout, frozenset(self._written), self.mixed_inputs(layer), entries)
+        calls_layer = any(module in layer.modules for module, _ in calls)
+        written, inputs = frozenset(self._written), self.mixed_inputs(layer)
+        return Way(calls, effects, self.layout, written, inputs, entries, calls_layer)
 
     def mixed_inputs(self, layer: Layer) -> frozenset[Path]:
         """Paths of the batch's tensors that are mixed themselves."""

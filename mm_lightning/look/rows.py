@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,12 +58,21 @@ def tolerance_of(*dtypes: torch.dtype) -> float:
 
 def _sample(tensor: Tensor, dim: int, is_reordered: bool) -> Tensor:
     """Rows i of a batch that was reordered, or rows ``order[i]`` of one that was not: if rows, the same."""
-    size = tensor.shape[dim]
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    rest = (*tensor.shape[:dim], *tensor.shape[dim + 1 :], 1)
+    rows, features = _places(tensor.shape[dim], is_reordered, rest, tensor.device)
+    return tensor.detach().movedim(dim, 0).unsqueeze(-1)[(rows, *features)]
+
+
+@functools.lru_cache(maxsize=256)
+def _places(size: int, is_reordered: bool, rest: tuple[int, ...], device: torch.device) -> Any:
+    """Indices (rows, 1) of some rows, and indices (features,) of some of their elements in each other dimension."""
     rows = torch.arange(0, size, max(1, size // _ROWS))[:_ROWS]
-    rows = (rows if is_reordered else order_of(size)[rows]).to(tensor.device)
-    flat = tensor.detach().index_select(dim, rows).movedim(dim, 0)
-    flat = (torch.view_as_real(flat) if flat.is_complex() else flat).reshape(len(rows), -1)
-    return flat[:, :: max(1, flat.shape[1] // _FEATURES)].clone()
+    rows = rows if is_reordered else order_of(size)[rows]
+    count = math.prod(rest)
+    features = np.unravel_index(np.arange(0, count, max(1, count // _FEATURES)), rest)
+    return rows[:, None].to(device), tuple(torch.from_numpy(index).to(device) for index in features)
 
 
 def _dim_of(plain: dict[int, Tensor], reordered: dict[int, Tensor]) -> int | None:

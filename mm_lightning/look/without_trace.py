@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from mm_lightning.step.effects import Attributes, Contents, Effects, Started
 from mm_lightning.step.host import Host
-from mm_lightning.step.replay import RandomState
+from mm_lightning.step.replay import RandomState, torch_states
 
 __all__ = ["Watched", "without_trace"]
 
@@ -69,21 +70,18 @@ class Writes(TorchDispatchMode):
     ) -> Any:
         """Look at what ``func`` writes into, by its schema, and call it."""
         kwargs = kwargs or {}
-        schema = func._schema
-        if schema.is_mutable:
-            given = {**dict(zip((a.name for a in schema.arguments), args, strict=False)), **kwargs}
-            for argument in schema.arguments:
-                if argument.alias_info is not None and argument.alias_info.is_write:
-                    for tensor in tree_leaves(given.get(argument.name)):
-                        self._keep(tensor)
-        if torch.Tag.nondeterministic_seeded not in func.tags:
+        written, names, is_random = _facts_of(func)
+        for place, name in written:
+            for tensor in tree_leaves(args[place] if place < len(args) else kwargs.get(name)):
+                self._keep(tensor)
+        if not is_random:
             return func(*args, **kwargs)
-        args, kwargs = _without_dropout(schema.arguments, args, kwargs)
+        args, kwargs = _without_dropout(names, args, kwargs)
         if self.move is None:
             return func(*args, **kwargs)
-        before = RandomState()
+        before = torch_states()
         result = func(*args, **kwargs)
-        if not before.equals(RandomState()):
+        if not all(map(torch.equal, before, torch_states())):
             for tensor in tree_leaves(result):
                 if isinstance(tensor, Tensor):
                     tensor.copy_(self.move(tensor))
@@ -220,9 +218,16 @@ def _kept(module: pl.LightningModule, batch: Any) -> Iterator[Writes]:
                 parameter.data = data
 
 
-def _without_dropout(arguments: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+@functools.cache
+def _facts_of(func: Any) -> tuple[list[tuple[int, str]], list[str], bool]:
+    """Of an operation: which arguments it writes into, the names of all, and whether it draws random numbers."""
+    arguments = func._schema.arguments
+    written = [(i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
+    return written, [a.name for a in arguments], torch.Tag.nondeterministic_seeded in func.tags
+
+
+def _without_dropout(names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Switch off dropout inside of fused operations, whose result is no noise that could be reordered."""
-    names = [argument.name for argument in arguments]
     dropout = [name for name in names if name in ("dropout", "dropout_p") or (name == "p" and "train" in names)]
     places = {names.index(name): name for name in dropout}
     args = tuple(0.0 if place in places else value for place, value in enumerate(args))

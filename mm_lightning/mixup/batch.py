@@ -54,10 +54,7 @@ class Layout:
         if self.size is not None or self.source is None:
             return self.size or 0
         path, dim = self.source
-        found = batch
-        for key in path:
-            found = _at(found, key)
-        length = _length(found, dim)
+        length = _length(leaf_at(batch, path), dim)
         if length is None:
             raise TypeError(
                 f"Manifold mixup tells the number of rows by what the batch has at {_shown(path)}, and this batch has "
@@ -67,9 +64,8 @@ class Layout:
 
     def dim_of(self, leaf: Any, rows: int) -> int | None:
         """Which dimension of a leaf holds the rows; None if it has none for each of them."""
-        lengths = [_length(leaf, 0), _length(leaf, 1)]
-        dims = [dim for dim, length in enumerate(lengths) if length == rows]
-        return None if not dims else dims[-1] if self.prefers_second else dims[0]
+        dims = (1, 0) if self.prefers_second else (0, 1)
+        return next((dim for dim in dims if _length(leaf, dim) == rows), None)
 
     def permuted(self, batch: Any, order: Tensor, skip: Callable[[Any], bool] = lambda leaf: False) -> Any:
         """A batch with the rows of ``batch`` in another order. ``batch`` itself is not changed.
@@ -165,6 +161,13 @@ def leaves_of(batch: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     elif batch is not None and not isinstance(batch, (int, float, complex, *_NO_BATCH)):
         for name, item in _attributes(batch).items():
             yield from _inside(item, (*path, name))
+
+
+def leaf_at(batch: Any, path: Path) -> Any:
+    """What a batch has at a path; None if there is nothing."""
+    for key in path:
+        batch = _at(batch, key)
+    return batch
 
 
 def guess_layout(batch: Any, size: int | None = None) -> Layout:

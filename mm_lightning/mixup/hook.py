@@ -69,10 +69,16 @@ class Mixer:
         while self._handles:
             self._handles.pop().remove()
 
-    def start(self, plan: MixPlan) -> None:
-        """Mix every forward pass from now on, as planned, and count the runs of each layer."""
+    def start(self, plan: MixPlan, keep: bool = False) -> None:
+        """Mix every forward pass from now on, as planned, and count the runs of each layer.
+
+        Args:
+            plan: The plan.
+            keep: Keep what the layer returns, for :meth:`repeat`. A compiled network would compute it beside the rest.
+        """
         for hook in self._all_hooks:
             hook.runs = 0
+            hook.keeps = keep
             hook.made.clear()
         self._switch_on(plan, counting=True)
         self._in_step = True
@@ -84,7 +90,7 @@ class Mixer:
         return mix_rows(rows, self._plan) if rows.is_floating_point() or rows.is_complex() else rows
 
     def repeat(self, again: bool) -> None:
-        """Return what the planned layer has returned since :meth:`start`, in this order, or go on to mix."""
+        """Return what the planned layer has returned since :meth:`start`, in this order, if kept; or go on to mix."""
         for hook in self._all_hooks:
             hook.repeating = 0 if again else None
 
@@ -135,6 +141,7 @@ class _MixHook:
         plan: What to mix by; None if another layer is planned, or none.
         counting: Whether to count the runs.
         runs: How often the layer has run.
+        keeps: Whether to keep what it returns.
         made: What it returned since the step began, for the partners' half.
         repeating: The next of these to return; None while the own half runs.
     """
@@ -144,6 +151,7 @@ class _MixHook:
         self.plan: MixPlan | None = None
         self.counting = False
         self.runs = 0
+        self.keeps = False
         self.made: list[Any] = []
         self.repeating: int | None = None
 
@@ -155,17 +163,17 @@ class _MixHook:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         plan = self.plan
-        if self.repeating is not None:
+        if self.repeating is not None and self.keeps:
             if plan is None or self.repeating >= len(self.made):
                 return None
             self.repeating += 1
             return self.made[self.repeating - 1]
-        if self.counting:
+        if self.counting and self.repeating is None:
             self.runs += 1
         if plan is None or not (self.counting or torch.is_grad_enabled()):
             return None  # around the backward pass only what is recomputed for it is mixed
         mixed = self._mixed(output, plan)
-        if self.counting:
+        if self.keeps and self.counting:
             self.made.append(mixed)
         return mixed
 

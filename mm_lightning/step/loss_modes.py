@@ -54,7 +54,7 @@ class Fusing(LossMode):
 
     Args:
         plan: The batch's plan.
-        targets: The tensors of the batch that have their rows in dimension 0.
+        is_target: Whether a tensor is one of the batch that has its rows in dimension 0.
         is_mixed: Whether a tensor is what the mixed network returned.
         rows: Weighs rows, if that was entered before.
 
@@ -66,16 +66,15 @@ class Fusing(LossMode):
     def __init__(
         self,
         plan: MixPlan,
-        targets: Sequence[Tensor],
+        is_target: Callable[[Tensor], bool],
         is_mixed: Callable[[Tensor], bool],
         rows: RowWeights | None = None,
     ) -> None:
         super().__init__()
-        self.plan, self.is_mixed = plan, is_mixed
+        self.plan, self.is_target, self.is_mixed = plan, is_target, is_mixed
         self._below = [] if rows is None else [rows]
         self.losses: list[Tensor] = []
         self.is_wanted = True
-        self._targets = {id(target) for target in targets}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -98,7 +97,7 @@ class Fusing(LossMode):
         label_smoothing: float = 0.0,
     ) -> Tensor:
         is_plain = size_average is None and reduce is None and reduction != "none"
-        if not (is_plain and id(target) in self._targets and self.is_mixed(input)):
+        if not (is_plain and self.is_target(target) and self.is_mixed(input)):
             more = (weight, size_average, ignore_index, reduce, reduction, label_smoothing)
             return F.cross_entropy(input, target, *more)
         plan, partner = self.plan, target.index_select(0, self.plan.partner)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mm_lightning.mixup.trees import map_tensors, tensors_in
 
-__all__ = ["RandomState", "Replay", "TakenOver", "called_by"]
+__all__ = ["RandomState", "Replay", "TakenOver", "called_by", "torch_states"]
 
 
 @dataclass(frozen=True)
@@ -38,25 +38,27 @@ class RandomState:
     """The global random states of PyTorch (CPU, and the current GPU once it is in use), numpy and Python."""
 
     def __init__(self) -> None:
-        self.cpu = torch.get_rng_state()
-        self.cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+        self.torch = torch_states()
         self.numpy = np.random.get_state()  # noqa: NPY002 (the user's own)
         self.python = random.getstate()
 
     def restore(self) -> None:
         """Set them to what they were."""
-        torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda)
+        torch.set_rng_state(self.torch[0])
+        for state in self.torch[1:]:
+            torch.cuda.set_rng_state(state)
         np.random.set_state(self.numpy)  # noqa: NPY002
         random.setstate(self.python)
 
     def equals(self, other: RandomState) -> bool:
         """Whether nothing was drawn between the two."""
-        tensors = [(self.cpu, other.cpu)]
-        tensors += [(self.cuda, other.cuda)] if self.cuda is not None and other.cuda is not None else []
         same_numpy = all(np.array_equal(a, b) for a, b in zip(self.numpy, other.numpy, strict=True))
-        return same_numpy and self.python == other.python and all(torch.equal(a, b) for a, b in tensors)
+        return same_numpy and self.python == other.python and all(map(torch.equal, self.torch, other.torch))
+
+
+def torch_states() -> list[Tensor]:
+    """The states of PyTorch's generators: the CPU's, and the current GPU's once it is in use."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])]
 
 
 class Replay:
@@ -88,6 +90,11 @@ class Replay:
         self.drew = False
         self.observe: Callable[[nn.Module | None, int], None] | None = None
         self._start = self._expected = RandomState() if draws else None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether each of the modules was called, where that could be seen."""
+        return all(record.outputs for record in self.records)
 
     def has_returned(self, tensor: Tensor) -> bool:
         """Whether a call of the mixed network has returned this tensor to the step."""

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mm_lightning.mixup import INPUT, Mixer, MixPlan
-from mm_lightning.mixup.batch import Layout, Path, fresh, leaves_of, map_leaves, tensors_of
+from mm_lightning.mixup.batch import Layout, Path, fresh, leaf_at, map_leaves, tensors_of
 from mm_lightning.mixup.interpolation import mix_rows
 from mm_lightning.mixup.targets import halves
 from mm_lightning.step.attach import compiled_with
@@ -36,6 +36,7 @@ class Way:
         written: Tensors of the batch that the step writes into.
         inputs: For the layer ``"input"``, the tensors of the batch that are mixed.
         entries: And the modules that take a tensor which is a target too, and mix it where it enters them.
+        calls_layer: Whether the partners' half calls the layer, rather than something around it that is replayed.
     """
 
     calls: tuple[tuple[nn.Module, TakenOver], ...]
@@ -44,6 +45,7 @@ class Way:
     written: frozenset[Path] = frozenset()
     inputs: frozenset[Path] = frozenset()
     entries: tuple[nn.Module, ...] = ()
+    calls_layer: bool = True
 
 
 class MixedStep:
@@ -59,6 +61,7 @@ class MixedStep:
 
     Attributes:
         fuses: Whether the loss may be nothing but a cross-entropy. False once it was not.
+        hides_calls: Whether a call that was to be taken over was not seen, as within a compiled function.
         own_losses: The losses of the last step, on its own targets.
         losses: The mixed losses of the last step.
         replay: The record of the network in the last step.
@@ -74,6 +77,7 @@ class MixedStep:
         self.host, self.named, self.backward, self.observe = host, named, backward, observe
         self.compiled = compiled_with(host.module)
         self.fuses = False
+        self.hides_calls = False
         self.own_losses: list[Tensor] = []
         self.losses: list[Tensor] = []
         self.replay: Replay | None = None
@@ -109,11 +113,12 @@ class MixedStep:
         batches = _Batches(args[0], plan, way)
         run = _Run(self, lambda batch: step(batch, *args[1:], **kwargs), batches, plan, mixer, way, measuring)
         self.own_losses, self.losses, self.replay = run.own_losses, run.losses, run.replay
-        mixer.start(plan)
+        mixer.start(plan, keep=self.hides_calls or way.calls_layer)
         try:
             return run.result()
         finally:
             mixer.stop()
+            self.hides_calls = self.hides_calls or not run.replay.is_complete
 
 
 class _Run:
@@ -136,7 +141,7 @@ class _Run:
         self.losses: list[Tensor] = []
         has_one_lam = plan.shared_lam is not None or plan.lam.stride(0) == 0
         self.rows = None if has_one_lam else RowWeights(plan)
-        self.fusing = Fusing(plan, batches.targets, self.has_mixed, self.rows) if mixed_step.fuses else None
+        self.fusing = Fusing(plan, batches.has_target, self.has_mixed, self.rows) if mixed_step.fuses else None
         self.modes: list[LossMode] = [mode for mode in (self.rows, self.fusing, measuring) if mode is not None]
         around = partial(paused, self.modes) if self.modes else None
         self.replay = Replay(way.calls, way.effects.draws, around, mixed_step.compiled)
@@ -300,19 +305,19 @@ class _Batches:
         self._plan, self._way = plan, way
         self._mixed: dict[int, Tensor] = {}
         if plan.layer == INPUT:
-            for path, tensor in leaves_of(batch):
-                if path in way.inputs:
+            for path in way.inputs:
+                if isinstance(tensor := leaf_at(batch, path), Tensor):
                     self._mixed[id(tensor)] = self._mix(tensor)
         self.own = map_leaves(lambda leaf: self._mixed.get(id(leaf), leaf), batch) if self._mixed else batch
         # The step may fill and empty its batch, and write into its tensors: the halves begin with the same.
         self._contents = None if type(batch) is tuple else Contents(self.own)
-        self._values = {id(t): t.clone() for path, t in leaves_of(self.own) if path in way.written}
+        written = [leaf_at(self.own, path) for path in way.written]
+        self._values = {id(t): t.clone() for t in written if isinstance(t, Tensor)}
 
-    @property
-    def targets(self) -> list[Tensor]:
-        """Tensors that may be targets, with their rows in dimension 0."""
-        rows, dim_of = self._plan.batch_size, self._way.layout.dim_of
-        return [tensor for tensor in tensors_of(self.own) if dim_of(tensor, rows) == 0]
+    def has_target(self, tensor: Tensor) -> bool:
+        """Whether it is a tensor of the batch that may be a target, with its rows in dimension 0."""
+        has_rows = self._way.layout.dim_of(tensor, self._plan.batch_size) == 0
+        return has_rows and any(tensor is other for other in tensors_of(self.own))
 
     @cached_property
     def partners(self) -> Any:
