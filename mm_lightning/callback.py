@@ -15,8 +15,8 @@ from torch import Tensor
 from mm_lightning.fit import Batch, Fit, Settings
 from mm_lightning.mixup import BetaRatio, LayerSpec, MixPlan, PlanSource
 from mm_lightning.mixup.plan import Pairing, PlansAhead, check_probability, check_seed
-from mm_lightning.report import Report
-from mm_lightning.step.named import LossSpec
+from mm_lightning.step.named_losses import LossSpec
+from mm_lightning.summary import Summary
 
 __all__ = ["ManifoldMixupCallback"]
 
@@ -133,7 +133,7 @@ class ManifoldMixupCallback(pl.Callback):
         self._fit: Fit | None = None
         self._plans: PlansAhead | None = None
         self._batch: Batch | None = None
-        self._report = Report()
+        self._summary = Summary()
         self._rank = 0
         self._drawn_by: tuple[Any, ...] = ()
         self._settings: dict[str, Any] = {}
@@ -147,12 +147,12 @@ class ManifoldMixupCallback(pl.Callback):
     @property
     def layer_names(self) -> tuple[str, ...]:
         """Names of the eligible layers; empty before fit."""
-        return self._report.layers
+        return self._summary.layers
 
     def summary(self) -> dict[str, int]:
         """How many training batches of this or the last fit were mixed at each layer, and how many at none."""
-        counts = self._report.counts
-        return {name: counts[name] for name in (*self._report.layers, UNMIXED)}
+        counts = self._summary.counts
+        return {name: counts[name] for name in (*self._summary.layers, UNMIXED)}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse a second callback of this kind: the batch would be mixed twice."""
@@ -165,7 +165,7 @@ class ManifoldMixupCallback(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hook the eligible layers. Here, because the module is complete now and nothing has run or compiled yet."""
         self._release()
-        self._report.begin()
+        self._summary.begin()
 
         def agree(says_so: bool) -> bool:
             return trainer.strategy.reduce_boolean_decision(says_so) if trainer.world_size > 1 else says_so
@@ -223,7 +223,7 @@ class ManifoldMixupCallback(pl.Callback):
         if fit is None or current is None or current.plan is None:
             return
         was_armed, current.is_armed = current.is_armed, False
-        self._report.count(current.plan.layer or UNMIXED)
+        self._summary.count(current.plan.layer or UNMIXED)
         if not was_armed:
             return
         layer = -1 if current.plan.layer is None else self.layer_names.index(current.plan.layer)
@@ -328,7 +328,7 @@ class ManifoldMixupCallback(pl.Callback):
             **({} if self.pairing is None else {"pairing": self.pairing}),
         )
         self._plans = PlansAhead(source)
-        self._report.layers = names
+        self._summary.layers = names
         self._settings = {
             "alpha": float(self.ratio.alpha),
             "per_sample": self.ratio.per_sample,
@@ -353,7 +353,7 @@ class ManifoldMixupCallback(pl.Callback):
             self._batch.is_armed = False
         if self._fit is not None:
             self._fit.release()
-            self._report.end()
+            self._summary.end()
         self._fit = self._plans = None
 
 

@@ -11,15 +11,15 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from mm_lightning.look.eligible import Proofs, check, judge, settle_auto
 from mm_lightning.look.look import Look
 from mm_lightning.look.proof import Proof
-from mm_lightning.look.settle import Proofs, check, judge, settle_auto
 from mm_lightning.mixup import INPUT, Layer, LayerSpec, Mixer, MixPlan, has_auto, resolve_layers
 from mm_lightning.mixup.batch import Layout, guess_layout, signature_of
 from mm_lightning.step.attach import Attached, is_compiled
 from mm_lightning.step.host import Host
 from mm_lightning.step.loss_modes import Measuring
-from mm_lightning.step.named import LossSpec, NamedLosses
+from mm_lightning.step.named_losses import LossSpec, NamedLosses
 from mm_lightning.step.run import MixedStep, Way
 
 __all__ = ["Batch", "Fit", "Settings"]

@@ -1,4 +1,4 @@
-"""Which layers of a module can be mixed, and which ``layers="auto"`` chooses.
+"""Which layers of a module can be mixed.
 
 In Python ``mm_lightning.inspect(module, batch)``; for a configured experiment
 ``python -m mm_lightning.inspect +experiment=mnist_bottleneck``, which takes what ``mm_lightning.train`` takes.
@@ -6,205 +6,13 @@ In Python ``mm_lightning.inspect(module, batch)``; for a configured experiment
 
 from __future__ import annotations
 
-import logging
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import lightning.pytorch as pl
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from mm_lightning.look.inspection import Inspection, LayerReport, inspect
 
-from mm_lightning import failure
-from mm_lightning.look.choice import choose_places
-from mm_lightning.look.look import Look
-from mm_lightning.look.settle import Proofs
-from mm_lightning.mixup import INPUT, Layer, MixPoint
-
-__all__ = ["Inspection", "LayerReport", "inspect", "main"]
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """One layer of a module.
-
-    Attributes:
-        name: The name that ``layers`` takes.
-        type: Class of the module.
-        shape: Shape of its output, of the first if it returns several tensors; None if it did not run.
-        safe: Whether every path from the batch to the loss runs through its output.
-        reason: Why not; empty if it is safe.
-        chosen: Whether ``layers="auto"`` mixes here.
-        depth: Share of the weighted layers that the batch has passed at its end, in [0, 1].
-    """
-
-    name: str
-    type: str
-    shape: tuple[int, ...] | None
-    safe: bool
-    reason: str
-    chosen: bool
-    depth: float
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What was found; ``str`` of it is the table.
-
-    Attributes:
-        layers: Every layer, ``"input"`` first, in the order of ``named_modules``.
-    """
-
-    layers: tuple[LayerReport, ...]
-
-    @property
-    def chosen(self) -> tuple[str, ...]:
-        """The layers of ``layers="auto"``."""
-        return tuple(layer.name for layer in self.layers if layer.chosen)
-
-    @property
-    def safe(self) -> tuple[str, ...]:
-        """The layers that the whole computation runs through."""
-        return tuple(layer.name for layer in self.layers if layer.safe)
-
-    def __str__(self) -> str:
-        rows = [("layer", "type", "output shape", "depth", "auto", "safe to mix")]
-        for layer in self.layers:
-            shape = "-" if layer.shape is None else "x".join(map(str, layer.shape)) or "scalar"
-            depth = f"{layer.depth:.2f}" if layer.safe else ""
-            rows.append((layer.name, layer.type, shape, depth, "*" if layer.chosen else "", _yes_or_no(layer)))
-        widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
-        lines = ["  ".join([*map(str.ljust, row[:-1], widths), row[-1]]).rstrip() for row in rows]
-        chosen = ", ".join(map(repr, self.chosen)) or "nothing"
-        return "\n".join([*lines, "", f'layers="auto" mixes at {chosen}.'])
-
-
-def inspect(
-    module: pl.LightningModule,
-    batch: Any,
-    *,
-    batch_dim: int | Mapping[str, int] | None = None,
-    batch_size: int | None = None,
-) -> Inspection:
-    """Look at one training step and report where the batch may be mixed.
-
-    ``training_step`` runs as it would before the first batch of a fit: as it is, with the batch's rows in another
-    order, and once for each layer that no way was seen to lead around, with that layer's rows in another order.
-    Weights, buffers, metrics, gradients, modes and random states are put back, and nothing is logged.
-
-    Args:
-        module: A LightningModule, with or without a trainer.
-        batch: A batch as ``training_step`` takes it, on the module's device.
-        batch_dim: Dimension of the layers' outputs that holds the batch; or a dict of it for some. None learns it.
-        batch_size: Number of rows. None tells it by the batch.
-
-    Returns:
-        The report.
-
-    Raises:
-        TypeError: If ``module`` is no LightningModule, or the batch has no tensors.
-        LookFailed: If ``training_step`` fails. It is of the class of what the step raised, too.
-
-    Example:
-        >>> print(mm_lightning.inspect(module, next(iter(loader))))  # doctest: +SKIP
-    """
-    if not isinstance(module, pl.LightningModule):
-        raise TypeError(f"inspect takes a LightningModule, got {type(module).__name__}.")
-    with _with_a_trainer(module):
-        arguments = _arguments(module, batch)
-        look = Look(module, module.training_step, arguments, {}, batch_dim=batch_dim, batch_size=batch_size)
-        proofs = Proofs(look)
-        problems = {name: _problem(proofs, Layer(name, (part,))) for name, part in look.modules.items()}
-        input_problem = look.entries.problem or _problem_of(proofs, look.input_layer)
-    points = {name for name, part in look.modules.items() if isinstance(part, MixPoint)}
-    auto = choose_places(list(look.places.values()), lambda place: not problems[place.name])
-    chosen = points or {place.name for place in auto}
-    embedded = ", ".join(call.name for call in look.entries.embeddings)
-    reports = [
-        LayerReport(
-            INPUT,
-            f"the batch (after {embedded})" if embedded else "the batch",
-            look.input_shape,
-            not input_problem,
-            input_problem,
-            (INPUT in points or not points) and not input_problem,
-            0.0,
-        )
-    ]
-    for name, place in look.places.items():
-        if name != INPUT:
-            kind = type(look.modules[name]).__name__
-            safe = not problems[name]
-            depth = place.depth if safe else 0.0
-            reports.append(LayerReport(name, kind, place.shape, safe, problems[name], name in chosen, depth))
-    return Inspection(tuple(reports))
-
-
-def _problem(proofs: Proofs, layer: Layer) -> str:
-    place = proofs.look.places[layer.name]
-    return place.problem or place.way_around or _problem_of(proofs, layer)
-
-
-def _problem_of(proofs: Proofs, layer: Layer) -> str:
-    proof = proofs.of(layer)
-    return proofs.explain(proof) if proof.problem else ""
-
-
-def main(overrides: Sequence[str] | None = None) -> None:
-    """Run the command line: print the table for the first training batch of a configured experiment."""
-    from mm_lightning.train import CONF, quieten  # the command, not the function, needs the configuration
-
-    with failure.as_one_line():
-        try:
-            quieten()
-            with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-                config = compose("train", overrides=list(sys.argv[1:] if overrides is None else overrides))
-            pl.seed_everything(config.seed, verbose=False)
-            data: pl.LightningDataModule = instantiate(config.data)
-            module: pl.LightningModule = instantiate(config.model)
-            data.prepare_data()
-            data.setup("fit")
-            print(inspect(module, next(iter(data.train_dataloader()))))
-        except Exception as error:
-            raise failure.JobFailed(error) from error
-
-
-def _arguments(module: pl.LightningModule, batch: Any) -> tuple[Any, ...]:
-    """What Lightning calls ``training_step`` with."""
-    takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
-    return (batch, 0) if takes_index else (batch,)
-
-
-@contextmanager
-def _with_a_trainer(module: pl.LightningModule) -> Iterator[None]:
-    """Lend the module a trainer, if it has none: training steps ask it for the global step and the like."""
-    if module._trainer is not None:  # the property raises
-        yield
-        return
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        module.trainer = pl.Trainer(
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        yield
-    finally:
-        module.trainer = None
-        log.setLevel(level)
-
-
-def _yes_or_no(layer: LayerReport) -> str:
-    return "yes" if layer.safe else f"no: {layer.reason}"
+__all__ = ["Inspection", "LayerReport", "inspect"]
 
 
 class _CallableModule(types.ModuleType):
@@ -217,4 +25,6 @@ class _CallableModule(types.ModuleType):
 sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
+    from mm_lightning.command.inspect import main  # the command alone needs hydra
+
     main()

@@ -74,8 +74,9 @@ def run(name: str, quick: bool, path: Path | None) -> dict[str, Any]:
     from bench.markdown import flat_tables
     from bench.timing import table
 
-    from mm_lightning.record import environment, write_json
-    from mm_lightning.train import quieten
+    from mm_lightning.command.run_folder import environment
+    from mm_lightning.command.train import quieten
+    from mm_lightning.files import write_json
 
     quieten()
     result = importlib.import_module(f"bench.{name}").measure(quick)

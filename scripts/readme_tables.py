@@ -9,9 +9,9 @@ import json
 import sys
 from pathlib import Path
 
-from mm_lightning.compare import heading
-from mm_lightning.reproduce.study import Experiment, Study
-from mm_lightning.reproduce.tables import tables
+from mm_lightning.command.compare import heading
+from mm_lightning.study.form import Experiment, Study
+from mm_lightning.study.tables import tables
 
 AGAINST = ("baseline", "input")
 

@@ -16,9 +16,10 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, StepLR
 
 from mm_lightning import ManifoldMixupCallback
-from mm_lightning.checkpoint import WholeCheckpointIO
+from mm_lightning.command.checkpoint import WholeCheckpointIO
+from mm_lightning.command.configuration import CONF
+from mm_lightning.command.train import build_trainer
 from mm_lightning.data import mnist
-from mm_lightning.train import CONF, build_trainer
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated")
 

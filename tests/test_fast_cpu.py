@@ -12,7 +12,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from mm_lightning import fast_cpu, train
+from mm_lightning import fast_cpu
+from mm_lightning.command import train
+from mm_lightning.command.configuration import CONF
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ def test_command_trains_and_tests_with_it_on_a_cpu(
     monkeypatch.setattr(fast_cpu, "products_are_exact", lambda: True)
     monkeypatch.setattr(train, "keep_freed_memory", lambda: kept.append(True))
     monkeypatch.setattr(train, "build_trainer", lambda config: Trainer())
-    with initialize_config_dir(str(train.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", [f"run_dir={tmp_path}/run", "data.limit=10", f"fast_cpu={str(wanted).lower()}"])
     train.run(config)
     is_on = wanted and device == "cpu"
@@ -92,7 +94,7 @@ def test_command_trains_and_tests_with_it_on_a_cpu(
 
 
 def test_command_refuses_what_is_neither_true_nor_false(tmp_path: Path) -> None:
-    with initialize_config_dir(str(train.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", [f"run_dir={tmp_path}/run", "fast_cpu=maybe"])
     with pytest.raises(ValueError, match="fast_cpu must be true or false, got 'maybe'"):
         train.run(config)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mm_lightning.train import CONF
+from mm_lightning.command.configuration import CONF
 
 ROOT = CONF.parent
 NOT_SOURCE = shutil.ignore_patterns(".*", "outputs", "multirun", "build", "dist", "*.egg-info", "__pycache__", "exp")

@@ -17,7 +17,7 @@ from PIL import Image
 from mm_lightning.diagnostics.figures import GREY, HAIRLINE, INK, PALETTE, ClassNames, _dress, _pixels, spread_apart
 from mm_lightning.diagnostics.plane import PlaneMap
 from mm_lightning.diagnostics.plane_numbers import p_class1
-from mm_lightning.record import whole_file
+from mm_lightning.files import whole_file
 
 # The palette with some white, so that the data, which are darker, stand out.
 TINTS = 1 - 0.8 * (1 - np.array([to_rgb(colour) for colour in PALETTE]))

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from mm_lightning.record import whole_file
+from mm_lightning.files import whole_file
 
 ClassNames = Mapping[int, str] | Sequence[str]
 

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from mm_lightning.look.rows import RowSamples
+from mm_lightning.look.reordering import RowSamples
 from mm_lightning.mixup.batch import Path, leaves_of
 from mm_lightning.mixup.layers import Layer
 from mm_lightning.mixup.masks import MaskSite, masks_in

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_lightning.look.flow import Call, Flow, Leaf, closure
-from mm_lightning.look.rows import RowSamples, order_of, tolerance_of
+from mm_lightning.look.reordering import RowSamples, order_of, tolerance_of
 from mm_lightning.look.ways import Calls, Entries, Graph, Ways
 from mm_lightning.look.without_trace import without_trace
 from mm_lightning.mixup import INPUT, Layer, named_layers
@@ -21,7 +21,7 @@ from mm_lightning.mixup.hook import Dims
 from mm_lightning.mixup.masks import MaskSite
 from mm_lightning.step.effects import Effects
 from mm_lightning.step.host import Host, OptimizerReached
-from mm_lightning.step.named import NamedLosses
+from mm_lightning.step.named_losses import NamedLosses
 from mm_lightning.step.run import Way, loss_of
 
 __all__ = ["Look", "LookFailed", "Place", "are_close", "mover"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mm_lightning.look.flow import Flow, Result, closure
 from mm_lightning.look.look import Look, are_close, mover
-from mm_lightning.look.rows import RowSamples, order_of
+from mm_lightning.look.reordering import RowSamples, order_of
 from mm_lightning.look.ways import Ways
 from mm_lightning.look.without_trace import Watched, Writes, without_trace
 from mm_lightning.mixup import INPUT, Layer, Mixer, MixPlan

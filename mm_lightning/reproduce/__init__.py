@@ -1,1 +1,1 @@
-"""The paper's claims on small data: runs over seeds, numbers, pictures and one page that shows them."""
+"""The command that reproduces the paper's claims on small data: ``python -m mm_lightning.reproduce``."""

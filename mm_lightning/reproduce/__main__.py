@@ -10,14 +10,15 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from mm_lightning import failure, record
-from mm_lightning.reproduce import runner
-from mm_lightning.reproduce.collect import experiment_of, study_of
-from mm_lightning.reproduce.plan import chosen, jobs_of
-from mm_lightning.reproduce.report import write_report
-from mm_lightning.reproduce.study import Study
-from mm_lightning.reproduce.tables import claims
-from mm_lightning.train import CONF
+from mm_lightning.command import failure
+from mm_lightning.command.configuration import CONF
+from mm_lightning.files import write_json
+from mm_lightning.study import runner
+from mm_lightning.study.collect import experiment_of, study_of
+from mm_lightning.study.form import Study
+from mm_lightning.study.jobs import chosen, jobs_of
+from mm_lightning.study.report import write_report
+from mm_lightning.study.tables import claims
 
 MOST_AT_ONCE = 8  # by default: a run takes up to 1 GB
 
@@ -42,7 +43,7 @@ def reproduce(config: DictConfig) -> None:
     experiments = [experiment_of(name, config.experiments[name], of[name], folder) for name in names]
     command = ["python", "-m", "mm_lightning.reproduce", *HydraConfig.get().overrides.task]
     study = study_of(command, experiments, jobs, (at_once, runner.threads_of(at_once)))
-    record.write_json(folder / "metrics.json", dict(study))
+    write_json(folder / "metrics.json", dict(study))
     page = write_report(study, folder)
     print(_summary(study, page))
 

@@ -19,7 +19,7 @@ from mm_lightning.step.effects import Contents, Effects
 from mm_lightning.step.host import Host, Logged
 from mm_lightning.step.inputs import mixed_entries
 from mm_lightning.step.loss_modes import Fusing, LossMode, Measuring, RowWeights, paused
-from mm_lightning.step.named import NamedLosses
+from mm_lightning.step.named_losses import NamedLosses
 from mm_lightning.step.replay import Replay, TakenOver
 
 __all__ = ["MixedStep", "Way", "loss_of"]

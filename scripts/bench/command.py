@@ -20,7 +20,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from mm_lightning.train import CONF
+from mm_lightning.command.configuration import CONF
 
 __all__ = [
     "COMMAND",

@@ -11,8 +11,8 @@ from hydra.utils import instantiate
 
 from bench.command import SMALL, bare_network, compose_epoch, cut, train_bare, training_seconds
 from bench.timing import compare
+from mm_lightning.command.train import build_trainer
 from mm_lightning.fast_cpu import fast_products, keep_freed_memory
-from mm_lightning.train import build_trainer
 
 __all__ = ["measure"]
 

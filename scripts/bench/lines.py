@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from mm_lightning.diagnostics.figures import GREY, INK, _dress
-from mm_lightning.reproduce.spectra import STYLES
+from mm_lightning.study.spectra import STYLES
 
 __all__ = ["LEFT", "WIDTH", "End", "add_axes", "apart", "draw_lines", "name_lines", "number", "write_head"]
 

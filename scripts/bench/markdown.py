@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bench.timing import duration
-from mm_lightning.record import environment
+from mm_lightning.command.run_folder import environment
 
 __all__ = ["cells", "flat_tables", "number_lines", "quantity"]
 

@@ -14,8 +14,8 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from mm_lightning import ManifoldMixupCallback, MixableModule, mixed_accuracy
+from mm_lightning.command.configuration import CONF
 from mm_lightning.models import preact_resnet18
-from mm_lightning.train import CONF
 
 __all__ = [
     "Classifier",

@@ -14,7 +14,7 @@ from benchmark import BENCHMARKS
 from bench.markdown import cells, flat_tables, number_lines
 from bench.plots import Picture, draw
 from bench.timing import is_met, table
-from mm_lightning.record import whole_file
+from mm_lightning.files import whole_file
 
 __all__ = ["commentary", "load", "write"]
 

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from bench.command import SMALL, bare_network, compose_epoch, cut, train_bare, training_seconds
 from bench.timing import Run, compare
+from mm_lightning.command.progress import EpochLines, TerminalBar
+from mm_lightning.command.train import build_trainer
 from mm_lightning.fast_cpu import fast_products, keep_freed_memory
-from mm_lightning.progress import EpochLines, TerminalBar
-from mm_lightning.train import build_trainer
 
 __all__ = ["measure"]
 

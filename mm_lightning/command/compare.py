@@ -1,0 +1,188 @@
+"""Tables of finished runs side by side: ``python -m mm_lightning.compare RUN RUN ...``.
+
+Runs that differ in nothing but the seed are one column, with mean and standard deviation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from mm_lightning.command import failure
+from mm_lightning.command.configuration import CONF
+from mm_lightning.files import write_json
+from mm_lightning.study.collect import measure_of, run_of, study_of
+from mm_lightning.study.form import Experiment, Measure, Method, Schedule
+from mm_lightning.study.jobs import Job
+from mm_lightning.study.pictures import draw_pictures
+from mm_lightning.study.report import write_report
+from mm_lightning.study.runner import CONFIG, METRICS, leaves
+from mm_lightning.study.tables import tables
+from mm_lightning.study.verdicts import cells
+
+__all__ = ["compare", "main", "markdown"]
+
+_SCHEDULE = "configured"  # the tables have schedules; here every run is what it is
+_WATCHING = ("seed", "run_dir", "ckpt_path", "logger", "diagnostics", "callbacks")  # settings that change no result
+_NO_METHOD = ("seed=", "ckpt_path=", "hydra.", "logger", "diagnostics", "callbacks", "+experiment=")
+_MOST_SHOWN = 3  # settings in a column's title
+
+
+def compare(folders: Sequence[Path]) -> list[Experiment]:
+    """Collect runs by experiment, and within it by everything that was set but the seed.
+
+    Args:
+        folders: Of the runs; each holds ``metrics.json`` and ``config.yaml``.
+
+    Returns:
+        One experiment for each ``name`` in the configurations, without verdicts and pictures.
+
+    Raises:
+        FileNotFoundError: If a folder holds no finished run.
+        ValueError: If two runs of one column have the same seed, or none has a number of a test.
+    """
+    jobs = [_job(folder) for folder in folders]
+    return [_experiment(name, [job for job in jobs if job.experiment == name]) for name in _unique(jobs, "experiment")]
+
+
+def markdown(experiment: Experiment) -> str:
+    """Write an experiment's first table in Markdown: a row per measure, a column per method, ``mean ± sd``."""
+    table = tables(experiment)[0]
+    lines = [
+        ["", *(method["title"] for method in table.methods)],
+        ["---"] * (1 + len(table.methods)),
+        *(
+            [heading(row.measure), *(f"**{cell.text}**" if cell.is_best else cell.text for cell in row.cells)]
+            for row in table.rows
+        ),
+    ]
+    seeds = ", ".join(f"{method['title']}: {_seeds(experiment, method['name'])}" for method in table.methods)
+    rows = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([f"## {experiment['title']}", "", *rows, "", f"Seeds: {seeds}."])
+
+
+def main() -> None:
+    """Run the command line. Exit code 0 on success, 1 otherwise."""
+    parser = argparse.ArgumentParser("python -m mm_lightning.compare", description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("--report", type=Path, metavar="FOLDER", help="also write index.html, with pictures, there")
+    arguments = parser.parse_args()
+    with failure.as_one_line():
+        experiments = compare(arguments.runs)
+        print("\n\n".join(map(markdown, experiments)))
+        if arguments.report:
+            print(f"\nReport   {_report(experiments, arguments.runs, arguments.report)}")
+
+
+def _job(folder: Path) -> Job:
+    """Describe a finished run; its method is a hash of all that was set but the seed, paths and what only watches."""
+    for file in (METRICS, CONFIG):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{folder} holds no {file}, so no finished run. Name folders of finished runs.")
+    config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    settings = {
+        key: value
+        for key, value in leaves(config).items()
+        if key.split(".")[0] not in _WATCHING
+        and str(config["run_dir"]) not in str(value)
+        and not (key.split(".")[-1] == "seed" and value == config["seed"])
+    }
+    method = json.dumps(settings, sort_keys=True)
+    overrides = [word for word in metrics.get("overrides") or [] if not word.startswith(_NO_METHOD)]
+    return Job(config["name"], method, _SCHEDULE, metrics["seed"], tuple(overrides), folder)
+
+
+def _titles(jobs: Sequence[Job]) -> dict[str, str]:
+    """Name each method by what was overridden, or where that is the same or unknown, by the settings that differ."""
+    methods = {job.method: " ".join(job.overrides) for job in jobs}
+    if len(methods) == 1:
+        return {method: title or "as configured" for method, title in methods.items()}
+    if all(methods.values()) and len(set(methods.values())) == len(methods):
+        return methods
+    settings = {method: json.loads(method) for method in methods}
+    keys = dict.fromkeys(key for one in settings.values() for key in one)
+    differing = [key for key in keys if len({str(one.get(key)) for one in settings.values()}) > 1]
+    return {
+        method: " ".join(f"{key}={one.get(key)}" for key in differing[:_MOST_SHOWN]) for method, one in settings.items()
+    }
+
+
+def _experiment(name: str, jobs: Sequence[Job]) -> Experiment:
+    titles = _titles(jobs)
+    for job in jobs:
+        twins = [str(other.folder) for other in jobs if (other.method, other.seed) == (job.method, job.seed)]
+        if len(twins) > 1:
+            raise ValueError(
+                f"{' and '.join(twins)} are the same {name} with seed {job.seed}, {titles[job.method]}. Name only one."
+            )
+    runs = [run_of(job) for job in jobs]
+    known = {measure["key"]: measure for measure in _known_measures(name)}
+    keys = list(dict.fromkeys(key for run in runs for key in run["metrics"]))
+    measures = [known[key] for key in known if key in keys]
+    measures += [_unknown(key) for key in keys if key.startswith("test/") and key not in known]
+    if not measures:
+        raise ValueError(f"The runs of {name} have no test/... number. Let them be tested.")
+    seconds = sum(run["seconds"] for run in runs) / len(runs)
+    return Experiment(
+        name=name,
+        title=name,
+        text="Runs side by side; columns differ in what was set, dots in the seed.",
+        methods=[Method(name=method, title=title) for method, title in titles.items()],
+        schedules=[Schedule(name=_SCHEDULE, text="as configured in each run", seconds_per_run=seconds)],
+        measures=measures,
+        runs=runs,
+        cells=cells(runs, measures),
+        verdicts=[],
+        pictures=[],
+        players=[],
+    )
+
+
+def _report(experiments: Sequence[Experiment], folders: Sequence[Path], folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [_job(one) for one in folders]
+    for experiment in experiments:
+        titles = {method["name"]: {"title": method["title"]} for method in experiment["methods"]}
+        own = [job for job in jobs if job.experiment == experiment["name"]]
+        experiment["pictures"], experiment["players"] = draw_pictures({"methods": titles}, own, folder)
+    command = ["python", "-m", "mm_lightning.compare", *map(str, folders), "--report", str(folder)]
+    study = study_of(command, experiments, jobs, at_once=None)
+    study["title"] = "Runs side by side"
+    write_json(folder / METRICS, dict(study))
+    return write_report(study, folder)
+
+
+def _known_measures(experiment: str) -> list[Measure]:
+    """Return the measures that ``conf/reproduction`` describes for an experiment; none for another one."""
+    path = CONF / "reproduction" / f"{experiment}.yaml"
+    described: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
+    own = described.get(experiment, {}).get("measures", {})
+    return [measure_of(key, about) for key, about in own.items()]
+
+
+def _unknown(key: str) -> Measure:
+    return Measure(key=key, title=key, unit="", factor=1, digits=4, better=None, meaning="")
+
+
+def heading(measure: Measure) -> str:
+    """Name a measure with its unit and an arrow to the better side."""
+    arrow = {"higher": " ↑", "lower": " ↓", None: ""}[measure["better"]]
+    return f"{measure['title']}{', ' + measure['unit'] if measure['unit'] else ''}{arrow}"
+
+
+def _seeds(experiment: Experiment, method: str) -> str:
+    return " ".join(str(run["seed"]) for run in experiment["runs"] if run["method"] == method)
+
+
+def _unique(jobs: Sequence[Job], attribute: str) -> list[str]:
+    return list(dict.fromkeys(getattr(job, attribute) for job in jobs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""The main command: ``python -m mm_lightning.train +experiment=mnist_bottleneck``.
+
+Composes the configuration, trains, tests, and leaves a folder with everything about the run.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning.pytorch as pl
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from mm_lightning.command import failure
+from mm_lightning.command.checkpoint import check_checkpoint
+from mm_lightning.command.configuration import CONF
+from mm_lightning.command.run_folder import claim_folder, environment
+from mm_lightning.fast_cpu import fast_products, keep_freed_memory
+from mm_lightning.files import write_json
+
+__all__ = ["build_trainer", "main", "quieten", "run"]
+
+
+def run(config: DictConfig) -> dict[str, float]:
+    """Train and test what the configuration says.
+
+    Args:
+        config: The composed configuration, as ``conf/train.yaml`` documents it.
+
+    Returns:
+        The final metrics: those of the last validation and of the test.
+
+    Raises:
+        FileExistsError: If the run's folder holds a run already.
+        ValueError: If the configuration or the checkpoint to resume from does not fit.
+    """
+    begin = time.monotonic()
+    quieten()
+    folder = Path(config.run_dir)
+    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
+        raise ValueError(f"seed must be an integer in [0, 2**32), got {config.seed!r}.")
+    if not isinstance(config.fast_cpu, bool):
+        raise ValueError(f"fast_cpu must be true or false, got {config.fast_cpu!r}.")
+    rank_zero_only(claim_folder)(folder, OmegaConf.to_yaml(config, resolve=True))
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    data: pl.LightningDataModule = instantiate(config.data)
+    model: pl.LightningModule = instantiate(config.model)
+    if config.ckpt_path is not None:
+        optimizer = instantiate(config.optimizer)(model.parameters())
+        check_checkpoint(Path(config.ckpt_path), model, optimizer, instantiate(config.scheduler)(optimizer))
+    trainer = build_trainer(config)
+    with _fast_cpu(trainer) if config.fast_cpu else nullcontext():
+        trainer.fit(model, data, ckpt_path=config.ckpt_path)
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        fit_seconds = time.monotonic() - begin
+        trainer.test(model, data, verbose=False)
+    metrics |= {key: float(value) for key, value in trainer.callback_metrics.items()}
+
+    if trainer.is_global_zero:
+        seconds = {"fit_seconds": round(fit_seconds, 2), "total_seconds": round(time.monotonic() - begin, 2)}
+        overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+        content = {"name": config.name, "seed": config.seed, "overrides": overrides, "epochs": trainer.current_epoch}
+        content |= {"metrics": metrics}
+        write_json(folder / "metrics.json", {**content, **seconds, **environment()})
+        print(_summary(folder, metrics, seconds["total_seconds"]))
+    return metrics
+
+
+def build_trainer(config: DictConfig, extra: Sequence[pl.Callback] = ()) -> pl.Trainer:
+    """Build the trainer with its logger and with the callbacks of the configuration, and ``extra`` ones after them."""
+    callbacks = _instantiate_all({**config.diagnostics, **config.callbacks, "mixup": config.mixup})
+    logger = _instantiate_all({"logger": config.logger})
+    trainer: pl.Trainer = instantiate(config.trainer, callbacks=[*callbacks, *extra], logger=logger)
+    return trainer
+
+
+@contextmanager
+def _fast_cpu(trainer: pl.Trainer) -> Iterator[None]:
+    """Where the trainer computes on the CPU: matrix products by the faster library, and freed memory kept."""
+    if trainer.strategy.root_device.type != "cpu":
+        yield
+        return
+    keep_freed_memory()
+    with fast_products():
+        yield
+
+
+def _instantiate_all(configs: dict[str, Any]) -> list[Any]:
+    """Instantiate each entry that names a target; ``none.yaml`` and null entries name none."""
+    return [instantiate(entry) for entry in configs.values() if entry and "_target_" in entry]
+
+
+def quieten() -> None:
+    """Leave out Lightning's remarks on hardware and products; its warnings stay."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*", category=FutureWarning)
+    # A resumed run has a folder of its own, where the best checkpoint is the best since it resumed.
+    warnings.filterwarnings("ignore", message="The dirpath has changed")
+
+
+def _summary(folder: Path, metrics: dict[str, float], seconds: float) -> str:
+    shown = "  ".join(
+        f"{key.removeprefix('test/')} {metrics[key]:.4f}" for key in sorted(metrics) if key.startswith("test/")
+    )
+    lines = [
+        f"Test         {shown}",
+        f"Run folder   {folder}  ({seconds:.0f} s)",
+        *(f"Figure       {path}" for path in sorted(folder.glob("figures/*.png"))),
+        *(f"TensorBoard  tensorboard --logdir {folder}" for _ in folder.glob("tensorboard")),
+    ]
+    return "\n".join(lines)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+def _job(config: DictConfig) -> dict[str, float]:
+    try:
+        return run(config)
+    except Exception as error:
+        raise failure.JobFailed(error) from error
+
+
+def main() -> None:
+    """Run the command line. Exit code 0 on success, 130 after Ctrl-C, 143 after SIGTERM, 1 otherwise."""
+    sys.argv[1:] = _overrides_last(sys.argv[1:])
+    with failure.as_one_line():
+        _job()
+
+
+def _overrides_last(arguments: list[str]) -> list[str]:
+    """Move the flags before the overrides: Hydra's parser takes a flag between two overrides for the end of them."""
+    is_override = [not text.startswith("-") and ("=" in text or text.startswith("~")) for text in arguments]
+    return [text for late in (False, True) for text, last in zip(arguments, is_override, strict=True) if last is late]
+
+
+if __name__ == "__main__":
+    main()

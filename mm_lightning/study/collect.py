@@ -1,0 +1,151 @@
+"""From the folders of finished runs to a study's results."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from omegaconf import DictConfig
+
+from mm_lightning.study.form import Experiment, Measure, Method, Run, Schedule, Study, Verdict
+from mm_lightning.study.jobs import QUICK, Job
+from mm_lightning.study.pictures import draw_pictures
+from mm_lightning.study.runner import METRICS
+from mm_lightning.study.verdicts import cells, verdict
+
+RULE = (
+    "A claim holds where the method is better in every seed of the default schedule, fails where it is better in none, "
+    "and is mixed otherwise. The reference schedule agrees where its one seed says the same; it is not asked about a "
+    "mixed claim."
+)
+
+
+def study_of(
+    command: Sequence[str], experiments: Sequence[Experiment], jobs: Sequence[Job], at_once: tuple[int, int] | None
+) -> Study:
+    """Put experiments together with what they were made with.
+
+    Args:
+        command: What was called, word by word.
+        experiments: In the order of the page.
+        jobs: All their runs.
+        at_once: Runs at a time, and the threads of each; None if unknown.
+    """
+    return Study(
+        format=1,
+        quick=any(job.schedule == QUICK for job in jobs),
+        command=shlex.join(command),
+        finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        seconds=sum(run["seconds"] for experiment in experiments for run in experiment["runs"]),
+        jobs=at_once[0] if at_once else None,
+        threads_per_job=at_once[1] if at_once else None,
+        environment=_environment([_content(job) for job in jobs]),
+        experiments=list(experiments),
+        rule=RULE,
+    )
+
+
+def run_of(job: Job) -> Run:
+    """Read what a finished run measured."""
+    content = _content(job)
+    return Run(
+        method=job.method,
+        schedule=job.schedule,
+        seed=job.seed,
+        command=job.command,
+        seconds=content["total_seconds"],
+        epochs=content["epochs"],
+        metrics=content["metrics"],
+    )
+
+
+def experiment_of(name: str, config: DictConfig, jobs: Sequence[Job], folder: Path) -> Experiment:
+    """Collect one experiment's runs, judge its claims and draw its pictures.
+
+    Args:
+        name: Of the experiment.
+        config: Its part of ``conf/reproduction``.
+        jobs: Its finished runs.
+        folder: Of the report; pictures are put there.
+    """
+    runs = [run_of(job) for job in jobs]
+    measures = [measure_of(str(key), measure) for key, measure in config.measures.items()]
+    schedules = [_schedule(name, config, runs) for name in dict.fromkeys(run["schedule"] for run in runs)]
+    pictures, players = draw_pictures(config, jobs, folder)
+    return Experiment(
+        name=name,
+        title=config.title,
+        text=config.text,
+        methods=[Method(name=str(method), title=about.title) for method, about in config.methods.items()],
+        schedules=schedules,
+        measures=measures,
+        runs=[_only(run, measures) for run in runs],
+        cells=cells(runs, measures),
+        verdicts=[]
+        if schedules[0]["name"] == QUICK
+        else _verdicts(config, measures, runs, [schedule["name"] for schedule in schedules]),
+        pictures=pictures,
+        players=players,
+    )
+
+
+def _verdicts(
+    config: DictConfig, measures: Sequence[Measure], runs: Sequence[Run], schedules: Sequence[str]
+) -> list[Verdict]:
+    others = [str(method) for method in config.methods if method not in config.judged]
+    return [
+        verdict(runs, measure, method, against, schedules)
+        for measure in measures
+        if config.measures[measure["key"]].claim
+        for method in config.judged
+        for against in others
+    ]
+
+
+def _schedule(name: str, config: DictConfig, runs: Sequence[Run]) -> Schedule:
+    seconds = mean(run["seconds"] for run in runs if run["schedule"] == name)
+    text = f"small networks and few data: {' '.join(config.quick)}" if name == QUICK else config.schedules[name].text
+    return Schedule(name=name, text=text, seconds_per_run=seconds)
+
+
+def _content(job: Job) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((job.folder / METRICS).read_text(encoding="utf-8"))
+    return content
+
+
+def _environment(contents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the runs were made with; where they differ, all of it."""
+    keys = ("python", "platform", "git_revision")
+    packages = list(dict.fromkeys(name for content in contents for name in content["packages"]))
+    return {
+        **{key: _all(content[key] for content in contents) for key in keys},
+        "processors": contents[0]["processors"],
+        "packages": {name: _all(content["packages"].get(name) for content in contents) for name in packages},
+    }
+
+
+def _all(values: Iterable[Any]) -> str | None:
+    return ", ".join(dict.fromkeys(str(value) for value in values if value is not None)) or None
+
+
+def _only(run: Run, measures: Sequence[Measure]) -> Run:
+    keys = [measure["key"] for measure in measures]
+    return Run(**{**run, "metrics": {key: run["metrics"].get(key) for key in keys}})
+
+
+def measure_of(key: str, about: Any) -> Measure:
+    """Make a measure of its description in ``conf/reproduction``."""
+    return Measure(
+        key=key,
+        title=about["title"],
+        unit=about["unit"],
+        factor=about["factor"],
+        digits=about["digits"],
+        better=about["better"],
+        meaning=about["meaning"],
+    )

@@ -1,0 +1,168 @@
+"""Running the trainings of a study, several at a time, each in a process of its own; finished ones are not repeated."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import hydra
+from omegaconf import OmegaConf
+
+from mm_lightning.study.jobs import Job
+
+_ABSENT = "absent"
+METRICS, CONFIG, LOG = "metrics.json", "config.yaml", "log.txt"
+
+
+def num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_of(at_once: int) -> int:
+    """Return each run's share of the cores."""
+    return max(1, num_cores() // at_once)
+
+
+def run_all(jobs: Sequence[Job], at_once: int) -> None:
+    """Run what is not finished yet.
+
+    Args:
+        jobs: The trainings of the study.
+        at_once: Number of processes; each may use its share of the cores.
+
+    Raises:
+        ValueError: If a finished run was made with other settings than the job's.
+        RuntimeError: If a run fails. The runs in progress are finished, no other is begun.
+    """
+    missing = [job for job in jobs if not is_finished(job)]
+    print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are finished, {len(missing)} to go, {at_once} at a time.")
+    if not missing:
+        return
+    threads = threads_of(at_once)
+    begin = time.monotonic()
+    processes = _Processes()
+    with ThreadPoolExecutor(at_once) as pool, _sigterm_as_exit():
+        try:
+            futures = [pool.submit(processes.run, job, threads) for job in missing]
+            for done, future in enumerate(as_completed(futures), start=1):
+                job, seconds = future.result()
+                left = (time.monotonic() - begin) / done * (len(missing) - done) / 60  # minutes
+                print(f"[{done}/{len(missing)}] {job.name}  {seconds:.0f} s, about {left:.0f} min left", flush=True)
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if not isinstance(error, RuntimeError):
+                processes.stop()
+                print("Stopped. The finished runs are kept; the same command goes on from there.", file=sys.stderr)
+            raise
+
+
+def is_finished(job: Job) -> bool:
+    """Tell whether the job's folder holds the finished run of exactly this job.
+
+    Raises:
+        ValueError: If it holds a run with other settings.
+    """
+    if not (job.folder / METRICS).is_file():
+        return False
+    made = leaves(OmegaConf.to_container(OmegaConf.load(job.folder / CONFIG)))
+    wanted = leaves(composed(job, made.get("run_dir")))  # where it was made: a study may be moved
+    differing = [key for key in {**wanted, **made} if made.get(key, _ABSENT) != wanted.get(key, _ABSENT)]
+    if differing:
+        first = "; ".join(f"{key} is {wanted.get(key, _ABSENT)}, was {made.get(key, _ABSENT)}" for key in differing[:3])
+        raise ValueError(
+            f"{job.folder} holds a run that {job.command!r} would not make now ({first}). "
+            "Move it away, or choose another folder with out=..."
+        )
+    return True
+
+
+def composed(job: Job, folder: str | Path | None = None) -> dict[str, Any]:
+    """Return the configuration of the run that the job would make, resolved.
+
+    Args:
+        job: The job.
+        folder: Of the run; default is the job's.
+
+    Raises:
+        hydra.errors.HydraException: If an override does not fit.
+    """
+    config = hydra.compose("train", [*job.arguments[:-1], f'run_dir="{folder or job.folder}"'])
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def leaves(node: Any, place: str = "") -> dict[str, Any]:
+    """Return every value below ``node`` by its dotted place."""
+    if not isinstance(node, dict) or not node:
+        return {place: node}
+    inner = [leaves(value, f"{place}.{key}" if place else str(key)) for key, value in node.items()]
+    return {key: value for part in inner for key, value in part.items()}
+
+
+@contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does; unheard it would leave the runs in progress without a parent."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+class _Processes:
+    """Runs jobs in processes, and can stop those in progress."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._is_stopped = False
+        self._lock = threading.Lock()  # no run may begin behind the back of stop()
+
+    def stop(self) -> None:
+        """End the runs in progress, and let no other begin."""
+        with self._lock:
+            self._is_stopped = True
+            for process in self._running:
+                process.terminate()
+
+    def run(self, job: Job, threads: int) -> tuple[Job, float]:
+        """Run a job, with what it prints in its folder."""
+        begin = time.monotonic()
+        if job.folder.exists():  # of a study that was stopped: without metrics.json the run is not finished
+            shutil.rmtree(job.folder)
+        job.folder.mkdir(parents=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        command = [sys.executable, "-m", "mm_lightning.train", *job.arguments]
+        with (job.folder / LOG).open("wb") as log:
+            with self._lock:
+                if self._is_stopped:
+                    raise RuntimeError(f"The run {job.name} was not begun.")
+                process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+                self._running.add(process)
+            code = process.wait()
+            with self._lock:
+                self._running.discard(process)
+        if code:
+            last = (job.folder / LOG).read_text(errors="replace").strip().splitlines()[-1:]
+            raise RuntimeError(
+                f"The run {job.name} failed with exit code {code}: {' '.join(last)} See {job.folder / LOG}; "
+                "what is finished is kept, the same command goes on from there."
+            )
+        return job, time.monotonic() - begin

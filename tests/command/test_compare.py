@@ -1,0 +1,102 @@
+"""Runs side by side, from folders made by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mm_lightning.command.compare import compare, heading, markdown
+from mm_lightning.study.form import Measure
+
+
+def make(root: Path, place: str, overrides: list[str], acc: float, seed: int = 0, **settings: Any) -> Path:
+    folder = root / place
+    folder.mkdir(parents=True)
+    config = {
+        **{"name": "mine", "seed": seed, "run_dir": str(folder), "mixup": {"alpha": 1.0, "seed": seed}},
+        **{"data": {"seed": seed}, "logger": {"save_dir": str(folder)}, "trainer": {"limit": None}, **settings},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    metrics = {"test/acc": acc, "train/loss": 1.0}
+    content = {"seed": seed, "overrides": [*overrides, f"seed={seed}"], "metrics": metrics}
+    (folder / "metrics.json").write_text(json.dumps({**content, "total_seconds": 2.0, "epochs": 1}))
+    return folder
+
+
+def columns(folders: list[Path]) -> dict[str, list[float | None]]:
+    (experiment,) = compare(folders)
+    titles = {method["name"]: method["title"] for method in experiment["methods"]}
+    return {titles[cell["method"]]: cell["values"] for cell in experiment["cells"]}
+
+
+def test_runs_that_differ_in_the_seed_are_one_column(tmp_path: Path) -> None:
+    folders = [make(tmp_path, f"a{seed}", ["alpha=1"], 0.5 + seed, seed) for seed in range(2)]
+    folders.append(make(tmp_path, "b", ["alpha=2"], 0.25, mixup={"alpha": 2.0}))
+    assert columns(folders) == {"alpha=1": [0.5, 1.5], "alpha=2": [0.25]}
+
+
+def test_what_only_watches_makes_no_column(tmp_path: Path) -> None:
+    folders = [
+        make(tmp_path, "a", ["logger=csv"], 0.5),
+        make(tmp_path, "b", [], 0.7, 1, logger=None, diagnostics={"x": 1}),
+    ]
+    assert columns(folders) == {"as configured": [0.5, 0.7]}
+
+
+def test_cut_short_run_is_not_another_seed(tmp_path: Path) -> None:
+    folders = [make(tmp_path, "a", [], 0.5), make(tmp_path, "b", ["trainer=smoke"], 0.1, 1, trainer={"limit": 20})]
+    assert columns(folders) == {"trainer.limit=None": [0.5], "trainer.limit=20": [0.1]}
+
+
+def test_table_holds_mean_and_deviation(tmp_path: Path) -> None:
+    folders = [make(tmp_path, f"a{seed}", ["alpha=1"], acc, seed) for seed, acc in enumerate([0.5, 0.7, 0.9])]
+    (experiment,) = compare(folders)
+    assert markdown(experiment).splitlines() == [
+        "## mine",
+        "",
+        "|  | alpha=1 |",
+        "| --- | --- |",
+        "| test/acc | 0.7000 ± 0.2000 |",
+        "",
+        "Seeds: alpha=1: 0 1 2.",
+    ]
+
+
+def test_known_experiment_has_its_own_measures(tmp_path: Path) -> None:
+    folders = [make(tmp_path, "a", [], 0.5)]
+    config = yaml.safe_load((folders[0] / "config.yaml").read_text())
+    (folders[0] / "config.yaml").write_text(yaml.safe_dump({**config, "name": "spiral"}))
+    metrics = json.loads((folders[0] / "metrics.json").read_text())
+    metrics["metrics"]["test/low_confidence"] = 0.25
+    (folders[0] / "metrics.json").write_text(json.dumps(metrics))
+    (experiment,) = compare(folders)
+    assert "| plane below 0.9, % ↑ | 25.0 |" in markdown(experiment)
+    assert "| test accuracy, % ↑ | 50.00 |" in markdown(experiment)
+
+
+def test_experiments_have_a_table_each(tmp_path: Path) -> None:
+    folders = [make(tmp_path, "a", [], 0.5), make(tmp_path, "b", [], 0.5, name="other")]
+    assert [experiment["name"] for experiment in compare(folders)] == ["mine", "other"]
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    twins = [make(tmp_path, "a", [], 0.5), make(tmp_path, "b", [], 0.6)]
+    with pytest.raises(ValueError, match=r"a and .*b are the same mine with seed 0, as configured. Name only one"):
+        compare(twins)
+    (twins[0] / "metrics.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"a holds no metrics\.json, so no finished run"):
+        compare(twins)
+    untested = make(tmp_path, "c", [], 0.5)
+    (untested / "metrics.json").write_text(json.dumps({"seed": 0, "metrics": {}, "total_seconds": 1, "epochs": 1}))
+    with pytest.raises(ValueError, match=r"The runs of mine have no test/\.\.\. number"):
+        compare([untested])
+
+
+def test_heading_points_to_the_better_side() -> None:
+    measure = Measure(key="k", title="time", unit="s", factor=1, digits=0, better="lower", meaning="")
+    assert heading(measure) == "time, s ↓"
+    assert heading({**measure, "unit": "", "better": None}) == "time"

@@ -1,0 +1,551 @@
+import json
+import logging
+import math
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.testing import assert_close
+
+from mm_lightning import files
+from mm_lightning.command import failure, train
+from mm_lightning.command.configuration import CONF
+from mm_lightning.data import mnist
+
+pytestmark = [
+    pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated"),
+    pytest.mark.filterwarnings(r"ignore:The dirpath has changed from"),
+]
+
+SMALL = ["model=mlp_bottleneck", "model.blocks.sizes=[784,16,16,2,16,16,10]"]
+# 6 training steps, 1 batch each of validation and test
+BRIEF = [*SMALL, "trainer=smoke", "data.limit=600"]
+# two epochs of 250 steps: long enough to be stopped in the second one
+TWO_EPOCHS = [*SMALL, "max_epochs=2", "data.limit=2500", "data.batch_size=10"]
+STEPS = 250
+
+load_once = lru_cache(mnist.load_mnist)
+
+
+class Finished(NamedTuple):
+    code: Any
+    out: str
+    err: str
+
+
+Command = Callable[..., Finished]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """Runs the command in this process, in an empty folder; what it changes in the process is put back."""
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "HYDRA_FULL_ERROR"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mnist, "load_mnist", load_once)
+    names = [None, "hydra", "lightning.pytorch", "lightning.fabric"]
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
+
+    def command(*overrides: str) -> Finished:
+        monkeypatch.setattr(sys, "argv", ["train", *overrides])
+        code: Any = 0
+        try:
+            train.main()
+        except SystemExit as stop:
+            code = stop.code
+        return Finished(code, *capsys.readouterr())
+
+    with torch.random.fork_rng():
+        yield command
+    for logger, level, handlers in before:
+        for handler in set(logger.handlers) - set(handlers):
+            handler.close()
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+
+
+def start(*overrides: str | Path, cwd: Path, **environment: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "mm_lightning.train", *map(str, overrides)],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> Finished:
+    out, err = process.communicate(timeout=120)
+    return Finished(process.returncode, out, err)
+
+
+def metrics_of(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "metrics.json").read_text())["metrics"]
+
+
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+# --- a run and what it leaves
+
+
+class Pair(NamedTuple):
+    whole: Finished
+    folder: Path
+    folders: list[Path]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """The README's command and another, started together in a folder that has nothing to do with the package."""
+    cwd = tmp_path_factory.mktemp("elsewhere")
+    first = start("+experiment=mnist_bottleneck", "trainer=smoke", cwd=cwd)
+    second = start("+experiment=mnist_bottleneck", *BRIEF[1:], "diagnostics=none", cwd=cwd)
+    whole, other = finish(first), finish(second)
+    assert other.code == 0, other.err
+    folders = sorted((cwd / "outputs" / "mnist_bottleneck").iterdir())
+    (folder,) = (folder for folder in folders if str(folder) in whole.out)
+    return Pair(whole, folder, folders)
+
+
+PICTURES = [
+    *("calibration/test", "calibration/val", "confidence_map/test", "confidence_map/val"),
+    *("hidden_space/test", "hidden_space/train", "hidden_space/val"),
+]
+
+
+def test_command_succeeds_without_a_warning(pair: Pair) -> None:
+    assert (pair.whole.code, pair.whole.err) == (0, "")
+
+
+def test_command_prints_an_epoch_a_line_and_where_all_is(pair: Pair) -> None:
+    metrics, lines = metrics_of(pair.folder), pair.whole.out.splitlines()
+    assert re.fullmatch(r"epoch   1/1  train/loss \d\.\d{4}  val/acc \d\.\d{4}  left 0:00", lines[0])
+    assert f"val/acc {metrics['val/acc']:.4f}" in lines[0]
+    assert lines[1].startswith("Test         acc ")
+    for key in ("acc", "ece", "loss", "nll"):
+        assert f" {key} {metrics[f'test/{key}']:.4f}" in lines[1]
+    assert re.fullmatch(rf"Run folder   {re.escape(str(pair.folder))}  \(\d+ s\)", lines[2])
+    figures = [pair.folder / "figures" / f"{picture.replace('/', '_')}.png" for picture in PICTURES]
+    assert lines[3:] == [
+        *(f"Figure       {path}" for path in figures),
+        f"TensorBoard  tensorboard --logdir {pair.folder}",
+    ]
+
+
+def test_runs_started_together_get_a_folder_each(pair: Pair) -> None:
+    assert len(pair.folders) == 2
+    assert metrics_of(pair.folders[0]) != metrics_of(pair.folders[1])
+
+
+def test_folder_holds_the_resolved_configuration(pair: Pair) -> None:
+    text = (pair.folder / "config.yaml").read_text()
+    assert "${" not in text
+    config = OmegaConf.create(text)
+    assert config.model.blocks.sizes == [784, 1024, 1024, 2, 1024, 1024, 10]
+    assert (config.data.seed, config.mixup.seed, config.trainer.max_epochs) == (0, 0, 1)
+    assert config.run_dir == config.logger.save_dir == str(pair.folder)
+
+
+def test_folder_holds_the_final_metrics_and_what_made_them(pair: Pair) -> None:
+    content = json.loads((pair.folder / "metrics.json").read_text())
+    evaluated = {f"{split}/{key}" for split in ("val", "test") for key in ("loss", "acc", "nll", "ece")}
+    diagnosed = {
+        f"{split}/{key}" for split in ("val", "test") for key in ("davies_bouldin", "spread_ratio", "nearest_mean_acc")
+    }
+    assert evaluated | diagnosed <= set(content["metrics"])
+    assert all(math.isfinite(value) for value in content["metrics"].values())
+    assert content["metrics"]["test/loss"] == pytest.approx(content["metrics"]["test/nll"], rel=1e-5)
+    assert (content["name"], content["seed"], content["epochs"]) == ("mnist_bottleneck", 0, 1)
+    assert 0 < content["fit_seconds"] < content["total_seconds"] < 120
+    assert content["packages"]["torch"] == version("torch")
+    revision = r"[0-9a-f]{40}(-dirty)?"
+    assert content["git_revision"] is None or re.fullmatch(revision, content["git_revision"])
+
+
+def test_folder_holds_checkpoints(pair: Pair) -> None:
+    assert sorted(os.listdir(pair.folder / "checkpoints")) == ["best.ckpt", "last.ckpt"]
+    last = torch.load(pair.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (last["global_step"], last["epoch"]) == (20, 0)
+    assert_close(weights_of(pair.folder / "checkpoints" / "best.ckpt"), last["state_dict"], rtol=0, atol=0)
+
+
+def test_tensorboard_holds_curves_and_figures(pair: Pair) -> None:
+    events = EventAccumulator(str(pair.folder / "tensorboard"))
+    events.Reload()
+    curves = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+    assert {"train/loss", "train/acc_mixed", "val/acc", "val/loss", "test/acc"} <= set(curves)
+    for tag in ("train/loss", "mixup/lam", "mixup/layer"):
+        assert [point.step for point in curves[tag]] == [4, 9, 14, 19]
+    assert all(0 < point.value < 1 for point in curves["mixup/lam"])
+    assert {point.value for point in curves["mixup/layer"]} <= {0.0, 1.0}
+    assert curves["val/acc"][-1].value == pytest.approx(metrics_of(pair.folder)["val/acc"])
+    assert sorted(events.Tags()["images"]) == PICTURES
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_figures_are_pictures(split: str, pair: Pair) -> None:
+    with Image.open(pair.folder / "figures" / f"hidden_space_{split}.png") as picture:
+        picture.load()
+        low, high = picture.convert("L").getextrema()
+        assert picture.format == "PNG"
+        assert min(picture.size) > 800
+    assert (low < 100, high) == (True, 255)
+
+
+def test_run_into_a_used_folder_is_refused(pair: Pair, command: Command) -> None:
+    names = ("metrics.json", "config.yaml", "checkpoints/last.ckpt")
+    before = [(pair.folder / name).read_bytes() for name in names]
+    code, out, err = command(*BRIEF, f"hydra.run.dir={pair.folder}", "seed=9")
+    line = f"error: {pair.folder} holds a run already. Choose another folder with hydra.run.dir=...\n"
+    assert (code, out, err) == (1, "", line)
+    assert [(pair.folder / name).read_bytes() for name in names] == before
+
+
+def test_same_command_gives_the_same_run(command: Command, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert command(*BRIEF, f"hydra.run.dir={name}", f"seed={seed}").code == 0
+    first, again, other = (weights_of(tmp_path / name / "checkpoints" / "last.ckpt") for name in "abc")
+    assert_close(first, again, rtol=0, atol=0)
+    assert not torch.equal(first["blocks.0.1.weight"], other["blocks.0.1.weight"])
+
+
+@pytest.mark.parametrize("mixup", ["none", "input"])
+@pytest.mark.parametrize("option", ["logger=csv", "optimizer=sgd"])
+def test_options_run(mixup: str, option: str, command: Command, tmp_path: Path) -> None:
+    finished = command(*BRIEF, f"mixup={mixup}", option, "hydra.run.dir=run")
+    assert (finished.code, finished.err) == (0, "")
+    metrics = metrics_of(tmp_path / "run")
+    assert ("mixup/lam" in metrics) == (mixup == "input")
+    assert (tmp_path / "run" / "csv" / "metrics.csv").is_file() == (option == "logger=csv")
+    assert (tmp_path / "run" / "tensorboard").is_dir() == (option != "logger=csv")
+
+
+def test_sweep_gives_each_run_its_folder(command: Command, tmp_path: Path) -> None:
+    finished = command(*BRIEF, "-m", "mixup=none,manifold", "seed=0,1", "hydra.sweep.dir=sweep")
+    assert (finished.code, finished.err) == (0, "")
+    found = {}
+    for path in tmp_path.glob("sweep/*/metrics.json"):
+        config = OmegaConf.load(path.with_name("config.yaml"))
+        found[path.parent.name.split("_")[0]] = (bool(config.mixup), config.seed)
+        assert f"Run folder   {path.parent}" in finished.out
+        assert f"seed-{config.seed}" in path.parent.name
+    assert found == {"0": (False, 0), "1": (False, 1), "2": (True, 0), "3": (True, 1)}
+    assert len({path.read_text() for path in tmp_path.glob("sweep/*/metrics.json")}) == 4
+
+
+@pytest.mark.slow
+def test_two_processes_leave_one_account(tmp_path: Path) -> None:
+    process = start(*BRIEF, "trainer=ddp", "trainer.accelerator=cpu", "max_epochs=1", "hydra.run.dir=run", cwd=tmp_path)
+    finished = finish(process)
+    assert finished.code == 0, finished.err
+    assert finished.out.count("epoch   1/1") == 1
+    assert finished.out.count("Run folder") == 1
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+    assert metrics_of(tmp_path / "run")["test/acc"] > 0
+
+
+# --- stopped and resumed
+
+
+def stop_in_second_epoch(folder: Path, number: int, *overrides: str) -> Finished:
+    """Send a signal when the first epoch's line is printed and, with periodic checkpoints, another one is saved."""
+    process = start(*TWO_EPOCHS, f"hydra.run.dir={folder}", *overrides, cwd=folder.parent)
+    killer = threading.Timer(120, process.kill)
+    killer.start()
+    assert process.stdout is not None
+    lines = [process.stdout.readline()]
+    last = folder / "checkpoints" / "last.ckpt"
+    if overrides:
+        count = saved_step(last)
+        while saved_step(last) < max(count, STEPS) + 50 and process.poll() is None:
+            time.sleep(0.005)
+    process.send_signal(number)
+    finished = finish(process)
+    killer.cancel()
+    return Finished(finished.code, "".join(lines) + finished.out, finished.err)
+
+
+def saved_step(path: Path) -> int:
+    return torch.load(path, weights_only=True)["global_step"] if path.is_file() else 0
+
+
+class Stopped(NamedTuple):
+    folder: Path
+    by: dict[str, Finished]
+
+
+PERIODIC = ["+callbacks.checkpoint.every_n_train_steps=50"]
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
+    """A straight run, and runs stopped in their second epoch, all at the same time."""
+    folder = tmp_path_factory.mktemp("stopped")
+    straight = start(*TWO_EPOCHS, f"hydra.run.dir={folder / 'straight'}", cwd=folder)
+    kinds = {"sigint": (signal.SIGINT,), "sigterm": (signal.SIGTERM,), "sigkill": (signal.SIGKILL, *PERIODIC)}
+    with ThreadPoolExecutor() as pool:
+        futures = {
+            name: pool.submit(stop_in_second_epoch, folder / name, *arguments) for name, arguments in kinds.items()
+        }
+        by = {name: future.result() for name, future in futures.items()}
+    by["straight"] = finish(straight)
+    assert by["straight"].code == 0, by["straight"].err
+    return Stopped(folder, by)
+
+
+@pytest.fixture(scope="module")
+def resumed(stopped: Stopped) -> dict[str, Finished]:
+    processes = {
+        name: start(
+            *TWO_EPOCHS,
+            f"ckpt_path={stopped.folder / name / 'checkpoints' / 'last.ckpt'}",
+            f"hydra.run.dir={stopped.folder / f'{name}_resumed'}",
+            cwd=stopped.folder,
+        )
+        for name in ("sigint", "sigkill")
+    }
+    return {name: finish(process) for name, process in processes.items()}
+
+
+@pytest.mark.slow
+def test_interrupt_saves_and_says_where(stopped: Stopped) -> None:
+    finished, path = stopped.by["sigint"], stopped.folder / "sigint" / "checkpoints" / "last.ckpt"
+    assert finished.code == 130
+    assert finished.err.strip().splitlines() == [
+        "Interrupted: finishing this step, then saving a checkpoint. Ctrl-C again to stop at once.",
+        f"Saved {path}. To go on, repeat the command with ckpt_path={path}",
+    ]
+
+
+@pytest.mark.slow
+def test_termination_has_its_exit_code(stopped: Stopped) -> None:
+    finished, path = stopped.by["sigterm"], stopped.folder / "sigterm" / "checkpoints" / "last.ckpt"
+    assert finished.code == 143
+    assert finished.err == f"Saved {path}. To go on, repeat the command with ckpt_path={path}\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sigint", "sigterm", "sigkill"])
+def test_stopped_run_leaves_whole_files_only(name: str, stopped: Stopped) -> None:
+    folder = stopped.folder / name
+    step = saved_step(folder / "checkpoints" / "last.ckpt")
+    # in mid-epoch; Lightning answers a SIGTERM before it begins another epoch
+    assert STEPS < step < 2 * STEPS or (name == "sigterm" and step == STEPS)
+    assert not (folder / "metrics.json").exists()
+    visible = [path.name for path in folder.glob("checkpoints/*") if not path.name.startswith(".")]
+    assert sorted(visible) == ["best.ckpt", "last.ckpt"]
+    assert saved_step(folder / "checkpoints" / "best.ckpt") > 0
+
+
+@pytest.mark.slow
+def test_interrupt_does_not_overwrite_the_best(stopped: Stopped) -> None:
+    assert saved_step(stopped.folder / "sigint" / "checkpoints" / "best.ckpt") == STEPS
+
+
+@pytest.mark.slow
+def test_killed_run_was_killed(stopped: Stopped) -> None:
+    assert stopped.by["sigkill"].code == -signal.SIGKILL
+    assert saved_step(stopped.folder / "sigkill" / "checkpoints" / "last.ckpt") % 50 == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sigint", "sigkill"])
+def test_resumed_run_equals_the_straight_run(name: str, resumed: dict[str, Finished], stopped: Stopped) -> None:
+    assert resumed[name].code == 0, resumed[name].err
+    again, straight = (stopped.folder / run / "checkpoints" / "last.ckpt" for run in (f"{name}_resumed", "straight"))
+    assert saved_step(again) == saved_step(straight) == 2 * STEPS
+    assert_close(weights_of(again), weights_of(straight), rtol=0, atol=0)
+    keys = ("test/loss", "test/acc", "test/nll", "test/ece", "val/loss")
+    metrics = [metrics_of(stopped.folder / run) for run in (f"{name}_resumed", "straight")]
+    assert [metrics[0][key] for key in keys] == [metrics[1][key] for key in keys]
+
+
+# --- refused
+
+
+def refused(finished: Finished, pattern: str) -> None:
+    assert finished.code == 1
+    assert re.fullmatch(f"error: {pattern}\n", finished.err), finished.err
+    assert "Run folder" not in finished.out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "pattern"),
+    [
+        pytest.param(["mixup.alpha=-1"], r"mixup: alpha must be .* >= 0, got -1\..*switches mixing off\.", id="alpha"),
+        pytest.param(["mixup.alpha=nan"], r"mixup: alpha must be a finite number .*got nan\..*", id="alpha nan"),
+        pytest.param(
+            ["mixup.layers=blocks.9"], r"Layer 'blocks\.9' is not in .*'blocks\.5', 'blocks\.4'.*", id="layer"
+        ),
+        pytest.param(
+            ["diagnostics=hidden_space", "diagnostics.hidden_space.layer=blocks.9"],
+            r"Layer 'blocks\.9' is not in .*'blocks\.5', 'blocks\.4'.*",
+            id="layer of a diagnostic",
+        ),
+        pytest.param(
+            ["+experiment=mnist_botleneck"],
+            r"There is no 'experiment/mnist_botleneck'\. Options: .*Did you mean 'mnist_bottleneck'\?",
+            id="experiment",
+        ),
+        pytest.param(
+            ["mixup=manifld"],
+            r"There is no 'mixup/manifld'\. Options: input, manifold, none\. Did you mean 'manifold'\?",
+            id="option",
+        ),
+        pytest.param(
+            ["mixup.alhpa=1"],
+            r"There is no 'mixup\.alhpa'\. Names there: alpha, layers, .*\. Did you mean 'alpha'\?",
+            id="key",
+        ),
+        pytest.param(["modle=mlp"], r"There is no 'modle'\. Names there: .*Did you mean 'model'\?", id="group"),
+        pytest.param(
+            ["mixup=none", "mixup.alpha=1"], r"There is no 'mixup\.alpha'\. Names there: \(none\)\.", id="off"
+        ),
+        pytest.param(["mixup.layers=[}"], r"Cannot read 'mixup\.layers=\[\}': .*", id="syntax"),
+        pytest.param(["mixup"], r"Error parsing override 'mixup'\. missing EQUAL .*", id="no value"),
+        pytest.param(["seed=one"], r"seed must be an integer in \[0, 2\*\*32\), got 'one'\.", id="seed text"),
+        pytest.param(["seed=-1"], r"seed must be an integer in \[0, 2\*\*32\), got -1\.", id="seed below"),
+        pytest.param(["seed=4294967296"], r"seed must be an integer in .*, got 4294967296\.", id="seed above"),
+        pytest.param(
+            ["ckpt_path=nowhere.ckpt"],
+            r"ckpt_path 'nowhere\.ckpt' is not a file\. Checkpoints are .* in a run's folder\.",
+            id="no checkpoint",
+        ),
+        pytest.param(
+            ["ckpt_path=text"],
+            r"ckpt_path 'text' is not a whole Lightning checkpoint\. Checkpoints are .* in a run's folder\.",
+            id="text as checkpoint",
+        ),
+        pytest.param(
+            ["model.blocks.sizes=[784,16,16,2,16,16,5]", "trainer.log_every_n_steps=1"],
+            r"Manifold mixup could not look at training_step of MixableModule, which fails with ValueError: "
+            r"The batch holds class 9, but the network has 5 outputs.*Make the last block and the data agree\..*",
+            id="too few outputs",
+        ),
+        pytest.param(
+            ["mixup=none", "model.blocks.sizes=[784,16,16,2,16,16,5]", "trainer.log_every_n_steps=1"],
+            r"The batch holds class 9, but the network has 5 outputs.*Make the last block and the data agree\.",
+            id="too few outputs without mixup",
+        ),
+        pytest.param(["data.root=."], r".*holds no train-images.*leave data\.root empty .*", id="no data"),
+        pytest.param(["data.root=gone"], r"The MNIST folder gone does not exist; leave data\.root.*", id="no root"),
+        pytest.param(
+            ["hydra.run.dir=text/run"], r".*Not a directory: 'text/run'\. Choose another folder .*", id="run folder"
+        ),
+        pytest.param(
+            ["seed=0,1", "hydra.sweep.dir=text/sweep", "-m"],
+            r".*Not a directory: 'text/sweep'\. Choose another folder .*hydra\.sweep\.dir=\.\.\.",
+            id="sweep folder",
+        ),
+    ],
+)
+def test_mistake_is_answered_in_one_line(overrides: list[str], pattern: str, command: Command, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("not a checkpoint, and not a folder")
+    refused(command(*BRIEF, *overrides), pattern)
+
+
+def test_mistake_stops_a_sweep(command: Command, tmp_path: Path) -> None:
+    refused(command("-m", *BRIEF, "mixup.alpha=-1,1", "hydra.sweep.dir=sweep"), "mixup: alpha must be .*")
+    assert not list(tmp_path.glob("sweep/*/metrics.json"))
+
+
+def test_checkpoint_of_other_sizes_is_refused(pair: Pair, command: Command) -> None:
+    path = pair.folder / "checkpoints" / "last.ckpt"
+    pattern = r"ckpt_path '.*' is of another model: .*\(1024, 784\) there and \(16, 784\) here\..*config\.yaml.*"
+    refused(command(*BRIEF, f"ckpt_path={path}"), pattern)
+
+
+def test_real_command_answers_in_one_line_unless_asked_for_the_traceback(tmp_path: Path) -> None:
+    brief = start("mixup.alpha=-1", cwd=tmp_path)
+    full = start("mixup.alpha=-1", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    refused(finish(brief), "mixup: alpha must be .* got -1.*")
+    finished = finish(full)
+    assert finished.code == 1
+    assert finished.err.startswith("Traceback (most recent call last):")
+    assert "alpha must be" in finished.err
+
+
+def test_full_error_shows_where_a_job_failed(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(failure.JobFailed, match="alpha must be") as failed:
+        command(*BRIEF, "mixup.alpha=-1")
+    assert failed.value.__cause__ is failed.value.error
+
+
+def test_full_disk_leaves_no_half_checkpoint(command: Command, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # bytes of any file; a checkpoint has more
+    try:
+        finished = command(*BRIEF, "hydra.run.dir=run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    refused(finished, r"\[Errno 27\] File too large\. Free some space, or choose another folder .*")
+    assert os.listdir(tmp_path / "run" / "checkpoints") == []
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_full_disk_leaves_no_half_metrics(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def replace(source: Path, target: Path) -> None:
+        if target.name == "metrics.json":
+            raise OSError(28, "No space left on device")
+        os.rename(source, target)
+
+    monkeypatch.setattr(files.os, "replace", replace)
+    finished = command(*BRIEF, "hydra.run.dir=run")
+    refused(finished, r"\[Errno 28\] No space left on device\. Free some space, or choose another folder .*")
+    assert not [path.name for path in (tmp_path / "run").iterdir() if "metrics" in path.name]
+    assert saved_step(tmp_path / "run" / "checkpoints" / "last.ckpt") == 6
+
+
+# --- help
+
+
+def test_help_lists_the_groups_and_their_options(command: Command) -> None:
+    code, out, err = command("--help")
+    assert (code, err) == (0, "")
+    for group in sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name[0] != "_"):
+        options = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+        assert f"\n{group}: {options}\n" in out
+    assert "python -m mm_lightning.train +experiment=mnist_bottleneck\n" in out
+    assert "$" not in out
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_commands_in_the_help_compose(command: Command) -> None:
+    commands = re.findall(r"^ +python -m mm_lightning\.train (.*)$", command("--help").out, flags=re.MULTILINE)
+    assert len(commands) >= 4
+    for line in commands:
+        parts = line.split()
+        # a flag between two overrides would end them
+        assert all(part in ("--cfg", "job") or i == 0 or part[0] != "-" for i, part in enumerate(parts))
+        overrides = [part for part in parts if part not in ("-m", "--cfg", "job") and "," not in part]
+        assert command(*overrides, "--cfg", "job").code == 0
+
+
+def test_cfg_prints_the_composed_configuration(command: Command, tmp_path: Path) -> None:
+    finished = command("+experiment=mnist_bottleneck", "mixup.alpha=0.5", "--cfg", "job")
+    assert (finished.code, finished.err) == (0, "")
+    config = OmegaConf.create(finished.out)
+    assert (config.mixup.alpha, config.name) == (0.5, "mnist_bottleneck")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,84 @@
+"""A study's results, from folders made by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from mm_lightning.study.collect import experiment_of, study_of
+from mm_lightning.study.jobs import Job
+
+ACC = {"title": "accuracy", "unit": "%", "factor": 100, "digits": 1, "better": "higher", "claim": True, "meaning": "m"}
+SIZE = {"title": "size", "unit": "", "factor": 1, "digits": 0, "better": None, "claim": False, "meaning": "m"}
+CONFIG: Any = OmegaConf.create(
+    {
+        "title": "Digits",
+        "text": "Ten of them.",
+        "methods": {"a": {"title": "A"}, "b": {"title": "B"}, "ours": {"title": "Ours"}, "ours_too": {"title": "Too"}},
+        "judged": ["ours", "ours_too"],
+        "schedules": {"default": {"text": "short"}, "reference": {"text": "long"}},
+        "quick": ["max_epochs=1"],
+        "measures": {"test/acc": ACC, "test/size": SIZE},
+    }
+)
+
+
+def make(root: Path, method: str, acc: float, seed: int = 0, schedule: str = "default", revision: str = "r1") -> Job:
+    job = Job("digits", method, schedule, seed, (f"mixup={method}",), root / schedule / method / str(seed))
+    job.folder.mkdir(parents=True)
+    content = {
+        "metrics": {"test/acc": acc, "test/size": 3.0, "train/loss": 9.0},
+        **{"total_seconds": 10.0 * (seed + 1), "epochs": 2, "python": "3.11", "platform": "here", "processors": 2},
+        **{"packages": {"torch": "2.13"}, "git_revision": revision},
+    }
+    (job.folder / "config.yaml").write_text("{}")
+    (job.folder / "metrics.json").write_text(json.dumps(content))
+    return job
+
+
+def test_experiment_holds_runs_cells_and_verdicts(tmp_path: Path) -> None:
+    values = {"a": [0.5, 0.6], "b": [0.9, 0.1], "ours": [0.7, 0.7], "ours_too": [0.4, 0.5]}
+    jobs = [make(tmp_path, name, acc, seed) for name, both in values.items() for seed, acc in enumerate(both)]
+    jobs += [make(tmp_path, "a", 0.8, schedule="reference"), make(tmp_path, "ours", 0.7, schedule="reference")]
+    found = experiment_of("digits", CONFIG, jobs, tmp_path)
+    assert [(one["name"], one["seconds_per_run"]) for one in found["schedules"]] == [
+        ("default", 15.0),
+        ("reference", 10.0),
+    ]
+    assert found["runs"][1]["command"] == "python -m mm_lightning.train +experiment=digits mixup=a seed=1"
+    assert found["runs"][1]["metrics"] == {"test/acc": 0.6, "test/size": 3.0}
+    verdicts = {(one["method"], one["against"]): one for one in found["verdicts"]}
+    assert {key: (one["better_in"], one["verdict"]) for key, one in verdicts.items()} == {
+        ("ours", "a"): (2, "holds"),
+        ("ours", "b"): (1, "mixed"),
+        ("ours_too", "a"): (0, "fails"),
+        ("ours_too", "b"): (1, "mixed"),
+    }
+    assert verdicts["ours", "a"]["reference_agrees"] is False
+    assert verdicts["ours_too", "a"]["reference_agrees"] is None
+    assert {one["key"] for one in found["verdicts"]} == {"test/acc"}
+
+
+def test_quick_runs_are_not_judged(tmp_path: Path) -> None:
+    found = experiment_of(
+        "digits", CONFIG, [make(tmp_path, name, 0.5, schedule="quick") for name in ("a", "ours")], tmp_path
+    )
+    assert found["verdicts"] == []
+    assert "max_epochs=1" in found["schedules"][0]["text"]
+
+
+@pytest.mark.parametrize("schedule", ["quick", "default"])
+def test_study_says_what_the_runs_were_made_with(schedule: str, tmp_path: Path) -> None:
+    jobs = [make(tmp_path, "a", 0.5, 0, schedule), make(tmp_path, "ours", 0.6, 1, schedule, revision="r2")]
+    experiment = experiment_of("digits", CONFIG, jobs, tmp_path) if schedule == "quick" else None
+    study = study_of(["python", "x", "out=a b"], [experiment] if experiment else [], jobs, (2, 1))
+    assert study["command"] == "python x 'out=a b'"
+    assert study["quick"] is (schedule == "quick")
+    assert study["environment"]["git_revision"] == "r1, r2"
+    assert study["environment"]["python"] == "3.11"
+    assert study["environment"]["packages"] == {"torch": "2.13"}
+    assert study["seconds"] == (30.0 if experiment else 0.0)
