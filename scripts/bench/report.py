@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmark import BENCHMARKS
-
+from bench import BENCHMARKS
 from bench.markdown import cells, flat_tables, number_lines
 from bench.plots import Picture, draw
 from bench.timing import is_met, table
