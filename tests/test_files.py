@@ -58,6 +58,14 @@ def test_json_of_something_else_leaves_the_older_one(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"older": 1}
 
 
+def test_file_that_is_not_whole_has_a_hidden_name_of_its_process(tmp_path: Path) -> None:
+    # which no *.ckpt finds, and which no other process writes to
+    with files.whole_file(tmp_path / "last.ckpt") as file:
+        assert [path.name for path in tmp_path.iterdir()] == [f".last.ckpt.{os.getpid()}.part"]
+        file.write(b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
 def test_file_is_not_there_before_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     with files.whole_file(path) as file:

@@ -118,6 +118,14 @@ def test_gradient_equals_the_equation(per_sample: bool, permuted: bool) -> None:
 
 @per_batch_and_per_sample
 @permuted_and_repeating
+def test_gradient_that_will_be_differentiated_equals_the_equation(per_sample: bool, permuted: bool) -> None:
+    plan, hidden, grad = make_plan(per_sample, permuted), rows(4, 3).requires_grad_(), rows(4, 3).cos()
+    (hidden_grad,) = torch.autograd.grad(mix(hidden, plan), hidden, grad, create_graph=True)  # takes another way
+    assert_close(hidden_grad, _reference_grad(grad, plan), rtol=0, atol=1e-14)
+
+
+@per_batch_and_per_sample
+@permuted_and_repeating
 def test_first_and_second_derivative_equal_finite_differences(per_sample: bool, permuted: bool) -> None:
     plan, hidden = make_plan(per_sample, permuted), rows(4, 3).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: mix(x, plan), hidden)

@@ -120,6 +120,27 @@ def test_layers_are_drawn_with_their_weights(weights: Any, expected: tuple[float
         assert abs(counts[layer] - share * num_draws) <= 4 * standard_error, layer  # a share of 0 is never drawn
 
 
+@pytest.mark.parametrize("weights", [None, (1, 2, 5)], ids=["uniform", "weighted"])
+def test_ratio_has_one_mean_and_spread_whatever_the_layer(weights: Any) -> None:
+    source, lams = PlanSource(LAYERS, ratio=BetaRatio(1.0), weights=weights), {layer: [] for layer in LAYERS}
+    for i in range(4000):
+        plan = source.draw(2, batch_index=i)
+        lams[plan.layer].append(float(plan.lam[0]))
+    for layer, drawn in lams.items():  # of Beta(1, 1): mean 1/2, variance 1/12, fourth moment about the mean 1/80
+        assert abs(np.mean(drawn) - 1 / 2) <= 4 * math.sqrt(1 / 12 / len(drawn)), layer
+        error = math.sqrt((1 / 80 - (1 / 12) ** 2) / len(drawn))
+        assert abs(np.mean((np.array(drawn) - 1 / 2) ** 2) - 1 / 12) <= 4 * error, layer
+
+
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["first", "middle", "last"])
+def test_one_row_with_a_ratio_of_exactly_one_leaves_the_others_mixed(place: int) -> None:
+    lam = np.full(3, 0.25)
+    lam[place] = 1.0
+    plan = PlanSource(["only"], ratio=lambda rng, batch_size: lam, pairing=Roll()).draw(3)
+    assert plan.mixes
+    assert plan.lam.tolist() == lam.tolist()
+
+
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
 def test_probability_is_the_share_of_mixed_batches(probability: float) -> None:
     source, num_draws = PlanSource(LAYERS, probability=probability), 3000
