@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import ast
+import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as pl
 import pytest
+import torch
+from torch import nn
 
 import mm_lightning
 
@@ -75,3 +82,48 @@ def test_public_names_are_there_and_documented(name: str) -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Mixup'"):
         mm_lightning.Mixup  # noqa: B018
+
+
+class Regression(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return (self.net(batch[0]) - batch[1]).abs().mean()  # not linear in the targets: the partners' half runs
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class _Journey(pl.Callback):
+    """The functions of the package that the fourth batch runs through, in the order of their first calls."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        def note(frame: Any, event: str, argument: Any) -> None:
+            path = Path(frame.f_code.co_filename)
+            if event == "call" and path.is_relative_to(PACKAGE):
+                name = f"{path.relative_to(PACKAGE).as_posix()} {frame.f_code.co_name}"
+                self.found += [] if name in self.found else [name]
+
+        if batch_idx == 3:
+            sys.setprofile(note)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        sys.setprofile(None)
+
+
+def test_a_batch_passes_six_files_in_the_order_that_is_written_down(make_trainer: Callable[..., pl.Trainer]) -> None:
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    files = re.findall(r"^  \d\. `([\w/.]+)`", text, flags=re.MULTILINE)
+    torch.manual_seed(0)
+    journey = _Journey()
+    trainer = make_trainer(journey, mm_lightning.ManifoldMixupCallback(layers=["net.0", "net.1"]))
+    batches = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(16, 2), torch.randn(16, 1)), 4)
+    trainer.fit(Regression(), batches)
+    functions = ["on_train_batch_start", "draw", "run", "__call__", "mix_rows", "_repeat"]
+    places = [journey.found.index(f"{file} {name}") for file, name in zip(files, functions, strict=True)]
+    assert places == sorted(places)
