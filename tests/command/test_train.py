@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -94,7 +93,7 @@ def start(*overrides: str | Path, cwd: Path, **environment: str) -> "subprocess.
 
 
 def finish(process: "subprocess.Popen[str]") -> Finished:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate()
     return Finished(process.returncode, out, err)
 
 
@@ -271,8 +270,6 @@ def test_two_processes_leave_one_account(tmp_path: Path) -> None:
 def stop_in_second_epoch(folder: Path, number: int, *overrides: str) -> Finished:
     """Send a signal when the first epoch's line is printed and, with periodic checkpoints, another one is saved."""
     process = start(*TWO_EPOCHS, f"hydra.run.dir={folder}", *overrides, cwd=folder.parent)
-    killer = threading.Timer(120, process.kill)
-    killer.start()
     assert process.stdout is not None
     lines = [process.stdout.readline()]
     last = folder / "checkpoints" / "last.ckpt"
@@ -282,7 +279,6 @@ def stop_in_second_epoch(folder: Path, number: int, *overrides: str) -> Finished
             time.sleep(0.005)
     process.send_signal(number)
     finished = finish(process)
-    killer.cancel()
     return Finished(finished.code, "".join(lines) + finished.out, finished.err)
 
 

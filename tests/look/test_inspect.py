@@ -115,7 +115,7 @@ def test_the_batch_may_stand_in_another_dimension(batch_dim: Any, is_safe: bool)
 def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     def command(*overrides: str) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", "mm_lightning.inspect", *overrides]
-        finished = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        finished = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert list(tmp_path.iterdir()) == []
         return finished
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 def call(module: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True, timeout=800)
+    return subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
