@@ -105,7 +105,7 @@ def test_layer_that_runs_twice_is_counted_twice(net: nn.Sequential, mixer: Mixer
 
 
 def test_layer_repeats_what_it_returned(net: nn.Sequential, mixer: Mixer) -> None:
-    mixer.start(make_plan("2"))
+    mixer.start(make_plan("2"), keep=True)
     first, second = net[:3](make_rows()), net[:3](-make_rows())
     mixer.repeat(True)
     assert net[:3](make_rows()) is first
@@ -113,6 +113,14 @@ def test_layer_repeats_what_it_returned(net: nn.Sequential, mixer: Mixer) -> Non
     mixer.repeat(False)
     assert_close(net[:3](make_rows()), first, rtol=0, atol=0)
     assert net[:3](make_rows()) is not first
+
+
+def test_layer_that_keeps_nothing_mixes_again_and_counts_once(net: nn.Sequential, mixer: Mixer) -> None:
+    mixer.start(make_plan("2"))
+    first = net[:3](make_rows())
+    mixer.repeat(True)
+    assert_close(net[:3](make_rows()), first, rtol=0, atol=0)
+    assert mixer.times_mixed("2") == [1]
 
 
 def test_detached_module_is_as_it_was(net: nn.Sequential) -> None:
@@ -410,3 +418,18 @@ def test_compiled_module_is_mixed_as_planned_with_a_graph_a_layer(
         assert_close(net[0].weight.grad, eager[0].weight.grad, rtol=0, atol=1e-13)
         net.zero_grad()
     assert len(graphs) <= 4  # |S| + 1
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by dynamo itself
+@pytest.mark.parametrize("keep", [False, True])
+def test_compiled_network_returns_its_mixed_layer_only_to_be_kept(net: nn.Sequential, mixer: Mixer, keep: bool) -> None:
+    returned: list[int] = []
+
+    def counting(graph: torch.fx.GraphModule, example_inputs: list[Tensor]) -> Callable[..., Any]:
+        returned.append(len(graph.graph.output_node().args[0]))
+        return graph
+
+    mixer.start(make_plan("2"), keep=keep)
+    torch.compile(net, backend=counting)(make_rows())
+    assert returned == [1 + keep]
