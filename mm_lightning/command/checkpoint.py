@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mm_lightning.files import whole_file
 
-__all__ = ["WholeCheckpointIO", "check_checkpoint"]
+__all__ = ["WholeCheckpointIO", "check_checkpoint"]  # the first one is of conf/trainer/cpu.yaml
 
 # What a scheduler's state holds of the time that has passed; the rest are its settings.
 _PROGRESS = {"last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step", "_is_initial"}

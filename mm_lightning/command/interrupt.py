@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-__all__ = ["StopAfterStep"]
+__all__ = ["StopAfterStep"]  # of conf/callbacks/default.yaml
 
 
 class StopAfterStep(pl.Callback):

@@ -10,7 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 
-__all__ = ["EpochLines", "TerminalBar", "progress_bar"]
+__all__ = ["EpochLines", "TerminalBar", "progress_bar"]  # the last one is of conf/
 
 
 def progress_bar() -> ProgressBar:

@@ -135,7 +135,7 @@ class Inside(Node):
 
 
 class Flow(TorchFunctionMode):
-    """Records one run.
+    """Follows one run.
 
     Args:
         sample: Keeps some rows of the tensors that a call returns.

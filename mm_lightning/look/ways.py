@@ -44,7 +44,7 @@ class Graph:
     """One run as a graph.
 
     Args:
-        flow: The record of the run.
+        flow: What followed the run.
     """
 
     def __init__(self, flow: Flow) -> None:
@@ -82,10 +82,6 @@ class Graph:
     def targets(self) -> set[Leaf]:
         """Tensors of the batch that reach the loss past all weights."""
         return {n for n in closure([self.loss], avoiding=set(self.weights)) if isinstance(n, Leaf)}
-
-    def has_weights(self, call: Call) -> bool:
-        """Whether it applies weights of its own to what comes from the batch."""
-        return any(node.within is call for node in self.weights)
 
     @cached_property
     def _weighted(self) -> list[Call]:
