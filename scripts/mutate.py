@@ -111,7 +111,7 @@ def _changes(tree: ast.Module, text: Callable[[Any], str]) -> Iterator[tuple[Any
                 yield node, str(not value)
             case ast.Constant(value=int() | float() as value):
                 yield node, repr(value + 1)
-            case ast.Return(value=ast.expr() as value) if text(value) != "None":
+            case ast.Return(value=ast.expr() as value) if not isinstance(value, ast.Constant):
                 yield node, "return None"
             case ast.Expr(value=ast.Call()):
                 yield node, "pass"
