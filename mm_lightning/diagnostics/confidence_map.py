@@ -23,6 +23,7 @@ from mm_lightning.diagnostics.confidence_figure import draw_confidence_maps, wri
 from mm_lightning.diagnostics.confidence_frames import Frame, packed, stacked, unpacked
 from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Rows, is_last_validation
 from mm_lightning.diagnostics.figures import ClassNames
+from mm_lightning.diagnostics.hidden_states import INPUT, evaluating, first_floats
 from mm_lightning.diagnostics.plane import (
     Extent,
     PlaneFunction,
@@ -32,7 +33,6 @@ from mm_lightning.diagnostics.plane import (
     plane_axes,
 )
 from mm_lightning.diagnostics.plane_numbers import plane_numbers
-from mm_lightning.diagnostics.tap import INPUT, _first_floats, evaluating
 
 
 class ConfidenceMap(Diagnostic):
@@ -174,7 +174,7 @@ class ConfidenceMap(Diagnostic):
     ) -> None:
         """Keep the hidden states of this batch beside its targets, and the epoch's first input."""
         super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        if self._tap.is_open and batch_idx == dataloader_idx == 0:
+        if self._states.is_open and batch_idx == dataloader_idx == 0:
             self._keep_row(batch)
 
     on_test_batch_end = on_validation_batch_end
@@ -243,7 +243,7 @@ class ConfidenceMap(Diagnostic):
 
     @contextmanager
     def _plane(self, trainer: Trainer, module: LightningModule) -> Iterator[PlaneFunction]:
-        replaced = None if self.layer == INPUT else self._tap.find(module)[self.layer]
+        replaced = None if self.layer == INPUT else self._states.find(module)[self.layer]
         # one input for all processes: what passes by the layer, and what is known already, must be the same for all
         row = self._row = trainer.strategy.broadcast(self._row)
         assert row is not None  # measure follows a batch
@@ -260,7 +260,7 @@ class ConfidenceMap(Diagnostic):
             yield logits_at
 
     def _keep_row(self, batch: Any) -> Tensor:
-        inputs = _first_floats(batch)
+        inputs = first_floats(batch)
         if inputs is None:
             raise RuntimeError("The batch holds no floating point tensor to run the module on.")
         self._row = inputs[0].to("cpu", copy=True)  # the loader may use its memory again

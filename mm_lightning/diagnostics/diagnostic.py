@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mm_lightning.diagnostics import figures
-from mm_lightning.diagnostics.tap import LayerTap
+from mm_lightning.diagnostics.hidden_states import HiddenStates
 from mm_lightning.diagnostics.training_rows import overhear_training
 
 Forward = Callable[[LightningModule, Any], Any]
@@ -102,8 +102,8 @@ class Diagnostic(Callback, ABC):
         self.train_points = train_points
         self.dirpath = dirpath
         self.forward = forward or _forward
-        self._tap = LayerTap(self.layers, max_points, targets)
-        self._train_tap = LayerTap(self.layers, train_points, targets)
+        self._states = HiddenStates(self.layers, max_points, targets)
+        self._train_states = HiddenStates(self.layers, train_points, targets)
 
     @abstractmethod
     def measure(self, trainer: Trainer, pl_module: LightningModule, rows: Rows) -> Findings | str:
@@ -125,18 +125,18 @@ class Diagnostic(Callback, ABC):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fail now, not epochs later, where a layer is unknown or two diagnostics have one name."""
         self._check_name(trainer)
-        self._tap.find(pl_module)  # not in setup, which may come before the module builds its layers
+        self._states.find(pl_module)  # not in setup, which may come before the module builds its layers
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook the layers where this epoch is looked at."""
         if not trainer.sanity_checking and (trainer.state.fn != TrainerFn.FITTING or self._is_due(trainer)):
             self._check_name(trainer)
-            self._tap.open(pl_module)
+            self._states.open(pl_module)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook the layers."""
         self._check_name(trainer)
-        self._tap.open(pl_module)
+        self._states.open(pl_module)
 
     def on_validation_batch_end(
         self,
@@ -149,26 +149,26 @@ class Diagnostic(Callback, ABC):
     ) -> None:
         """Keep the hidden states of this batch beside its targets."""
         if dataloader_idx == 0:
-            self._tap.keep(batch)
+            self._states.keep(batch)
 
     on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the numbers and the picture."""
         occasion = f"validation set, epoch {trainer.current_epoch + 1}"  # from 1, as the progress bar counts
-        pl_module.log_dict(self._look(trainer, pl_module, self._tap, "val", occasion), sync_dist=True)
+        pl_module.log_dict(self._look(trainer, pl_module, self._states, "val", occasion), sync_dist=True)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the numbers and the picture."""
-        pl_module.log_dict(self._look(trainer, pl_module, self._tap, "test", "test set"), sync_dist=True)
+        pl_module.log_dict(self._look(trainer, pl_module, self._states, "test", "test set"), sync_dist=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the training data, where asked for."""
         # not in on_fit_end, when the module has left its device
         if not self.train_points:
             return
-        overhear_training(trainer, pl_module, self._train_tap, self.forward)
-        found = self._look(trainer, pl_module, self._train_tap, "train", "training set")
+        overhear_training(trainer, pl_module, self._train_states, self.forward)
+        found = self._look(trainer, pl_module, self._train_states, "train", "training set")
         # Lightning's log() is over when training ends
         trainer.callback_metrics.update({key: torch.tensor(number) for key, number in found.items()})
         for logger in trainer.loggers:
@@ -183,8 +183,8 @@ class Diagnostic(Callback, ABC):
         self._close()
 
     def _close(self) -> None:
-        self._tap.close()
-        self._train_tap.close()
+        self._states.close()
+        self._train_states.close()
 
     def _check_name(self, trainer: Trainer) -> None:
         diagnostics = [callback for callback in trainer.callbacks if isinstance(callback, Diagnostic)]  # type: ignore[attr-defined]
@@ -200,12 +200,12 @@ class Diagnostic(Callback, ABC):
         return is_nth or is_last_validation(trainer)
 
     def _look(
-        self, trainer: Trainer, pl_module: LightningModule, tap: LayerTap, split: str, occasion: str
+        self, trainer: Trainer, pl_module: LightningModule, states: HiddenStates, split: str, occasion: str
     ) -> dict[str, float]:
-        if not tap.is_open:
+        if not states.is_open:
             return {}
-        collected = tap.collected(pl_module)
-        tap.close()
+        collected = states.collected(pl_module)
+        states.close()
         rows = None if collected is None else Rows(*_without_ignored(*collected), split, occasion)
         if rows is None or not len(rows.targets):
             findings: Findings | str = "no rows were seen" if rows is None else f"all targets are {IGNORED}"

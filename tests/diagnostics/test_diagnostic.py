@@ -358,7 +358,7 @@ def test_rows_stop_the_pass_when_there_are_enough() -> None:
         assert not torch.is_grad_enabled()
         ran.append(len(batch[0]))
 
-    overhear_training(trainer, Net(), spy._train_tap, forward)
+    overhear_training(trainer, Net(), spy._train_states, forward)
     assert ran == [8, 8]
     assert trainer.training
 

@@ -332,7 +332,7 @@ def test_hook_is_gone_after_an_interruption(tmp_path: Path, error: BaseException
         _trainer(tmp_path, callback).fit(net, _loader(), _loader())
     assert net.hooked[-1] == (0, True)  # it was on when the error struck
     assert not net.body[2]._forward_hooks
-    assert not callback._tap.is_open
+    assert not callback._states.is_open
     assert not (tmp_path / "figures").exists()
 
 
