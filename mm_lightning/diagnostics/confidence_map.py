@@ -18,11 +18,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from mm_lightning.diagnostics import figures
+from mm_lightning.diagnostics.clouds import square_frame
 from mm_lightning.diagnostics.confidence_figure import draw_confidence_maps, write_animation
 from mm_lightning.diagnostics.confidence_frames import Frame, packed, stacked, unpacked
 from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Rows, is_last_validation
-from mm_lightning.diagnostics.figures import ClassNames
+from mm_lightning.diagnostics.drawing import ClassNames, save_arrays
 from mm_lightning.diagnostics.hidden_states import INPUT, evaluating, first_floats
 from mm_lightning.diagnostics.plane import (
     Extent,
@@ -189,7 +189,7 @@ class ConfidenceMap(Diagnostic):
             return self._figure(unpacked(frames[i]), f"validation set, epoch {int(frames[i]['epoch']) + 1}")
 
         write_animation(draw, len(frames), self.folder(trainer) / f"{self.name}.gif")
-        figures.save_arrays(stacked(frames), self.folder(trainer) / f"{self.name}_frames.npz")
+        save_arrays(stacked(frames), self.folder(trainer) / f"{self.name}_frames.npz")
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, rows: Rows) -> Findings | str:
         """Return the map and its numbers, and keep a frame of it during ``fit``."""
@@ -293,5 +293,5 @@ def _digest(module: LightningModule, row: Tensor | None) -> bytes:
 
 
 def _around(points: Tensor) -> Extent:
-    low, high = figures.square_frame(points)
+    low, high = square_frame(points)
     return (float(low[0]), float(high[0])), (float(low[1]), float(high[1]))

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mm_lightning.diagnostics import figures
+from mm_lightning.diagnostics.drawing import figures_folder, publish
 from mm_lightning.diagnostics.hidden_states import HiddenStates
 from mm_lightning.diagnostics.training_rows import overhear_training
 
@@ -120,7 +120,7 @@ class Diagnostic(Callback, ABC):
 
     def folder(self, trainer: Trainer) -> Path:
         """Return the folder of the pictures."""
-        return Path(trainer.default_root_dir, "figures") if self.dirpath is None else Path(self.dirpath)
+        return figures_folder(trainer, self.dirpath)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fail now, not epochs later, where a layer is unknown or two diagnostics have one name."""
@@ -215,11 +215,7 @@ class Diagnostic(Callback, ABC):
             rank_zero_warn(f"{type(self).__name__} neither draws nor logs the {occasion}: {findings}.")
             return {}
         if trainer.is_global_zero:
-            figure = self.draw(findings, rows)
-            figures.log_figure(trainer, f"{self.name}/{split}", figure)
-            if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-                figures.save_figure(figure, self.folder(trainer) / f"{self.name}_{split}.png")
-                figures.save_arrays(findings.arrays, self.folder(trainer) / f"{self.name}_{split}.npz")
+            publish(trainer, self.name, split, self.draw(findings, rows), findings.arrays, self.folder(trainer))
         return {f"{split}/{name}": number for name, number in findings.numbers.items()}
 
 

@@ -11,9 +11,16 @@ from lightning.pytorch import LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mm_lightning.diagnostics import figures
+from mm_lightning.diagnostics.clouds import classes_in_words, draw_clouds, half_and_all, square_frame
 from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Forward, Rows
-from mm_lightning.diagnostics.figures import ClassNames
+from mm_lightning.diagnostics.drawing import (
+    ClassNames,
+    add_panel,
+    label_outer,
+    titled_figure,
+    write_numbers,
+    write_titles,
+)
 
 CAPTIONS = {  # of the picture; the arrow points to the better value
     "davies_bouldin": ("Davies–Bouldin ↓", "{:.2f}"),
@@ -124,14 +131,25 @@ def draw_hidden_space(
     if hidden.shape[1] > 2:
         points, fraction = principal_plane(hidden) if plane is None else plane
         axis_names = [f"principal component {k + 1} ({100 * fraction[k]:.0f} % of variance)" for k in range(2)]
-    numbers = []
-    for subset in subsets:
-        member = torch.isin(targets, torch.tensor(list(subset)))
-        enough = len(targets[member].unique()) > 1
-        separation = class_separation(hidden[member], targets[member]) if enough else {}
-        written = {key: text.format(separation[key]) if enough else "–" for key, (_, text) in CAPTIONS.items()}
-        numbers.append({label: written[key] for key, (label, _) in CAPTIONS.items()})
-    return figures.draw_clouds(points, targets, subsets, numbers, axis_names, title, class_names)
+    members = [torch.isin(targets, torch.tensor(list(subset))) for subset in subsets]
+    shown = torch.stack(members).any(dim=0)
+    if not shown.any():
+        raise ValueError(f"subsets {[list(subset) for subset in subsets]} hold none of {targets.unique().tolist()}.")
+    low, high = square_frame(points[shown])
+    xlim, ylim = zip(low.tolist(), high.tolist(), strict=True)
+    side, gap, left, right, bottom, height = 3.5, 0.25, 0.65, 0.1, 1.1, 5.35  # inches
+    figure = titled_figure(left + len(subsets) * (side + gap) - gap + right, height, title, left, above=0.1498)
+    for column, (subset, member) in enumerate(zip(subsets, members, strict=True)):
+        axes = add_panel(figure, left + column * (side + gap), bottom, side, side)
+        axes.set(xlim=xlim, ylim=ylim, aspect="equal", xlabel=axis_names[0], ylabel=axis_names[1])
+        label_outer(axes, is_left=column == 0)
+        if member.any():
+            draw_clouds(axes, points[member], targets[member], class_names)
+        outside = int(((points < low) | (points > high)).any(dim=1)[member].sum())
+        note = f"{int(member.sum()):,} points" + (f", {outside:,} outside the frame" if outside else "")
+        write_titles(axes, classes_in_words(subset), note)
+        write_numbers(axes, _captions(hidden[member], targets[member]), (0.7525, 0.938))
+    return figure
 
 
 class HiddenSpace(Diagnostic):
@@ -208,7 +226,7 @@ class HiddenSpace(Diagnostic):
 
     def draw(self, findings: Findings, rows: Rows) -> Figure:
         """Draw the hidden states."""
-        subsets = self.subsets or _halves(rows.targets.unique().tolist())
+        subsets = self.subsets or half_and_all(rows.targets.unique().tolist())
         title = f"Hidden states of layer {self.layer!r}, {rows.occasion}"
         arrays = {name: torch.from_numpy(array) for name, array in findings.arrays.items()}
         plane = (arrays["plane"], arrays["variance"]) if "variance" in arrays else None
@@ -224,6 +242,7 @@ def _checked(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return hidden.detach().cpu().double(), targets.detach().cpu()
 
 
-def _halves(classes: Sequence[int]) -> list[Sequence[int]]:
-    half = classes[: (len(classes) + 1) // 2]
-    return [half, classes] if len(half) > 1 else [classes]
+def _captions(hidden: Tensor, targets: Tensor) -> dict[str, str]:
+    enough = len(targets.unique()) > 1
+    separation = class_separation(hidden, targets) if enough else {}
+    return {label: text.format(separation[key]) if enough else "–" for key, (label, text) in CAPTIONS.items()}

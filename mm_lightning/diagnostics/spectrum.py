@@ -15,7 +15,20 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
 from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Forward, Rows
-from mm_lightning.diagnostics.figures import GREY, HAIRLINE, INK, PALETTE, ClassNames, _dress
+from mm_lightning.diagnostics.drawing import (
+    GREY,
+    HAIRLINE,
+    INK,
+    PALETTE,
+    ClassNames,
+    add_panel,
+    class_colour,
+    class_name,
+    label_outer,
+    titled_figure,
+    write_numbers,
+    write_titles,
+)
 
 FLOOR = 1e-4  # of the largest value on an axis; smaller ones are not drawn: a log axis has no place for zero
 WIDE = 40  # ranks; more are drawn on a log axis
@@ -108,33 +121,27 @@ def draw_spectra(
         A figure unknown to pyplot, so nothing needs closing.
     """
     width, high, step, left, right, bottom, top = 3.6, 2.75, 4.15, 0.75, 1.25, 1.05, 0.85  # inches
-    size = 2 * width + 0.25 + left + right, top + high + bottom + step * (len(spectra) - 1)
-    figure = Figure(figsize=size, dpi=120, facecolor="white")
-    points = min(13.0, 72 * (size[0] - left - 0.1) / (0.68 * len(title) + 1))  # a bold letter is about 0.68 em wide
-    figure.text(left / size[0], 1 - 0.12 / size[1], title, va="top", fontsize=points, weight="bold", color=INK)
+    height = top + high + bottom + step * (len(spectra) - 1)
+    figure = titled_figure(2 * width + 0.25 + left + right, height, title, left)
     for row, (layer, pair) in enumerate(spectra.items()):
-        below = size[1] - top - high - step * row
         for column, (values, kind) in enumerate(zip(pair, ("uncentred", "minus class mean"), strict=True)):
-            corner = (left + column * (width + 0.25)) / size[0], below / size[1]
-            axes = figure.add_axes((*corner, width / size[0], high / size[1]), facecolor="white")
-            dress_spectrum(axes, np.concatenate(pair))
-            _draw_classes(axes, values, classes, class_names)
-            axes.set_title(f"Layer {layer}" if column == 0 else "", loc="left", fontsize=11, color=INK)
-            axes.set_title(kind, loc="right", fontsize=8.5, color=GREY)
-            axes.set_ylabel("singular value" if column == 0 else "")
-            axes.tick_params(which="both", labelleft=column == 0)
-            _write_numbers(axes, values)
+            corner = left + column * (width + 0.25), height - top - high - step * row
+            axes = add_panel(figure, *corner, width, high)
+            set_spectrum_axes(axes, np.concatenate(pair))
+            _draw_lines(axes, values, classes, class_names)
+            write_titles(axes, "" if column else f"Layer {layer}", kind)
+            label_outer(axes, is_left=column == 0)
+            write_numbers(axes, _captions(values), (0.7425, 0.92125))
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.03), frameon=False, fontsize=8.5, labelcolor=INK)
     return figure
 
 
-def dress_spectrum(axes: Axes, values: np.ndarray) -> None:
-    """Set both axes to hold these singular values, (..., D): log values against ranks, these log if many."""
+def set_spectrum_axes(axes: Axes, values: np.ndarray) -> None:
+    """Set a panel's axes to hold these singular values, (..., D): log values against ranks, these log if many."""
     drawn = values[values > FLOOR * values.max()]
     low, high = (drawn.min(), drawn.max()) if drawn.size else (0.1, 1.0)
     room, ranks = 1.05 * (high / low) ** 0.04, values.shape[-1]
-    _dress(axes)
-    axes.set(yscale="log", ylim=(low / room, high * room), xlabel="rank")
+    axes.set(yscale="log", ylim=(low / room, high * room), xlabel="rank", ylabel="singular value")
     if ranks > WIDE:
         axes.set(xscale="log", xlim=(0.85, ranks / 0.85))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda rank, _: f"{rank:.0f}"))
@@ -224,25 +231,21 @@ class Spectrum(Diagnostic):
         return draw_spectra(spectra, findings.arrays["classes"].tolist(), title, self.class_names)
 
 
-def _draw_classes(axes: Axes, values: np.ndarray, classes: Sequence[int], names: ClassNames | None) -> None:
+def _draw_lines(axes: Axes, values: np.ndarray, classes: Sequence[int], names: ClassNames | None) -> None:
     ranks, named = np.arange(1, values.shape[1] + 1), len(classes) <= len(PALETTE)
     marker = "." if len(ranks) <= WIDE else None
     # NaN ends a line
     lines, mean = (np.where(each > axes.get_ylim()[0], each, np.nan) for each in (values, values.mean(axis=0)))
     for k, line in zip(classes, lines, strict=True):
-        text = (str(k) if names is None else names[k]) if named else None  # more classes have no colour of their own
-        axes.plot(ranks, line, color=PALETTE[k % len(PALETTE)], lw=1.0, marker=marker, ms=3, label=text)
+        text = class_name(k, names) if named else None  # more classes have no colour of their own
+        axes.plot(ranks, line, color=class_colour(k), lw=1.0, marker=marker, ms=3, label=text)
     axes.plot(ranks, mean, color=INK, lw=2.6, marker=marker, ms=7, label="mean")
 
 
-def _write_numbers(axes: Axes, values: np.ndarray) -> None:
+def _captions(values: np.ndarray) -> dict[str, str]:
     found = spectrum_numbers(torch.from_numpy(np.array(values)))
     captions = {"largest": f"{found['largest']:,.4g}", "sum of the others": f"{found['others']:,.4g}"}
-    captions["share of the others"] = f"{found['others_share']:.1%}"
-    for place, (name, number) in enumerate(captions.items()):
-        x = (place + 0.5) / len(captions)
-        axes.text(x, -0.27, number, transform=axes.transAxes, ha="center", size=13, weight="bold", color=INK)
-        axes.text(x, -0.335, name, transform=axes.transAxes, ha="center", size=8.5, color=GREY)
+    return captions | {"share of the others": f"{found['others_share']:.1%}"}
 
 
 def _plain(value: float, _: int | None = None) -> str:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.functional.clustering import davies_bouldin_score
 
 from mm_lightning.diagnostics import HiddenSpace
-from mm_lightning.diagnostics.figures import PALETTE, log_figure, save_figure
+from mm_lightning.diagnostics.drawing import PALETTE, log_figure, save_figure
 from mm_lightning.diagnostics.hidden_space import class_separation, draw_hidden_space, principal_plane
 
 
@@ -211,7 +211,8 @@ def test_subsets_without_enough_classes():
 
 def test_failed_save_leaves_the_older_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     figure = draw_hidden_space(*_blobs(), [range(4)])
-    path = save_figure(figure, tmp_path / "new" / "picture.png")
+    path = tmp_path / "new" / "picture.png"
+    save_figure(figure, path)
     older = path.read_bytes()
 
     def fill_disk(file: io.BufferedWriter, **_: object) -> None:
