@@ -75,19 +75,18 @@ def half_and_all(classes: Sequence[int]) -> list[Sequence[int]]:
     return [half, classes] if len(half) > 1 else [classes]
 
 
-def square_frame(plane: Tensor, tail: float = 0.005, margin: float = 0.12) -> tuple[Tensor, Tensor]:
+def square_frame(plane: Tensor) -> tuple[Tensor, Tensor]:
     """Axis limits that a few far points cannot stretch.
 
     Args:
         plane: Points, finite, (N, 2).
-        tail: Fraction of the points that may be cut off at each end of each axis.
-        margin: Room beyond these quantiles, as a fraction of their distance, used only as far as points reach.
 
     Returns:
         Lower and upper corner, each (2,), of a square.
     """
-    ends = torch.quantile(plane, torch.tensor([tail, 1 - tail], dtype=plane.dtype), dim=0)
-    room = margin * (ends[1] - ends[0])
+    # half a percent of the points at each end may be cut off; room beyond is used only as far as points reach
+    ends = torch.quantile(plane, torch.tensor([0.005, 0.995], dtype=plane.dtype), dim=0)
+    room = 0.12 * (ends[1] - ends[0])
     low = torch.maximum(ends[0] - room, plane.amin(dim=0))
     high = torch.minimum(ends[1] + room, plane.amax(dim=0))
     # 8 % more on either side: room for the label of a cloud at the edge; a single place gets a frame of side 1

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -18,10 +19,9 @@ from torch import Tensor
 
 from mm_lightning.diagnostics.drawing import figures_folder, publish
 from mm_lightning.diagnostics.hidden_states import HiddenStates
-from mm_lightning.diagnostics.training_rows import overhear_training
+from mm_lightning.diagnostics.training_rows import overhear_training, run_on_first_entry
 
 Forward = Callable[[LightningModule, Any], Any]
-
 
 IGNORED = -100  # what torch's cross_entropy leaves out
 
@@ -38,14 +38,24 @@ class Rows(NamedTuple):
 class Findings(NamedTuple):
     """What a diagnostic made of its rows."""
 
-    numbers: dict[str, float]  # logged as ``split/name``; two diagnostics that share a name would get the mean logged
+    numbers: dict[str, float]  # by what they measure, without split and name
     arrays: dict[str, np.ndarray]  # what the picture is drawn from; kept as ``.npz`` beside it
+
+
+class SharedArguments(TypedDict, total=False):
+    """What a kind of diagnostic takes as it comes and hands on to :class:`Diagnostic`, which says what they are."""
+
+    train_points: int
+    dirpath: str | Path | None
+    targets: Callable[[Any], Tensor] | None
+    forward: Forward | None
 
 
 class Diagnostic(Callback, ABC):
     """Overhears layers while the module is validated and tested, measures, draws, logs.
 
-    A subclass says what is measured (:meth:`measure`, by every process) and drawn (:meth:`draw`, by rank zero).
+    A subclass says what is measured (:meth:`measure`, by every process) and drawn (:meth:`draw`, by rank zero). Where
+    hidden states are not finite a warning says so, and nothing is measured.
 
     The states are overheard while the module's own ``validation_step`` or ``test_step`` runs, so that they cost a copy
     of the layer's output (``max_points`` rows in main memory), not a further forward pass; a hook is on the layer only
@@ -59,15 +69,19 @@ class Diagnostic(Callback, ABC):
     on as many rows in evaluation mode, as the loader gives them. Not after an interruption. A callback that gives the
     module other weights at that moment, such as ``WeightAveraging``, must stand before the diagnostic.
 
+    The picture is logged as ``NAME/SPLIT`` and written as ``NAME_SPLIT.png``, over the one before, with the data behind
+    it as ``NAME_SPLIT.npz``; numbers are logged as ``SPLIT/NAME/QUANTITY``. A split is ``val``, ``test`` or ``train``.
+    The ``unwritten_name`` of a kind stands in no number's key: a :class:`HiddenSpace` logs ``val/spread_ratio``, and
+    ``val/OTHER/spread_ratio`` if it has another name.
+
     Args:
-        name: First part of the picture's tag, and of its file.
+        name: First part of the picture's tag and file, and part of the log keys; of two diagnostics each needs its own.
         layers: Dotted names of the layers overheard. ``"input"`` is the batch's first floating point tensor,
             ``"output"`` what the module's own ``forward`` returns.
         every_n_epochs: Period of the validation pictures, in epochs; None looks at the last one only.
         max_points: Only the first so many rows of a validation or test epoch are kept, on each process.
         train_points: So many rows of the training data are looked at, on each process; 0 leaves them out.
-        dirpath: Folder of ``NAME_val.png``, ``NAME_test.png`` and ``NAME_train.png``, each with the data behind it as
-            ``.npz``; default is ``figures`` in ``trainer.default_root_dir``.
+        dirpath: Folder of the files; default is ``figures`` in ``trainer.default_root_dir``.
         targets: Finds the class indices, integer, (N,), in a batch; default takes the last integer tensor with one
             entry per row.
         forward: Runs the module on a training batch; default hands the batch, or the first entry of a tuple, a list
@@ -76,6 +90,17 @@ class Diagnostic(Callback, ABC):
     Raises:
         ValueError: If a number is outside its range.
     """
+
+    unwritten_name: ClassVar[str | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Show the shared arguments in the signature of a subclass that hands them on."""
+        super().__init_subclass__(**kwargs)
+        _, *shown = inspect.signature(cls.__init__).parameters.values()  # without self
+        if shown and "SharedArguments" in str(shown[-1].annotation):
+            known = inspect.signature(Diagnostic.__init__).parameters
+            shown[-1:] = [known[key].replace(kind=shown[-1].KEYWORD_ONLY) for key in SharedArguments.__annotations__]
+        cls.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
 
     def __init__(
         self,
@@ -88,12 +113,9 @@ class Diagnostic(Callback, ABC):
         targets: Callable[[Any], Tensor] | None = None,
         forward: Forward | None = None,
     ) -> None:
-        bounds = {
-            "every_n_epochs": (every_n_epochs, 1),
-            "max_points": (max_points, 1),
-            "train_points": (train_points, 0),
-        }
-        for key, (value, least) in bounds.items():
+        bounds = {"every_n_epochs": 1, "max_points": 1, "train_points": 0}
+        values = (every_n_epochs, max_points, train_points)
+        for (key, least), value in zip(bounds.items(), values, strict=True):
             if value is not None and value < least:
                 raise ValueError(f"{key} must be >= {least}, got {value}.")
         self.name = name
@@ -101,7 +123,7 @@ class Diagnostic(Callback, ABC):
         self.every_n_epochs = every_n_epochs
         self.train_points = train_points
         self.dirpath = dirpath
-        self.forward = forward or _forward
+        self.forward = forward or run_on_first_entry
         self._states = HiddenStates(self.layers, max_points, targets)
         self._train_states = HiddenStates(self.layers, train_points, targets)
 
@@ -207,16 +229,17 @@ class Diagnostic(Callback, ABC):
         collected = states.collected(pl_module)
         states.close()
         rows = None if collected is None else Rows(*_without_ignored(*collected), split, occasion)
-        if rows is None or not len(rows.targets):
-            findings: Findings | str = "no rows were seen" if rows is None else f"all targets are {IGNORED}"
+        if rows is None:
+            findings: Findings | str = "no rows were seen"
         else:
-            findings = self.measure(trainer, pl_module, rows)
+            findings = _obstacle(rows) or self.measure(trainer, pl_module, rows)
         if rows is None or isinstance(findings, str):
             rank_zero_warn(f"{type(self).__name__} neither draws nor logs the {occasion}: {findings}.")
             return {}
         if trainer.is_global_zero:
             publish(trainer, self.name, split, self.draw(findings, rows), findings.arrays, self.folder(trainer))
-        return {f"{split}/{name}": number for name, number in findings.numbers.items()}
+        group = split if self.name == self.unwritten_name else f"{split}/{self.name}"
+        return {f"{group}/{quantity}": number for quantity, number in findings.numbers.items()}
 
 
 def is_last_validation(trainer: Trainer) -> bool:
@@ -234,16 +257,8 @@ def _without_ignored(hidden: dict[str, Tensor], targets: Tensor) -> tuple[dict[s
     return {layer: states[kept] for layer, states in hidden.items()}, targets[kept]
 
 
-def _forward(module: LightningModule, batch: Any) -> Any:
-    inputs = batch
-    if isinstance(batch, (tuple, list)):
-        inputs = batch[0]
-    elif isinstance(batch, Mapping):
-        inputs = next(iter(batch.values()))
-    try:
-        return module(inputs)
-    except Exception as error:
-        raise RuntimeError(
-            f"{type(module).__name__} did not run on the first entry of a training batch ({error}), which train_points "
-            "asks for. Pass forward=(module, batch) -> anything, which runs it."
-        ) from error
+def _obstacle(rows: Rows) -> str | None:
+    if not len(rows.targets):
+        return f"all targets are {IGNORED}"
+    diverged = [layer for layer, hidden in rows.hidden.items() if not hidden.isfinite().all()]
+    return f"layer {diverged[0]!r} has values that are not finite" if diverged else None

@@ -137,6 +137,20 @@ def first_floats(batch: Any) -> Tensor | None:
     return next((leaf.detach() for leaf in tensors_of(batch) if leaf.is_floating_point() and leaf.ndim), None)
 
 
+def checked(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return hidden states (N, D) and targets (N,) on the CPU.
+
+    Raises:
+        ValueError: If the shapes do not fit, there are no rows or a value is not finite.
+    """
+    if hidden.ndim != 2 or not len(hidden) or targets.shape != hidden.shape[:1]:
+        shapes = f"{tuple(hidden.shape)} and {tuple(targets.shape)}"
+        raise ValueError(f"hidden must be (N, D) and targets (N,), with N >= 1, got {shapes}.")
+    if wrong := int((~hidden.isfinite()).sum()):
+        raise ValueError(f"hidden must be finite, got {wrong} of {hidden.numel()} values that are not.")
+    return hidden.detach().cpu(), targets.detach().cpu()
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Put a module into evaluation mode, and each of its modules back into its own mode afterwards."""

@@ -76,9 +76,9 @@ def draw_mixing(mixing: Mixing, num_bins: int = 20, title: str = "Mixing of one 
     return figure
 
 
-def _shortened(layer: str, most: int = 20) -> str:
-    end = layer[1 - most :]
-    return layer if len(layer) <= most else f"…{end.partition('.')[2] or end}"
+def _shortened(layer: str) -> str:
+    end = layer[-19:]
+    return layer if len(layer) <= 20 else f"…{end.partition('.')[2] or end}"
 
 
 def _draw_ratios(axes: Axes, mixing: Mixing, num_bins: int) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
+from typing_extensions import Unpack
 
-from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Forward, Rows
+from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Rows, SharedArguments
 from mm_lightning.diagnostics.drawing import (
     GREY,
     HAIRLINE,
@@ -29,6 +28,7 @@ from mm_lightning.diagnostics.drawing import (
     write_numbers,
     write_titles,
 )
+from mm_lightning.diagnostics.hidden_states import checked
 
 FLOOR = 1e-4  # of the largest value on an axis; smaller ones are not drawn: a log axis has no place for zero
 WIDE = 40  # ranks; more are drawn on a log axis
@@ -62,12 +62,7 @@ def class_spectrum(hidden: Tensor, targets: Tensor, centred: bool) -> tuple[Tens
         (tensor([[4., 3.],
                 [5., 0.]], dtype=torch.float64), tensor([0, 1]))
     """
-    if hidden.ndim != 2 or not len(hidden) or targets.shape != hidden.shape[:1]:
-        shapes = f"{tuple(hidden.shape)} and {tuple(targets.shape)}"
-        raise ValueError(f"hidden must be (N, D) and targets (N,), with N >= 1, got {shapes}.")
-    if wrong := int((~hidden.isfinite()).sum()):
-        raise ValueError(f"hidden must be finite, got {wrong} of {hidden.numel()} values that are not.")
-    hidden, targets = hidden.detach().cpu(), targets.detach().cpu()
+    hidden, targets = checked(hidden, targets)
     classes = targets.unique()
     values = torch.zeros(len(classes), hidden.shape[1], dtype=torch.float64)
     for k, row in zip(classes, values, strict=True):
@@ -159,14 +154,13 @@ class Spectrum(Diagnostic):
     """Measure how flat the classes are in some layers: the singular values of each class's hidden states.
 
     When it looks, at which rows and at what cost says :class:`Diagnostic`; what the decomposition costs besides, on
-    each process, :func:`class_spectrum`. How to read the picture says :func:`draw_spectra`. Rows with the target -100
-    are left out. The data behind the picture hold ``layers``, ``classes`` (K,) and, for the layer at place i,
-    ``values_i`` and ``values_centred_i``, each (K, D).
+    each process, :func:`class_spectrum`. How to read the picture says :func:`draw_spectra`. The data behind the picture
+    hold ``layers``, ``classes`` (K,) and, for the layer at place i, ``values_i`` and ``values_centred_i``, each (K, D).
 
     ===============================================  ==========================================================
     log key                                          what it is
     ===============================================  ==========================================================
-    ``spectrum/val``, ``spectrum/test``              image; with ``train_points`` also ``spectrum/train``
+    ``spectrum/val``, ``spectrum/test``              image
     ``val/spectrum/LAYER/largest``, ``test/...``     largest singular value, mean over the classes
     ``val/spectrum/LAYER/others``, ``test/...``      sum of all others, mean over the classes; lower is flatter
     ``val/spectrum/LAYER/others_share``, ``...``     others / (largest + others), in [0, 1); lower is flatter
@@ -178,46 +172,32 @@ class Spectrum(Diagnostic):
 
     Args:
         layers: Dotted name of the layer whose output, (N, ...), is decomposed after flattening, or several.
-        every_n_epochs: Period of the validation pictures, in epochs; None looks at the last one only.
-        max_points: Only the first so many rows of an epoch are kept, on each process.
-        train_points: So many rows of the training data are looked at when ``fit`` ends, on each process.
-        dirpath: Folder of ``spectrum_val.png`` and so on; default is ``figures`` in ``trainer.default_root_dir``.
         class_names: Text for each class, by class index; default is the index.
-        targets: Finds the class indices, integer, (N,), in a batch; default takes the last integer tensor with one
-            entry per row.
-        forward: Runs the module on a training batch; see :class:`Diagnostic`.
-        name: First part of the picture's tag and file and, after the split, of the log keys; of two callbacks of this
-            kind each needs its own.
+        **shared: These and ``every_n_epochs``, ``max_points`` and ``name`` are those of every :class:`Diagnostic`.
     """
 
     def __init__(
         self,
         layers: str | Sequence[str],
+        *,
+        class_names: ClassNames | None = None,
         every_n_epochs: int | None = None,
         max_points: int = 10_000,
-        train_points: int = 0,
-        dirpath: str | Path | None = None,
-        class_names: ClassNames | None = None,
-        targets: Callable[[Any], Tensor] | None = None,
-        forward: Forward | None = None,
         name: str = "spectrum",
+        **shared: Unpack[SharedArguments],
     ) -> None:
-        layers = [layers] if isinstance(layers, str) else layers
-        super().__init__(name, layers, every_n_epochs, max_points, train_points, dirpath, targets, forward)
+        super().__init__(name, [layers] if isinstance(layers, str) else layers, every_n_epochs, max_points, **shared)
         self.class_names = class_names
 
-    def measure(self, trainer: Trainer, pl_module: LightningModule, rows: Rows) -> Findings | str:
+    def measure(self, trainer: Trainer, pl_module: LightningModule, rows: Rows) -> Findings:
         """Return the numbers of :func:`spectrum_numbers`, and all singular values."""
         numbers: dict[str, float] = {}
         arrays = {"layers": np.array(self.layers), "classes": rows.targets.unique().numpy()}
         for place, layer in enumerate(self.layers):
-            hidden = rows.hidden[layer]
-            if not hidden.isfinite().all():
-                return f"layer {layer!r} has values that are not finite"
             for ending, centred in (("", False), ("_centred", True)):
-                values, _ = class_spectrum(hidden, rows.targets, centred)
+                values, _ = class_spectrum(rows.hidden[layer], rows.targets, centred)
                 found = spectrum_numbers(values)
-                numbers |= {f"{self.name}/{layer}/{key}{ending}": number for key, number in found.items()}
+                numbers |= {f"{layer}/{key}{ending}": number for key, number in found.items()}
                 arrays[f"values{ending}_{place}"] = values.numpy()
         return Findings(numbers, arrays)
 

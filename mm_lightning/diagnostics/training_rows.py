@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -49,6 +49,26 @@ def overhear_training(
                     break
     finally:
         trainer.training = True
+
+
+def run_on_first_entry(module: LightningModule, batch: Any) -> Any:
+    """Run a module on a batch, or on the first entry of a tuple, a list or a dict.
+
+    Raises:
+        RuntimeError: If the module fails.
+    """
+    inputs = batch
+    if isinstance(batch, (tuple, list)):
+        inputs = batch[0]
+    elif isinstance(batch, Mapping):
+        inputs = next(iter(batch.values()))
+    try:
+        return module(inputs)
+    except Exception as error:
+        raise RuntimeError(
+            f"{type(module).__name__} did not run on the first entry of a training batch ({error}), which train_points "
+            "asks for. Pass forward=(module, batch) -> anything, which runs it."
+        ) from error
 
 
 @contextmanager
