@@ -69,6 +69,54 @@ def test_every_part_is_listed() -> None:
     assert parts - set(ALLOWED) == {"__init__"}
 
 
+def _private_uses(source: str) -> list[str]:
+    """What starts with an underscore and belongs to another module of the package, where a file uses it."""
+    tree = ast.parse(source)
+    ours, found = set(), []  # names bound to what comes from the package
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "mm_lightning":
+                    ours.add(alias.asname or "mm_lightning")
+        elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "mm_lightning"):
+            ours.update(alias.asname or alias.name for alias in node.names)
+            found += [f"{node.module}.{alias.name}" for alias in node.names if _is_private(alias.name)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and _is_private(node.attr):
+            root = node.value
+            while isinstance(root, ast.Attribute):
+                root = root.value
+            if isinstance(root, ast.Name) and root.id in ours:
+                found.append(ast.unparse(node))
+    return found
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_private_names_stay_in_their_module(path: Path) -> None:
+    assert _private_uses(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "used"),
+    [
+        ("from mm_lightning.a import b, _c", ["mm_lightning.a._c"]),
+        ("from mm_lightning.a import _c as c", ["mm_lightning.a._c"]),
+        ("def f():\n    from .a import _c", ["a._c"]),
+        ("from mm_lightning import a\na._c()", ["a._c"]),
+        ("from mm_lightning import a as b\nb._c.d", ["b._c"]),
+        ("import mm_lightning.a\nmm_lightning.a._c", ["mm_lightning.a._c"]),
+        ("import mm_lightning.a as b\nb._c", ["b._c"]),
+        ("import torch\nfrom mm_lightning.a import __all__\ntorch._c, self._d, __name__", []),
+    ],
+)
+def test_private_uses_are_seen(source: str, used: list[str]) -> None:
+    assert _private_uses(source) == used
+
+
 def test_the_core_is_plain_torch() -> None:
     roots = {name.split(".")[0] for path in _files("mixup") for name in _imports(path)}
     assert not roots & {"lightning", "pytorch_lightning", "lightning_utilities", "hydra", "omegaconf", "matplotlib"}

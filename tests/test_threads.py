@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from torchmetrics.classification import MulticlassAccuracy
 
 from mm_lightning import ManifoldMixupCallback, MixPlan, PlanSource, mixed_accuracy
-from mm_lightning.diagnostics.figures import log_figure
+from mm_lightning.diagnostics.drawing import log_figure
 from mm_lightning.models import preact_resnet18
 
 MakeTrainer = Callable[..., pl.Trainer]
@@ -212,15 +213,14 @@ def mixed_with_graph(net: Net, plan: MixPlan) -> Tensor:
     return lam * F.cross_entropy(logits, Y) + (1 - lam) * F.cross_entropy(logits, Y[plan.partner])
 
 
-def test_pytorch_lightning_2953_a_figure_reaches_tensorboard_at_its_step(
-    make_trainer: MakeTrainer, tmp_path: Any
-) -> None:
+def test_pytorch_lightning_2953_a_figure_reaches_tensorboard_at_its_step(tmp_path: Any) -> None:
     from lightning.pytorch.loggers import TensorBoardLogger
     from matplotlib.figure import Figure
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logger = TensorBoardLogger(tmp_path)
-    log_figure(make_trainer(logger=[logger, CSVLogger(tmp_path)]), "figure", Figure(figsize=(2, 1), dpi=50), step=7)
+    trainer: Any = SimpleNamespace(loggers=[logger, CSVLogger(tmp_path)], global_step=7)
+    log_figure(trainer, "figure", Figure(figsize=(2, 1), dpi=50))
     logger.experiment.flush()
     [image] = EventAccumulator(logger.log_dir).Reload().Images("figure")
     assert (image.step, image.width, image.height) == (7, 100, 50)

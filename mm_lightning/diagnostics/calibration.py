@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from matplotlib.figure import Figure
-from torch import Tensor
+from typing_extensions import Unpack
 
-from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Forward, Rows
+from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Rows, SharedArguments
 from mm_lightning.diagnostics.reliability import (
     Reliability,
     calibration_numbers,
@@ -24,14 +20,13 @@ class Calibration(Diagnostic):
     """Draw a reliability diagram, and measure the calibration errors, while the module is validated and tested.
 
     When it looks, at which rows and at what cost says :class:`Diagnostic`. How to read the picture says
-    :func:`draw_reliability_diagrams`, and what the numbers are :func:`calibration_numbers`. Rows with the target -100
-    are left out. Where values are not finite a warning says so and nothing is drawn. The data behind the picture hold
-    ``edges``, ``counts``, ``confidence`` and ``accuracy`` of the bins; see :class:`Reliability`.
+    :func:`draw_reliability_diagrams`, and what the numbers are :func:`calibration_numbers`. The data behind the picture
+    hold ``edges``, ``counts``, ``confidence`` and ``accuracy`` of the bins; see :class:`Reliability`.
 
     =================================================  ===========================================================
     log key                                            what it is
     =================================================  ===========================================================
-    ``calibration/val``, ``calibration/test``          image; with ``train_points`` also ``calibration/train``
+    ``calibration/val``, ``calibration/test``          image
     ``val/calibration/ece``, ``test/...``              expected calibration error, in [0, 1]; lower is better
     ``val/calibration/mce``, ``test/...``              maximum calibration error, in [0, 1]; lower is better
     ``val/calibration/overconfidence``, ``test/...``   mean confidence - accuracy, in [-1, 1]; 0 is best
@@ -46,16 +41,8 @@ class Calibration(Diagnostic):
         layer: Where the logits are, (N, K), or (N,) or (N, 1) for the logit of class 1 of two: the dotted name of a
             submodule, or ``"output"`` for the module's own ``forward``.
         num_bins: Bins of equal width between 0 and 1.
-        every_n_epochs: Period of the validation pictures, in epochs; None looks at the last one only.
-        max_points: Only the first so many rows of an epoch are kept, on each process.
-        train_points: So many rows of the training data are looked at when ``fit`` ends, on each process.
         probabilities: Whether the layer gives probabilities, not logits.
-        dirpath: Folder of ``calibration_val.png`` and so on; default is ``figures`` in ``trainer.default_root_dir``.
-        targets: Finds the class indices, integer, (N,), in a batch; default takes the last integer tensor with one
-            entry per row.
-        forward: Runs the module on a training batch; see :class:`Diagnostic`.
-        name: First part of the picture's tag and file and, after the split, of the log keys; of two callbacks of this
-            kind each needs its own.
+        **shared: These and ``every_n_epochs``, ``max_points`` and ``name`` are those of every :class:`Diagnostic`.
 
     Raises:
         ValueError: If a number is outside its range.
@@ -64,28 +51,24 @@ class Calibration(Diagnostic):
     def __init__(
         self,
         layer: str = "output",
+        *,
         num_bins: int = 15,
+        probabilities: bool = False,
         every_n_epochs: int | None = 5,
         max_points: int = 100_000,
-        train_points: int = 0,
-        probabilities: bool = False,
-        dirpath: str | Path | None = None,
-        targets: Callable[[Any], Tensor] | None = None,
-        forward: Forward | None = None,
         name: str = "calibration",
+        **shared: Unpack[SharedArguments],
     ) -> None:
-        super().__init__(name, [layer], every_n_epochs, max_points, train_points, dirpath, targets, forward)
+        super().__init__(name, [layer], every_n_epochs, max_points, **shared)
         if num_bins < 1:
             raise ValueError(f"num_bins must be >= 1, got {num_bins}.")
         self.layer = layer
         self.num_bins = num_bins
         self.probabilities = probabilities
 
-    def measure(self, trainer: Trainer, pl_module: LightningModule, rows: Rows) -> Findings | str:
+    def measure(self, trainer: Trainer, pl_module: LightningModule, rows: Rows) -> Findings:
         """Return the numbers of :func:`calibration_numbers`, and the bins."""
         output, targets = rows.hidden[self.layer], rows.targets.long()
-        if not output.isfinite().all():
-            return f"layer {self.layer!r} has values that are not finite"
         if self.probabilities:
             both = torch.cat([1 - output, output], dim=1) if output.shape[1] == 1 else output
             bins, log_probabilities = reliability(both, targets, self.num_bins), both.double().log()
@@ -94,10 +77,9 @@ class Calibration(Diagnostic):
             both = torch.cat([torch.zeros_like(output), output], dim=1) if output.shape[1] == 1 else output
             log_probabilities = both.double().log_softmax(dim=1)
             bins = reliability(both.double().softmax(dim=1), targets, self.num_bins)
-        found = calibration_numbers(bins, log_probabilities, targets)
-        return Findings({f"{self.name}/{key}": number for key, number in found.items()}, bins._asdict())
+        return Findings(calibration_numbers(bins, log_probabilities, targets), bins._asdict())
 
     def draw(self, findings: Findings, rows: Rows) -> Figure:
         """Draw the reliability diagram."""
-        numbers = {key.removeprefix(f"{self.name}/"): number for key, number in findings.numbers.items()}
-        return draw_reliability_diagrams([Reliability(**findings.arrays)], [rows.occasion.capitalize()], [numbers])
+        bins, title = Reliability(**findings.arrays), rows.occasion.capitalize()
+        return draw_reliability_diagrams([bins], [title], [findings.numbers])

@@ -14,7 +14,22 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mm_lightning.diagnostics.figures import GREY, HAIRLINE, INK, PALETTE, ClassNames, _dress, _pixels, spread_apart
+from mm_lightning.diagnostics.clouds import label_classes
+from mm_lightning.diagnostics.drawing import (
+    GREY,
+    HAIRLINE,
+    INK,
+    PALETTE,
+    ClassNames,
+    add_panel,
+    class_colour,
+    class_name,
+    label_outer,
+    pixels,
+    titled_figure,
+    write_numbers,
+    write_titles,
+)
 from mm_lightning.diagnostics.plane import PlaneMap
 from mm_lightning.diagnostics.plane_numbers import p_class1
 from mm_lightning.files import whole_file
@@ -44,16 +59,15 @@ def draw_confidence_map(axes: Axes, found: PlaneMap, class_names: ClassNames | N
     ends = (found.x[0], found.x[-1], found.y[0], found.y[-1])
     # a grid point is the middle of its pixel
     extent = (ends[0] - step[0] / 2, ends[1] + step[0] / 2, ends[2] - step[1] / 2, ends[3] + step[1] / 2)
-    pixels: dict[str, Any] = {"extent": extent, "origin": "lower", "rasterized": True}
+    grid: dict[str, Any] = {"extent": extent, "origin": "lower", "rasterized": True}
     if found.num_classes == 2:
         p = p_class1(found.confidence, found.predicted)
-        axes.imshow(p, cmap=P_CLASS1, vmin=0, vmax=1, interpolation="bilinear", **pixels)
+        axes.imshow(p, cmap=P_CLASS1, vmin=0, vmax=1, interpolation="bilinear", **grid)
     else:
         colours = class_colours(found.confidence, found.predicted, found.num_classes)
-        axes.imshow(colours, interpolation="nearest", **pixels)
+        axes.imshow(colours, interpolation="nearest", **grid)
     _draw_boundaries(axes, found)
     axes.set(xlim=ends[:2], ylim=ends[2:], aspect="equal")
-    _dress(axes)
     _draw_points(axes, found)
     if found.num_classes > 2:
         _label_classes(axes, found, class_names)
@@ -103,19 +117,14 @@ def draw_confidence_maps(
     xlim, ylim = _span([found.x for found in maps]), _span([found.y for found in maps])
     panel, foot = _SIDE * (ylim[1] - ylim[0]) / (xlim[1] - xlim[0]), 1.1 if numbers else 0.6
     width, height = _LEFT + len(maps) * (_SIDE + _GAP) + _KEY, foot + panel + _HEAD
-    figure = Figure(figsize=(width, height), dpi=120, facecolor="white")
-    points = min(13.0, 72 * (width - _LEFT - 0.1) / (0.68 * len(heading) + 1))  # a bold letter is about 0.68 em wide
-    figure.text(_LEFT / width, 1 - 0.15 / height, heading, va="top", fontsize=points, weight="bold", color=INK)
+    figure = titled_figure(width, height, heading, _LEFT, above=0.15)
     for column, (found, title) in enumerate(zip(maps, titles, strict=True)):
-        left = (_LEFT + column * (_SIDE + _GAP)) / width
-        axes = figure.add_axes((left, foot / height, _SIDE / width, panel / height), facecolor=UNMAPPED)
+        axes = add_panel(figure, _LEFT + column * (_SIDE + _GAP), foot, _SIDE, panel, UNMAPPED)
         draw_confidence_map(axes, found, class_names)
-        axes.set(xlim=xlim, ylim=ylim, xlabel=axis_names[0], ylabel="" if column else axis_names[1])
-        axes.tick_params(labelleft=column == 0)
-        axes.set_title(title, loc="left", fontsize=11, color=INK)
-        axes.set_title(_note(found), loc="right", fontsize=8.5, color=GREY)
-        if numbers:
-            _write_numbers(figure, numbers[column], left, _SIDE / width)
+        axes.set(xlim=xlim, ylim=ylim, xlabel=axis_names[0], ylabel=axis_names[1])
+        label_outer(axes, is_left=column == 0)
+        write_titles(axes, title, _note(found))
+        write_numbers(axes, numbers[column] if numbers else {}, (0.77, 0.97))
     key = figure.add_axes((1 - (_KEY - 0.05) / width, foot / height, 0.2 / width, panel / height))
     if maps[0].num_classes == 2:
         _draw_bar(figure, key, class_names)
@@ -135,12 +144,12 @@ def write_animation(draw: Callable[[int], Figure], count: int, path: Path) -> No
         path: Target; missing folders are made.
     """
     # one palette for all: with a palette for each frame the colours would flicker
-    drawn = {i: _pixels(draw(i)) for i in {0, count // 2, count - 1}}
+    drawn = {i: pixels(draw(i)) for i in {0, count // 2, count - 1}}
     palette = Image.fromarray(np.concatenate(list(drawn.values()))).quantize(256)
     colours = np.array(palette.getpalette()).reshape(-1, 3)
     colours[(colours > 245).all(axis=1)] = 255  # the paper stays white
     palette.putpalette(colours.flatten().tolist())
-    images = (Image.fromarray(drawn[i] if i in drawn else _pixels(draw(i))) for i in range(count))
+    images = (Image.fromarray(drawn[i] if i in drawn else pixels(draw(i))) for i in range(count))
     frames = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images)
     each = min(max(12_000 // count, 40), 250)  # milliseconds
     durations = [each] * (count - 1) + [2000]
@@ -182,10 +191,7 @@ def _label_classes(axes: Axes, found: PlaneMap, names: ClassNames | None) -> Non
         return
     places = torch.tensor(np.array([np.median(found.points[found.targets == k], axis=0) for k in classes]))
     low, high = torch.tensor([found.x[0], found.y[0]]), torch.tensor([found.x[-1], found.y[-1]])
-    places = spread_apart(places.double(), 0.078 * float((high - low).max()), low, high)
-    for k, (x, y) in zip(classes, places.tolist(), strict=True):
-        box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": PALETTE[k % len(PALETTE)], "lw": 1.6, "alpha": 0.93}
-        axes.text(x, y, _name(k, names), ha="center", va="center", size=9.5, weight="bold", color=INK, bbox=box)
+    label_classes(axes, classes, places.double(), low, high, names, size=9.5, pad=0.2)
 
 
 def _shown(found: PlaneMap) -> np.ndarray:
@@ -194,7 +200,7 @@ def _shown(found: PlaneMap) -> np.ndarray:
 
 
 def _shade(k: int) -> tuple[float, ...]:
-    return tuple(0.55 * channel for channel in to_rgb(PALETTE[k % len(PALETTE)]))
+    return tuple(0.55 * channel for channel in to_rgb(class_colour(k)))
 
 
 def _note(found: PlaneMap) -> str:
@@ -206,20 +212,9 @@ def _span(axes: Sequence[np.ndarray]) -> tuple[float, float]:
     return min(float(axis[0]) for axis in axes), max(float(axis[-1]) for axis in axes)
 
 
-def _name(k: int, names: ClassNames | None) -> str:
-    return str(k) if names is None else names[k]
-
-
-def _write_numbers(figure: Figure, numbers: Mapping[str, str], left: float, width: float) -> None:
-    for place, (name, number) in enumerate(numbers.items()):
-        x = left + (place + 0.5) / len(numbers) * width
-        figure.text(x, 0.33 / figure.get_figheight(), number, ha="center", size=13, weight="bold", color=INK)
-        figure.text(x, 0.13 / figure.get_figheight(), name, ha="center", size=8.5, color=GREY)
-
-
 def _draw_bar(figure: Figure, axes: Axes, names: ClassNames | None) -> None:
     bar = figure.colorbar(ScalarMappable(Normalize(0, 1), P_CLASS1), cax=axes)
-    bar.set_label(f"probability of class {_name(1, names)}", size=10, color=INK)
+    bar.set_label(f"probability of class {class_name(1, names)}", size=10, color=INK)
     bar.set_ticks([0, 0.25, 0.5, 0.75, 1], labels=["0", "0.25", "0.5", "0.75", "1"])
     bar.outline.set(color=HAIRLINE, linewidth=0.8)
     axes.tick_params(length=2.5, width=0.8, color=HAIRLINE, labelsize=8.5, labelcolor=GREY)
@@ -235,7 +230,7 @@ def _draw_ramps(axes: Axes, num_classes: int, names: ClassNames | None) -> None:
     axes.set_position((left, bottom, 2.4 * width, height))
     axes.imshow(colours, aspect="auto", interpolation="nearest", extent=(0, 1, num_classes - 0.5, -0.5))
     axes.hlines(np.arange(1, num_classes) - 0.5, 0, 1, color="white", linewidth=2)
-    axes.set_yticks(range(num_classes), [_name(k, names) for k in range(num_classes)], color=INK)
+    axes.set_yticks(range(num_classes), [class_name(k, names) for k in range(num_classes)], color=INK)
     axes.set_xticks([0, 1], [f"{100 / num_classes:.0f} %", "100 %"], color=GREY)
     axes.set_xlabel("confidence", size=8.5, color=GREY)
     axes.yaxis.tick_right()

@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,14 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from typing_extensions import Unpack
 
-from mm_lightning.diagnostics import figures
+from mm_lightning.diagnostics.clouds import square_frame
 from mm_lightning.diagnostics.confidence_figure import draw_confidence_maps, write_animation
 from mm_lightning.diagnostics.confidence_frames import Frame, packed, stacked, unpacked
-from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Rows, is_last_validation
-from mm_lightning.diagnostics.figures import ClassNames
+from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Rows, SharedArguments, is_last_validation
+from mm_lightning.diagnostics.drawing import ClassNames, save_arrays
+from mm_lightning.diagnostics.hidden_states import INPUT, evaluating, first_floats
 from mm_lightning.diagnostics.plane import (
     Extent,
     PlaneFunction,
@@ -32,7 +33,6 @@ from mm_lightning.diagnostics.plane import (
     plane_axes,
 )
 from mm_lightning.diagnostics.plane_numbers import plane_numbers
-from mm_lightning.diagnostics.tap import INPUT, _first_floats, evaluating
 
 
 class ConfidenceMap(Diagnostic):
@@ -54,7 +54,7 @@ class ConfidenceMap(Diagnostic):
     ==========================================  ========================================================================
     log key                                     what it is
     ==========================================  ========================================================================
-    ``confidence_map/val``, ``.../test``        image; with ``train_points`` also ``confidence_map/train``
+    ``confidence_map/val``, ``.../test``        image
     ``val/low_confidence``, ``test/...``        share of the grid whose top probability is below ``threshold``
     ``val/low_confidence_near_data``            the same of the grid points near data: not farther than ``band`` times
                                                 the frame's longer side from a point looked at
@@ -64,12 +64,9 @@ class ConfidenceMap(Diagnostic):
                                                 there are none; planes of different scales cannot be compared
     ==========================================  ========================================================================
 
-    With another ``name`` the keys are ``NAME/val``, ``val/NAME/low_confidence`` and so on.
-
     ============================  ======================================================================================
     file in ``dirpath``           content
     ============================  ======================================================================================
-    ``confidence_map_val.png``    the last picture; also ``..._test`` and ``..._train``
     ``confidence_map_val.npz``    the fields of :class:`PlaneMap`
     ``confidence_map.gif``        the frames of ``fit``
     ``confidence_map_frames.npz`` the frames as :func:`.confidence_frames.stacked` returns them
@@ -81,46 +78,42 @@ class ConfidenceMap(Diagnostic):
             the points, which changes with them.
         resolution: Grid points on each axis, both ends included, of the final pictures; 301 on [-15, 15] are 0.1 apart.
         frame_resolution: The same of the pictures during ``fit``.
-        every_n_epochs: Period of the validation pictures, in epochs.
         threshold: A top probability below it is low.
         band: How far from a data point is near, as a fraction of the frame's longer side: 1/30 is 1.0 where the side
             is 30.
         probabilities: Whether the module's forward returns probabilities; they are softmaxed no more.
         batch_size: Grid points per forward pass.
-        max_points: Only the first so many rows of an epoch are kept, on each process.
-        train_points: So many rows of the training data are looked at when ``fit`` ends, on each process.
-        dirpath: Folder of the files; default is ``figures`` in ``trainer.default_root_dir``.
         class_names: Text for each class, by class index; default is the index.
-        targets: Finds the class indices, integer, (N,), in a batch; default takes the last integer tensor with one
-            entry per row.
         forward: Runs the module on inputs (M, ...), the batch's first floating point tensor or points in its place,
             and returns (M, K), or the logit of class 1 against class 0, (M,) or (M, 1); default is ``module(inputs)``.
-        name: First part of the picture's tag and of the files; of two callbacks of this kind each needs its own.
+        **shared: These and ``every_n_epochs``, ``max_points`` and ``name`` are those of every :class:`Diagnostic`.
 
     Raises:
         ValueError: If a number is outside its range.
     """
 
+    unwritten_name = "confidence_map"
+
     def __init__(
         self,
         layer: str = INPUT,
+        *,
         extent: Extent | None = None,
         resolution: int = 301,
         frame_resolution: int = 101,
-        every_n_epochs: int | None = 1,
         threshold: float = 0.9,
         band: float = 1 / 30,
         probabilities: bool = False,
         batch_size: int = 4096,
-        max_points: int = 10_000,
-        train_points: int = 0,
-        dirpath: str | Path | None = None,
         class_names: ClassNames | None = None,
-        targets: Callable[[Any], Tensor] | None = None,
-        forward: Callable[[LightningModule, Tensor], Tensor] | None = None,
-        name: str = "confidence_map",
+        every_n_epochs: int | None = 1,
+        max_points: int = 10_000,
+        name: str = unwritten_name,
+        **shared: Unpack[SharedArguments],
     ) -> None:
-        super().__init__(name, [layer], every_n_epochs, max_points, train_points, dirpath, targets, self._run_batch)
+        self._logits: Callable[[LightningModule, Tensor], Tensor] = shared.get("forward") or _logits
+        shared["forward"] = self._run_batch
+        super().__init__(name, [layer], every_n_epochs, max_points, **shared)
         counts = {
             "resolution": (resolution, 2),
             "frame_resolution": (frame_resolution, 2),
@@ -142,7 +135,6 @@ class ConfidenceMap(Diagnostic):
         self.probabilities = probabilities
         self.batch_size = batch_size
         self.class_names = class_names
-        self._logits = forward or _logits
         self._row: Tensor | None = None  # one input
         self._frames: dict[int, Frame] = {}  # by optimizer step
         # the last validation, the training data and the test often show the same weights in the same frame
@@ -174,7 +166,7 @@ class ConfidenceMap(Diagnostic):
     ) -> None:
         """Keep the hidden states of this batch beside its targets, and the epoch's first input."""
         super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        if self._tap.is_open and batch_idx == dataloader_idx == 0:
+        if self._states.is_open and batch_idx == dataloader_idx == 0:
             self._keep_row(batch)
 
     on_test_batch_end = on_validation_batch_end
@@ -189,15 +181,13 @@ class ConfidenceMap(Diagnostic):
             return self._figure(unpacked(frames[i]), f"validation set, epoch {int(frames[i]['epoch']) + 1}")
 
         write_animation(draw, len(frames), self.folder(trainer) / f"{self.name}.gif")
-        figures.save_arrays(stacked(frames), self.folder(trainer) / f"{self.name}_frames.npz")
+        save_arrays(stacked(frames), self.folder(trainer) / f"{self.name}_frames.npz")
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, rows: Rows) -> Findings | str:
         """Return the map and its numbers, and keep a frame of it during ``fit``."""
         points = rows.hidden[self.layer].float()
         if points.shape[1] != 2:
             raise ValueError(f"Layer {self.layer!r} must have 2 units to be a plane, got {points.shape[1]}.")
-        if not points.isfinite().all():
-            return f"layer {self.layer!r} has values that are not finite"
         extent = self.extent or _around(points)
         is_frame = rows.split == "val" and trainer.state.fn == TrainerFn.FITTING
         with self._plane(trainer, pl_module) as logits_at:
@@ -218,13 +208,11 @@ class ConfidenceMap(Diagnostic):
             if not _is_finite(found):
                 return "the logits are not finite all over the plane"
             numbers = plane_numbers(found, logits_at, self.threshold, self.band, self.batch_size)
-        own = "" if self.name == "confidence_map" else f"{self.name}/"  # else two of this kind would log the same keys
-        return Findings({f"{own}{key}": number for key, number in numbers.items()}, found.to_arrays())
+        return Findings(numbers, found.to_arrays())
 
     def draw(self, findings: Findings, rows: Rows) -> Figure:
         """Draw the map, with the numbers below it."""
-        numbers = {key.rpartition("/")[2]: number for key, number in findings.numbers.items()}
-        return self._figure(PlaneMap.from_arrays(findings.arrays), rows.occasion, numbers)
+        return self._figure(PlaneMap.from_arrays(findings.arrays), rows.occasion, findings.numbers)
 
     def _figure(self, found: PlaneMap, occasion: str, numbers: dict[str, float] | None = None) -> Figure:
         axis_names = ("x", "y") if self.layer == INPUT else ("hidden unit 1", "hidden unit 2")
@@ -243,7 +231,7 @@ class ConfidenceMap(Diagnostic):
 
     @contextmanager
     def _plane(self, trainer: Trainer, module: LightningModule) -> Iterator[PlaneFunction]:
-        replaced = None if self.layer == INPUT else self._tap.find(module)[self.layer]
+        replaced = None if self.layer == INPUT else self._states.find(module)[self.layer]
         # one input for all processes: what passes by the layer, and what is known already, must be the same for all
         row = self._row = trainer.strategy.broadcast(self._row)
         assert row is not None  # measure follows a batch
@@ -260,7 +248,7 @@ class ConfidenceMap(Diagnostic):
             yield logits_at
 
     def _keep_row(self, batch: Any) -> Tensor:
-        inputs = _first_floats(batch)
+        inputs = first_floats(batch)
         if inputs is None:
             raise RuntimeError("The batch holds no floating point tensor to run the module on.")
         self._row = inputs[0].to("cpu", copy=True)  # the loader may use its memory again
@@ -293,5 +281,5 @@ def _digest(module: LightningModule, row: Tensor | None) -> bytes:
 
 
 def _around(points: Tensor) -> Extent:
-    low, high = figures.square_frame(points)
+    low, high = square_frame(points)
     return (float(low[0]), float(high[0])), (float(low[1]), float(high[1]))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -16,12 +17,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mm_lightning.diagnostics import figures
-from mm_lightning.diagnostics.tap import LayerTap
-from mm_lightning.diagnostics.training_rows import overhear_training
+from mm_lightning.diagnostics.drawing import figures_folder, publish
+from mm_lightning.diagnostics.hidden_states import HiddenStates
+from mm_lightning.diagnostics.training_rows import overhear_training, run_on_first_entry
 
 Forward = Callable[[LightningModule, Any], Any]
-
 
 IGNORED = -100  # what torch's cross_entropy leaves out
 
@@ -38,14 +38,24 @@ class Rows(NamedTuple):
 class Findings(NamedTuple):
     """What a diagnostic made of its rows."""
 
-    numbers: dict[str, float]  # logged as ``split/name``; two diagnostics that share a name would get the mean logged
+    numbers: dict[str, float]  # by what they measure, without split and name
     arrays: dict[str, np.ndarray]  # what the picture is drawn from; kept as ``.npz`` beside it
+
+
+class SharedArguments(TypedDict, total=False):
+    """What a kind of diagnostic takes as it comes and hands on to :class:`Diagnostic`, which says what they are."""
+
+    train_points: int
+    dirpath: str | Path | None
+    targets: Callable[[Any], Tensor] | None
+    forward: Forward | None
 
 
 class Diagnostic(Callback, ABC):
     """Overhears layers while the module is validated and tested, measures, draws, logs.
 
-    A subclass says what is measured (:meth:`measure`, by every process) and drawn (:meth:`draw`, by rank zero).
+    A subclass says what is measured (:meth:`measure`, by every process) and drawn (:meth:`draw`, by rank zero). Where
+    hidden states are not finite a warning says so, and nothing is measured.
 
     The states are overheard while the module's own ``validation_step`` or ``test_step`` runs, so that they cost a copy
     of the layer's output (``max_points`` rows in main memory), not a further forward pass; a hook is on the layer only
@@ -59,15 +69,19 @@ class Diagnostic(Callback, ABC):
     on as many rows in evaluation mode, as the loader gives them. Not after an interruption. A callback that gives the
     module other weights at that moment, such as ``WeightAveraging``, must stand before the diagnostic.
 
+    The picture is logged as ``NAME/SPLIT`` and written as ``NAME_SPLIT.png``, over the one before, with the data behind
+    it as ``NAME_SPLIT.npz``; numbers are logged as ``SPLIT/NAME/QUANTITY``. A split is ``val``, ``test`` or ``train``.
+    The ``unwritten_name`` of a kind stands in no number's key: a :class:`HiddenSpace` logs ``val/spread_ratio``, and
+    ``val/OTHER/spread_ratio`` if it has another name.
+
     Args:
-        name: First part of the picture's tag, and of its file.
+        name: First part of the picture's tag and file, and part of the log keys; of two diagnostics each needs its own.
         layers: Dotted names of the layers overheard. ``"input"`` is the batch's first floating point tensor,
             ``"output"`` what the module's own ``forward`` returns.
         every_n_epochs: Period of the validation pictures, in epochs; None looks at the last one only.
         max_points: Only the first so many rows of a validation or test epoch are kept, on each process.
         train_points: So many rows of the training data are looked at, on each process; 0 leaves them out.
-        dirpath: Folder of ``NAME_val.png``, ``NAME_test.png`` and ``NAME_train.png``, each with the data behind it as
-            ``.npz``; default is ``figures`` in ``trainer.default_root_dir``.
+        dirpath: Folder of the files; default is ``figures`` in ``trainer.default_root_dir``.
         targets: Finds the class indices, integer, (N,), in a batch; default takes the last integer tensor with one
             entry per row.
         forward: Runs the module on a training batch; default hands the batch, or the first entry of a tuple, a list
@@ -76,6 +90,17 @@ class Diagnostic(Callback, ABC):
     Raises:
         ValueError: If a number is outside its range.
     """
+
+    unwritten_name: ClassVar[str | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Show the shared arguments in the signature of a subclass that hands them on."""
+        super().__init_subclass__(**kwargs)
+        _, *shown = inspect.signature(cls.__init__).parameters.values()  # without self
+        if shown and "SharedArguments" in str(shown[-1].annotation):
+            known = inspect.signature(Diagnostic.__init__).parameters
+            shown[-1:] = [known[key].replace(kind=shown[-1].KEYWORD_ONLY) for key in SharedArguments.__annotations__]
+        cls.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
 
     def __init__(
         self,
@@ -88,12 +113,9 @@ class Diagnostic(Callback, ABC):
         targets: Callable[[Any], Tensor] | None = None,
         forward: Forward | None = None,
     ) -> None:
-        bounds = {
-            "every_n_epochs": (every_n_epochs, 1),
-            "max_points": (max_points, 1),
-            "train_points": (train_points, 0),
-        }
-        for key, (value, least) in bounds.items():
+        bounds = {"every_n_epochs": 1, "max_points": 1, "train_points": 0}
+        values = (every_n_epochs, max_points, train_points)
+        for (key, least), value in zip(bounds.items(), values, strict=True):
             if value is not None and value < least:
                 raise ValueError(f"{key} must be >= {least}, got {value}.")
         self.name = name
@@ -101,9 +123,9 @@ class Diagnostic(Callback, ABC):
         self.every_n_epochs = every_n_epochs
         self.train_points = train_points
         self.dirpath = dirpath
-        self.forward = forward or _forward
-        self._tap = LayerTap(self.layers, max_points, targets)
-        self._train_tap = LayerTap(self.layers, train_points, targets)
+        self.forward = forward or run_on_first_entry
+        self._states = HiddenStates(self.layers, max_points, targets)
+        self._train_states = HiddenStates(self.layers, train_points, targets)
 
     @abstractmethod
     def measure(self, trainer: Trainer, pl_module: LightningModule, rows: Rows) -> Findings | str:
@@ -120,23 +142,23 @@ class Diagnostic(Callback, ABC):
 
     def folder(self, trainer: Trainer) -> Path:
         """Return the folder of the pictures."""
-        return Path(trainer.default_root_dir, "figures") if self.dirpath is None else Path(self.dirpath)
+        return figures_folder(trainer, self.dirpath)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fail now, not epochs later, where a layer is unknown or two diagnostics have one name."""
         self._check_name(trainer)
-        self._tap.find(pl_module)  # not in setup, which may come before the module builds its layers
+        self._states.find(pl_module)  # not in setup, which may come before the module builds its layers
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook the layers where this epoch is looked at."""
         if not trainer.sanity_checking and (trainer.state.fn != TrainerFn.FITTING or self._is_due(trainer)):
             self._check_name(trainer)
-            self._tap.open(pl_module)
+            self._states.open(pl_module)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook the layers."""
         self._check_name(trainer)
-        self._tap.open(pl_module)
+        self._states.open(pl_module)
 
     def on_validation_batch_end(
         self,
@@ -149,26 +171,26 @@ class Diagnostic(Callback, ABC):
     ) -> None:
         """Keep the hidden states of this batch beside its targets."""
         if dataloader_idx == 0:
-            self._tap.keep(batch)
+            self._states.keep(batch)
 
     on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the numbers and the picture."""
         occasion = f"validation set, epoch {trainer.current_epoch + 1}"  # from 1, as the progress bar counts
-        pl_module.log_dict(self._look(trainer, pl_module, self._tap, "val", occasion), sync_dist=True)
+        pl_module.log_dict(self._look(trainer, pl_module, self._states, "val", occasion), sync_dist=True)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the numbers and the picture."""
-        pl_module.log_dict(self._look(trainer, pl_module, self._tap, "test", "test set"), sync_dist=True)
+        pl_module.log_dict(self._look(trainer, pl_module, self._states, "test", "test set"), sync_dist=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the training data, where asked for."""
         # not in on_fit_end, when the module has left its device
         if not self.train_points:
             return
-        overhear_training(trainer, pl_module, self._train_tap, self.forward)
-        found = self._look(trainer, pl_module, self._train_tap, "train", "training set")
+        overhear_training(trainer, pl_module, self._train_states, self.forward)
+        found = self._look(trainer, pl_module, self._train_states, "train", "training set")
         # Lightning's log() is over when training ends
         trainer.callback_metrics.update({key: torch.tensor(number) for key, number in found.items()})
         for logger in trainer.loggers:
@@ -183,8 +205,8 @@ class Diagnostic(Callback, ABC):
         self._close()
 
     def _close(self) -> None:
-        self._tap.close()
-        self._train_tap.close()
+        self._states.close()
+        self._train_states.close()
 
     def _check_name(self, trainer: Trainer) -> None:
         diagnostics = [callback for callback in trainer.callbacks if isinstance(callback, Diagnostic)]  # type: ignore[attr-defined]
@@ -200,27 +222,24 @@ class Diagnostic(Callback, ABC):
         return is_nth or is_last_validation(trainer)
 
     def _look(
-        self, trainer: Trainer, pl_module: LightningModule, tap: LayerTap, split: str, occasion: str
+        self, trainer: Trainer, pl_module: LightningModule, states: HiddenStates, split: str, occasion: str
     ) -> dict[str, float]:
-        if not tap.is_open:
+        if not states.is_open:
             return {}
-        collected = tap.collected(pl_module)
-        tap.close()
+        collected = states.collected(pl_module)
+        states.close()
         rows = None if collected is None else Rows(*_without_ignored(*collected), split, occasion)
-        if rows is None or not len(rows.targets):
-            findings: Findings | str = "no rows were seen" if rows is None else f"all targets are {IGNORED}"
+        if rows is None:
+            findings: Findings | str = "no rows were seen"
         else:
-            findings = self.measure(trainer, pl_module, rows)
+            findings = _obstacle(rows) or self.measure(trainer, pl_module, rows)
         if rows is None or isinstance(findings, str):
             rank_zero_warn(f"{type(self).__name__} neither draws nor logs the {occasion}: {findings}.")
             return {}
         if trainer.is_global_zero:
-            figure = self.draw(findings, rows)
-            figures.log_figure(trainer, f"{self.name}/{split}", figure)
-            if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-                figures.save_figure(figure, self.folder(trainer) / f"{self.name}_{split}.png")
-                figures.save_arrays(findings.arrays, self.folder(trainer) / f"{self.name}_{split}.npz")
-        return {f"{split}/{name}": number for name, number in findings.numbers.items()}
+            publish(trainer, self.name, split, self.draw(findings, rows), findings.arrays, self.folder(trainer))
+        group = split if self.name == self.unwritten_name else f"{split}/{self.name}"
+        return {f"{group}/{quantity}": number for quantity, number in findings.numbers.items()}
 
 
 def is_last_validation(trainer: Trainer) -> bool:
@@ -238,16 +257,8 @@ def _without_ignored(hidden: dict[str, Tensor], targets: Tensor) -> tuple[dict[s
     return {layer: states[kept] for layer, states in hidden.items()}, targets[kept]
 
 
-def _forward(module: LightningModule, batch: Any) -> Any:
-    inputs = batch
-    if isinstance(batch, (tuple, list)):
-        inputs = batch[0]
-    elif isinstance(batch, Mapping):
-        inputs = next(iter(batch.values()))
-    try:
-        return module(inputs)
-    except Exception as error:
-        raise RuntimeError(
-            f"{type(module).__name__} did not run on the first entry of a training batch ({error}), which train_points "
-            "asks for. Pass forward=(module, batch) -> anything, which runs it."
-        ) from error
+def _obstacle(rows: Rows) -> str | None:
+    if not len(rows.targets):
+        return f"all targets are {IGNORED}"
+    diverged = [layer for layer, hidden in rows.hidden.items() if not hidden.isfinite().all()]
+    return f"layer {diverged[0]!r} has values that are not finite" if diverged else None

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
+from typing_extensions import Unpack
 
-from mm_lightning.diagnostics import figures
-from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Forward, Rows
-from mm_lightning.diagnostics.figures import ClassNames
+from mm_lightning.diagnostics.clouds import classes_in_words, draw_clouds, half_and_all, square_frame
+from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Rows, SharedArguments
+from mm_lightning.diagnostics.drawing import (
+    ClassNames,
+    add_panel,
+    label_outer,
+    titled_figure,
+    write_numbers,
+    write_titles,
+)
+from mm_lightning.diagnostics.hidden_states import checked
 
 CAPTIONS = {  # of the picture; the arrow points to the better value
     "davies_bouldin": ("Davies–Bouldin ↓", "{:.2f}"),
@@ -48,7 +55,8 @@ def class_separation(hidden: Tensor, targets: Tensor) -> dict[str, float]:
     Raises:
         ValueError: If the shapes do not fit, a value is not finite or fewer than two classes are present.
     """
-    hidden, targets = _checked(hidden, targets)
+    hidden, targets = checked(hidden, targets)
+    hidden = hidden.double()
     classes, own = targets.unique(return_inverse=True)  # (K,), (N,)
     if len(classes) < 2:
         raise ValueError(f"targets must hold at least two classes, got only {classes.tolist()}.")
@@ -117,74 +125,77 @@ def draw_hidden_space(
     Raises:
         ValueError: If shapes do not fit, values are not finite or no class of the subsets is present.
     """
-    hidden, targets = _checked(hidden, targets)
+    hidden, targets = checked(hidden, targets)
+    hidden = hidden.double()
     if hidden.shape[1] < 2:
         raise ValueError(f"hidden must have two columns or more to be drawn, got {hidden.shape[1]}.")
     points, axis_names = hidden, ["hidden unit 1", "hidden unit 2"]
     if hidden.shape[1] > 2:
         points, fraction = principal_plane(hidden) if plane is None else plane
         axis_names = [f"principal component {k + 1} ({100 * fraction[k]:.0f} % of variance)" for k in range(2)]
-    numbers = []
-    for subset in subsets:
-        member = torch.isin(targets, torch.tensor(list(subset)))
-        enough = len(targets[member].unique()) > 1
-        separation = class_separation(hidden[member], targets[member]) if enough else {}
-        written = {key: text.format(separation[key]) if enough else "–" for key, (_, text) in CAPTIONS.items()}
-        numbers.append({label: written[key] for key, (label, _) in CAPTIONS.items()})
-    return figures.draw_clouds(points, targets, subsets, numbers, axis_names, title, class_names)
+    members = [torch.isin(targets, torch.tensor(list(subset))) for subset in subsets]
+    shown = torch.stack(members).any(dim=0)
+    if not shown.any():
+        raise ValueError(f"subsets {[list(subset) for subset in subsets]} hold none of {targets.unique().tolist()}.")
+    low, high = square_frame(points[shown])
+    xlim, ylim = zip(low.tolist(), high.tolist(), strict=True)
+    side, gap, left, right, bottom, height = 3.5, 0.25, 0.65, 0.1, 1.1, 5.35  # inches
+    figure = titled_figure(left + len(subsets) * (side + gap) - gap + right, height, title, left, above=0.1498)
+    for column, (subset, member) in enumerate(zip(subsets, members, strict=True)):
+        axes = add_panel(figure, left + column * (side + gap), bottom, side, side)
+        axes.set(xlim=xlim, ylim=ylim, aspect="equal", xlabel=axis_names[0], ylabel=axis_names[1])
+        label_outer(axes, is_left=column == 0)
+        if member.any():
+            draw_clouds(axes, points[member], targets[member], class_names)
+        outside = int(((points < low) | (points > high)).any(dim=1)[member].sum())
+        note = f"{int(member.sum()):,} points" + (f", {outside:,} outside the frame" if outside else "")
+        write_titles(axes, classes_in_words(subset), note)
+        write_numbers(axes, _captions(hidden[member], targets[member]), (0.7525, 0.938))
+    return figure
 
 
 class HiddenSpace(Diagnostic):
     """Draw the hidden states of one layer, by class, while the module is validated and tested.
 
-    When it looks, at which rows and at what cost says :class:`Diagnostic`. Each picture goes to the loggers and to
-    ``dirpath``, overwriting the one before. If values are not finite or only one class was seen, a warning says so and
-    nothing is drawn. How to read the picture says :func:`draw_hidden_space`. The data behind it hold ``plane``, the
-    points (N, 2), their ``targets`` (N,) and for layers wider than two ``variance``, the fraction on each axis (2,).
+    When it looks, at which rows and at what cost says :class:`Diagnostic`; how to read the picture says
+    :func:`draw_hidden_space`. If only one class was seen, a warning says so and nothing is drawn. The data behind the
+    picture hold ``plane``, the points (N, 2), their ``targets`` (N,) and for layers wider than two ``variance``, the
+    fraction on each axis (2,).
 
     ============================================  ======================================================
     log key                                       what it is
     ============================================  ======================================================
-    ``hidden_space/val``, ``hidden_space/test``   image; with ``train_points`` also ``hidden_space/train``
+    ``hidden_space/val``, ``hidden_space/test``   image
     ``val/davies_bouldin``, ``test/...``          see :func:`class_separation`; lower is tighter
     ``val/spread_ratio``, ``test/...``            lower is tighter
     ``val/nearest_mean_acc``, ``test/...``        fraction, in [0, 1]
     ``val/nearest_mean_margin``, ``test/...``     higher is further apart
     ============================================  ======================================================
 
-    With another ``name`` the keys are ``NAME/val``, ``val/NAME/davies_bouldin`` and so on.
-
     Args:
         layer: Dotted name of the submodule whose output, (N, ...), is drawn after flattening, e.g. ``"blocks.2"``.
-        every_n_epochs: Period of the validation pictures, in epochs.
         subsets: The classes of each panel; default is the lower half of the classes seen, and all of them.
-        max_points: Only the first so many rows of an epoch are kept, on each process.
-        dirpath: Folder of ``hidden_space_val.png`` and so on; default is ``figures`` in ``trainer.default_root_dir``.
         class_names: Text for each class, by class index; default is the index.
-        targets: Finds the class indices, integer, (N,), in a batch; default takes the last integer tensor with one
-            entry per row.
-        train_points: So many rows of the training data are looked at when ``fit`` ends, on each process.
-        forward: Runs the module on a training batch; see :class:`Diagnostic`.
-        name: First part of the picture's tag and file; of two callbacks of this kind each needs its own.
+        **shared: These and ``every_n_epochs``, ``max_points`` and ``name`` are those of every :class:`Diagnostic`.
 
     Raises:
         ValueError: If a number is outside its range.
     """
 
+    unwritten_name = "hidden_space"
+
     def __init__(
         self,
         layer: str,
-        every_n_epochs: int | None = 5,
+        *,
         subsets: Sequence[Sequence[int]] | None = None,
-        max_points: int = 10_000,
-        dirpath: str | Path | None = None,
         class_names: ClassNames | None = None,
-        targets: Callable[[Any], Tensor] | None = None,
-        train_points: int = 0,
-        forward: Forward | None = None,
-        name: str = "hidden_space",
+        every_n_epochs: int | None = 5,
+        max_points: int = 10_000,
+        name: str = unwritten_name,
+        **shared: Unpack[SharedArguments],
     ) -> None:
-        super().__init__(name, [layer], every_n_epochs, max_points, train_points, dirpath, targets, forward)
+        super().__init__(name, [layer], every_n_epochs, max_points, **shared)
         self.layer = layer
         self.subsets = subsets
         self.class_names = class_names
@@ -195,35 +206,24 @@ class HiddenSpace(Diagnostic):
         classes = rows.targets.unique().tolist()
         if len(classes) < 2:
             return f"layer {self.layer!r} has only the classes {classes}"
-        if not hidden.isfinite().all():
-            return f"layer {self.layer!r} has values that are not finite"
         if hidden.shape[1] < 2:
             return f"layer {self.layer!r} has a single unit, which makes no plane"
         arrays = {"plane": hidden.double(), "targets": rows.targets}
         if hidden.shape[1] > 2:
             arrays["plane"], arrays["variance"] = principal_plane(hidden)
-        own = "" if self.name == "hidden_space" else f"{self.name}/"  # else two of this kind would log the same keys
-        numbers = {f"{own}{name}": number for name, number in class_separation(hidden, rows.targets).items()}
+        numbers = class_separation(hidden, rows.targets)
         return Findings(numbers, {name: array.numpy() for name, array in arrays.items()})
 
     def draw(self, findings: Findings, rows: Rows) -> Figure:
         """Draw the hidden states."""
-        subsets = self.subsets or _halves(rows.targets.unique().tolist())
+        subsets = self.subsets or half_and_all(rows.targets.unique().tolist())
         title = f"Hidden states of layer {self.layer!r}, {rows.occasion}"
         arrays = {name: torch.from_numpy(array) for name, array in findings.arrays.items()}
         plane = (arrays["plane"], arrays["variance"]) if "variance" in arrays else None
         return draw_hidden_space(rows.hidden[self.layer], rows.targets, subsets, title, self.class_names, plane)
 
 
-def _checked(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    if hidden.ndim != 2 or targets.shape != hidden.shape[:1]:
-        shapes = f"{tuple(hidden.shape)} and {tuple(targets.shape)}"
-        raise ValueError(f"hidden must be (N, D) and targets (N,), got {shapes}.")
-    if wrong := int((~hidden.isfinite()).sum()):
-        raise ValueError(f"hidden must be finite, got {wrong} of {hidden.numel()} values that are not.")
-    return hidden.detach().cpu().double(), targets.detach().cpu()
-
-
-def _halves(classes: Sequence[int]) -> list[Sequence[int]]:
-    half = classes[: (len(classes) + 1) // 2]
-    return [half, classes] if len(half) > 1 else [classes]
+def _captions(hidden: Tensor, targets: Tensor) -> dict[str, str]:
+    enough = len(targets.unique()) > 1
+    separation = class_separation(hidden, targets) if enough else {}
+    return {label: text.format(separation[key]) if enough else "–" for key, (label, text) in CAPTIONS.items()}

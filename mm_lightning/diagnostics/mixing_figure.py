@@ -13,7 +13,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from mm_lightning.callback import UNMIXED
-from mm_lightning.diagnostics.figures import GREY, HAIRLINE, INK, PALETTE, _dress
+from mm_lightning.diagnostics.drawing import GREY, HAIRLINE, INK, add_panel, class_colour, titled_figure, write_titles
 
 
 class Mixing(NamedTuple):
@@ -57,18 +57,13 @@ def draw_mixing(mixing: Mixing, num_bins: int = 20, title: str = "Mixing of one 
         A figure unknown to pyplot, so nothing needs closing.
     """
     rows = [layer for layer in mixing.expected if mixing.counts[layer] or mixing.expected[layer]]
-    colours = {layer: PALETTE[i % len(PALETTE)] for i, layer in enumerate(mixing.expected)} | {UNMIXED: GREY}
+    colours = {layer: class_colour(i) for i, layer in enumerate(mixing.expected)} | {UNMIXED: GREY}
     names = [_shortened(layer) for layer in rows]
     left, width, gap, label, bottom, top = 0.6, 2.2, 0.3, 0.45 + 0.065 * max(map(len, names)), 0.6, 0.72  # inches
     high = max(1.9, 0.34 * len(rows))
-    size = left + 3 * width + label + gap + 0.15, bottom + high + top
-    figure = Figure(figsize=size, dpi=120, facecolor="white")
-    figure.text(left / size[0], 1 - 0.12 / size[1], title, va="top", fontsize=13, weight="bold", color=INK)
+    figure = titled_figure(left + 3 * width + label + gap + 0.15, bottom + high + top, title, left)
     places = left, left + width + label, left + 2 * width + label + gap
-    corners = [(place / size[0], bottom / size[1], width / size[0], high / size[1]) for place in places]
-    ratios, shares, losses = (figure.add_axes(corner, facecolor="white") for corner in corners)
-    for axes in (ratios, shares, losses):
-        _dress(axes)
+    ratios, shares, losses = (add_panel(figure, place, bottom, width, high) for place in places)
     _draw_ratios(ratios, mixing, num_bins)
     _draw_shares(shares, mixing, rows, colours)
     _draw_losses(losses, mixing, rows, colours)
@@ -81,19 +76,18 @@ def draw_mixing(mixing: Mixing, num_bins: int = 20, title: str = "Mixing of one 
     return figure
 
 
-def _shortened(layer: str, most: int = 20) -> str:
-    end = layer[1 - most :]
-    return layer if len(layer) <= most else f"…{end.partition('.')[2] or end}"
+def _shortened(layer: str) -> str:
+    end = layer[-19:]
+    return layer if len(layer) <= 20 else f"…{end.partition('.')[2] or end}"
 
 
 def _draw_ratios(axes: Axes, mixing: Mixing, num_bins: int) -> None:
     axes.set(xlim=(0, 1), xlabel="lam", ylabel="density")
-    axes.set_title("Ratio", loc="left", fontsize=11, color=INK)
+    write_titles(axes, "Ratio", f"{mixing.lam.size:,} draws" if mixing.lam.size else "")
     if not mixing.lam.size:
         axes.text(0.5, 0.5, "nothing was mixed", transform=axes.transAxes, ha="center", color=GREY, size=10)
         axes.set_yticks([])
         return
-    axes.set_title(f"{mixing.lam.size:,} draws", loc="right", fontsize=8.5, color=GREY)
     x = torch.linspace(0, 1, 401)[1:-1]  # below alpha = 1 the density has no end at 0 and 1
     density = torch.distributions.Beta(mixing.alpha, mixing.alpha).log_prob(x).exp().numpy()
     heights, *_ = axes.hist(
@@ -116,8 +110,7 @@ def _draw_shares(axes: Axes, mixing: Mixing, rows: Sequence[str], colours: Mappi
         axes.vlines(100 * expected, row - 0.39, row + 0.39, color=INK, lw=1.6, path_effects=on_any_colour, zorder=3)
     axes.set(xlim=(0, 1.08 * axes.dataLim.x1), xlabel=f"% of {total:,} batches")
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    axes.set_title("Layer", loc="left", fontsize=11, color=INK)
-    axes.set_title("expected ± 2 SE", loc="right", fontsize=8.5, color=GREY)
+    write_titles(axes, "Layer", "expected ± 2 SE")
 
 
 def _draw_losses(axes: Axes, mixing: Mixing, rows: Sequence[str], colours: Mapping[str, str]) -> None:
@@ -132,8 +125,7 @@ def _draw_losses(axes: Axes, mixing: Mixing, rows: Sequence[str], colours: Mappi
         axes.scatter(loss, heights, s=size, color=colours[layer], alpha=0.4, linewidths=0, rasterized=True)
         axes.errorbar(loss.mean(), row, xerr=loss.std(), color=INK, lw=1.8, marker="o", ms=7, mec="white", mew=1.2)
     axes.set_xlabel("loss of the batch")
-    axes.set_title("Loss", loc="left", fontsize=11, color=INK)
-    axes.set_title("mean ± SD", loc="right", fontsize=8.5, color=GREY)
+    write_titles(axes, "Loss", "mean ± SD")
     if not any(loss.size for loss in mixing.losses.values()):
         axes.text(0.5, 0.5, "training_step gave none", transform=axes.transAxes, ha="center", color=GREY, size=10)
         axes.set_xticks([])

@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from mm_lightning.callback import UNMIXED, ManifoldMixupCallback
-from mm_lightning.diagnostics import figures
+from mm_lightning.diagnostics.drawing import figures_folder, publish
 from mm_lightning.diagnostics.mixing_figure import Mixing, draw_mixing, expected_shares
 
 
@@ -135,11 +135,7 @@ class MixupMonitor(Callback):
     def _publish(self, trainer: Trainer, mixing: Mixing) -> None:
         rank = f", rank 0 of {trainer.world_size}" if trainer.world_size > 1 else ""
         figure = draw_mixing(mixing, self.num_bins, f"Mixing in epoch {trainer.current_epoch + 1}{rank}")
-        figures.log_figure(trainer, f"{self.name}/epoch", figure)
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            folder = Path(trainer.default_root_dir, "figures") if self.dirpath is None else Path(self.dirpath)
-            figures.save_figure(figure, folder / f"{self.name}_epoch.png")
-            figures.save_arrays(_arrays(mixing), folder / f"{self.name}_epoch.npz")
+        publish(trainer, self.name, "epoch", figure, _arrays(mixing), figures_folder(trainer, self.dirpath))
 
     def _forget(self) -> None:
         self._counts: Counter[str] = Counter()

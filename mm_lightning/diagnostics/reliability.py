@@ -12,7 +12,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
-from mm_lightning.diagnostics.figures import GREY, INK, PALETTE, _dress
+from mm_lightning.diagnostics.drawing import (
+    INK,
+    PALETTE,
+    add_legend,
+    add_panel,
+    label_outer,
+    titled_figure,
+    write_numbers,
+    write_titles,
+)
 
 CAPTIONS = {  # of the picture; the arrow points to the better value
     "ece": ("ECE ↓", "{:.3f}"),
@@ -122,27 +131,39 @@ def draw_reliability_diagrams(
     """
     side, low, gap, left, right, bottom, top, between = 3.6, 1.15, 0.3, 0.8, 0.15, 1.05, 0.95, 0.32  # inches
     width, height = left + len(diagrams) * (side + gap) - gap + right, top + side + between + low + bottom
-    figure = Figure(figsize=(width, height), dpi=120, facecolor="white")
-    points = min(13.0, 72 * (width - left - right) / (0.68 * len(heading) + 1))  # a bold letter is about 0.68 em wide
-    figure.text(left / width, 1 - 0.12 / height, heading, va="top", fontsize=points, weight="bold", color=INK)
+    figure = titled_figure(width, height, heading, left)
     most = max(bins.counts.max() for bins in diagrams)
     for column, bins in enumerate(diagrams):
-        corner = (left + column * (side + gap)) / width
-        upper = figure.add_axes((corner, (bottom + low + between) / height, side / width, side / height))
-        lower = figure.add_axes((corner, bottom / height, side / width, low / height))
-        _draw_bars(upper, bins)
-        _draw_counts(lower, bins, most)
-        upper.set_title(titles[column], loc="left", fontsize=11, color=INK)
-        upper.set_title(f"{bins.counts.sum():,} rows", loc="right", fontsize=8.5, color=GREY)
-        for axes, label in ((upper, "accuracy"), (lower, "rows")):
-            axes.set_ylabel(label if column == 0 else "")
-            axes.tick_params(labelleft=column == 0)
-        _write_numbers(lower, numbers[column] if numbers else {})
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": ((left - 0.08) / width, 1 - 0.38 / height)}
-    style: dict[str, Any] = {"frameon": False, "fontsize": 8.5, "labelcolor": INK, "columnspacing": 1.4}
-    figure.legend(handles, labels, ncols=3, borderpad=0, **place, **style)
+        corner = left + column * (side + gap)
+        upper = add_panel(figure, corner, bottom + low + between, side, side)
+        lower = add_panel(figure, corner, bottom, side, low)
+        draw_reliability(upper, lower, bins, most, column == 0)
+        write_titles(upper, titles[column], f"{bins.counts.sum():,} rows")
+        write_numbers(lower, captions(numbers[column]) if numbers else {}, (0.759, 0.943), size=12)
+    add_legend(figure, upper, left, 0.38, ncols=3, columnspacing=1.4)
     return figure
+
+
+def draw_reliability(upper: Axes, lower: Axes, bins: Reliability, most: int, is_left: bool) -> None:
+    """Draw a reliability diagram, and below it the rows in each bin.
+
+    Args:
+        upper: For the diagram.
+        lower: For the rows.
+        bins: What is drawn.
+        most: Rows in the fullest bin of all diagrams with these axes.
+        is_left: Whether the axes are labelled here, not in a diagram to the left.
+    """
+    _draw_bars(upper, bins)
+    _draw_counts(lower, bins, most)
+    label_outer(upper, is_left, is_lowest=False)
+    label_outer(lower, is_left)
+
+
+def captions(numbers: Mapping[str, float]) -> dict[str, str]:
+    """Return numbers of :func:`calibration_numbers` as they are written below a diagram."""
+    texts = {name: text.format(numbers[key]) for key, (name, text) in CAPTIONS.items() if key in numbers}
+    return {name: text.replace("-", "−") for name, text in texts.items()}
 
 
 def _check(probabilities: Tensor, targets: Tensor, num_bins: int) -> None:
@@ -161,7 +182,6 @@ def _check(probabilities: Tensor, targets: Tensor, num_bins: int) -> None:
 
 
 def _draw_bars(axes: Axes, bins: Reliability) -> None:
-    _dress(axes)
     left, width = bins.edges[:-1], np.diff(bins.edges)
     axes.bar(left, bins.accuracy, width, align="edge", color="#c9d8ee", edgecolor="white", lw=0.6, label="accuracy")
     gap = bins.confidence - bins.accuracy
@@ -173,12 +193,10 @@ def _draw_bars(axes: Axes, bins: Reliability) -> None:
         for bar in bars:
             bar.set(facecolor="none", edgecolor=colour, linewidth=1.0, hatch_linewidth=0.8)
     axes.plot([0, 1], [0, 1], color=INK, lw=1.0, ls=(0, (4, 3)))
-    axes.set(xlim=(0, 1), ylim=(0, 1))
-    axes.tick_params(labelbottom=False)
+    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
 
 
 def _draw_counts(axes: Axes, bins: Reliability, most: int) -> None:
-    _dress(axes)
     axes.bar(
         bins.edges[:-1], bins.counts, np.diff(bins.edges), align="edge", color="#a9b3be", edgecolor="white", lw=0.6
     )
@@ -186,17 +204,10 @@ def _draw_counts(axes: Axes, bins: Reliability, most: int) -> None:
     for each, name, dashes in ((bins.accuracy, "accuracy", "-"), (bins.confidence, "mean confidence", "--")):
         mean = np.nansum(share * each)
         axes.axvline(mean, color=INK, lw=1.2, ls=dashes, label=f"{name} {mean:.1%}")
-    axes.set(xlim=(0, 1), yscale="log", ylim=(0.7, 2 * most), xlabel="confidence: probability of the class predicted")
+    axes.set(xlim=(0, 1), yscale="log", ylim=(0.7, 2 * most), ylabel="rows")
+    axes.set_xlabel("confidence: probability of the class predicted")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(which="minor", length=0)
     place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.01, 0.98), "borderpad": 0, "borderaxespad": 0.3}
     axes.legend(ncols=2, frameon=False, fontsize=8.5, labelcolor=INK, columnspacing=1.4, **place)
-
-
-def _write_numbers(axes: Axes, numbers: Mapping[str, float]) -> None:
-    for place, (name, number) in enumerate(numbers.items()):
-        caption, text = CAPTIONS[name]
-        x, written = (place + 0.5) / len(numbers), text.format(number).replace("-", "−")
-        axes.text(x, -0.66, written, transform=axes.transAxes, ha="center", size=12, weight="bold", color=INK)
-        axes.text(x, -0.82, caption, transform=axes.transAxes, ha="center", size=8.5, color=GREY)

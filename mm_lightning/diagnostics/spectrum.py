@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,9 +11,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
+from typing_extensions import Unpack
 
-from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Forward, Rows
-from mm_lightning.diagnostics.figures import GREY, HAIRLINE, INK, PALETTE, ClassNames, _dress
+from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Rows, SharedArguments
+from mm_lightning.diagnostics.drawing import (
+    GREY,
+    HAIRLINE,
+    INK,
+    PALETTE,
+    ClassNames,
+    add_panel,
+    class_colour,
+    class_name,
+    label_outer,
+    titled_figure,
+    write_numbers,
+    write_titles,
+)
+from mm_lightning.diagnostics.hidden_states import checked
 
 FLOOR = 1e-4  # of the largest value on an axis; smaller ones are not drawn: a log axis has no place for zero
 WIDE = 40  # ranks; more are drawn on a log axis
@@ -49,12 +62,7 @@ def class_spectrum(hidden: Tensor, targets: Tensor, centred: bool) -> tuple[Tens
         (tensor([[4., 3.],
                 [5., 0.]], dtype=torch.float64), tensor([0, 1]))
     """
-    if hidden.ndim != 2 or not len(hidden) or targets.shape != hidden.shape[:1]:
-        shapes = f"{tuple(hidden.shape)} and {tuple(targets.shape)}"
-        raise ValueError(f"hidden must be (N, D) and targets (N,), with N >= 1, got {shapes}.")
-    if wrong := int((~hidden.isfinite()).sum()):
-        raise ValueError(f"hidden must be finite, got {wrong} of {hidden.numel()} values that are not.")
-    hidden, targets = hidden.detach().cpu(), targets.detach().cpu()
+    hidden, targets = checked(hidden, targets)
     classes = targets.unique()
     values = torch.zeros(len(classes), hidden.shape[1], dtype=torch.float64)
     for k, row in zip(classes, values, strict=True):
@@ -108,33 +116,27 @@ def draw_spectra(
         A figure unknown to pyplot, so nothing needs closing.
     """
     width, high, step, left, right, bottom, top = 3.6, 2.75, 4.15, 0.75, 1.25, 1.05, 0.85  # inches
-    size = 2 * width + 0.25 + left + right, top + high + bottom + step * (len(spectra) - 1)
-    figure = Figure(figsize=size, dpi=120, facecolor="white")
-    points = min(13.0, 72 * (size[0] - left - 0.1) / (0.68 * len(title) + 1))  # a bold letter is about 0.68 em wide
-    figure.text(left / size[0], 1 - 0.12 / size[1], title, va="top", fontsize=points, weight="bold", color=INK)
+    height = top + high + bottom + step * (len(spectra) - 1)
+    figure = titled_figure(2 * width + 0.25 + left + right, height, title, left)
     for row, (layer, pair) in enumerate(spectra.items()):
-        below = size[1] - top - high - step * row
         for column, (values, kind) in enumerate(zip(pair, ("uncentred", "minus class mean"), strict=True)):
-            corner = (left + column * (width + 0.25)) / size[0], below / size[1]
-            axes = figure.add_axes((*corner, width / size[0], high / size[1]), facecolor="white")
-            dress_spectrum(axes, np.concatenate(pair))
-            _draw_classes(axes, values, classes, class_names)
-            axes.set_title(f"Layer {layer}" if column == 0 else "", loc="left", fontsize=11, color=INK)
-            axes.set_title(kind, loc="right", fontsize=8.5, color=GREY)
-            axes.set_ylabel("singular value" if column == 0 else "")
-            axes.tick_params(which="both", labelleft=column == 0)
-            _write_numbers(axes, values)
+            corner = left + column * (width + 0.25), height - top - high - step * row
+            axes = add_panel(figure, *corner, width, high)
+            set_spectrum_axes(axes, np.concatenate(pair))
+            _draw_lines(axes, values, classes, class_names)
+            write_titles(axes, "" if column else f"Layer {layer}", kind)
+            label_outer(axes, is_left=column == 0)
+            write_numbers(axes, _captions(values), (0.7425, 0.92125))
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.03), frameon=False, fontsize=8.5, labelcolor=INK)
     return figure
 
 
-def dress_spectrum(axes: Axes, values: np.ndarray) -> None:
-    """Set both axes to hold these singular values, (..., D): log values against ranks, these log if many."""
+def set_spectrum_axes(axes: Axes, values: np.ndarray) -> None:
+    """Set a panel's axes to hold these singular values, (..., D): log values against ranks, these log if many."""
     drawn = values[values > FLOOR * values.max()]
     low, high = (drawn.min(), drawn.max()) if drawn.size else (0.1, 1.0)
     room, ranks = 1.05 * (high / low) ** 0.04, values.shape[-1]
-    _dress(axes)
-    axes.set(yscale="log", ylim=(low / room, high * room), xlabel="rank")
+    axes.set(yscale="log", ylim=(low / room, high * room), xlabel="rank", ylabel="singular value")
     if ranks > WIDE:
         axes.set(xscale="log", xlim=(0.85, ranks / 0.85))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda rank, _: f"{rank:.0f}"))
@@ -152,14 +154,13 @@ class Spectrum(Diagnostic):
     """Measure how flat the classes are in some layers: the singular values of each class's hidden states.
 
     When it looks, at which rows and at what cost says :class:`Diagnostic`; what the decomposition costs besides, on
-    each process, :func:`class_spectrum`. How to read the picture says :func:`draw_spectra`. Rows with the target -100
-    are left out. The data behind the picture hold ``layers``, ``classes`` (K,) and, for the layer at place i,
-    ``values_i`` and ``values_centred_i``, each (K, D).
+    each process, :func:`class_spectrum`. How to read the picture says :func:`draw_spectra`. The data behind the picture
+    hold ``layers``, ``classes`` (K,) and, for the layer at place i, ``values_i`` and ``values_centred_i``, each (K, D).
 
     ===============================================  ==========================================================
     log key                                          what it is
     ===============================================  ==========================================================
-    ``spectrum/val``, ``spectrum/test``              image; with ``train_points`` also ``spectrum/train``
+    ``spectrum/val``, ``spectrum/test``              image
     ``val/spectrum/LAYER/largest``, ``test/...``     largest singular value, mean over the classes
     ``val/spectrum/LAYER/others``, ``test/...``      sum of all others, mean over the classes; lower is flatter
     ``val/spectrum/LAYER/others_share``, ``...``     others / (largest + others), in [0, 1); lower is flatter
@@ -171,46 +172,32 @@ class Spectrum(Diagnostic):
 
     Args:
         layers: Dotted name of the layer whose output, (N, ...), is decomposed after flattening, or several.
-        every_n_epochs: Period of the validation pictures, in epochs; None looks at the last one only.
-        max_points: Only the first so many rows of an epoch are kept, on each process.
-        train_points: So many rows of the training data are looked at when ``fit`` ends, on each process.
-        dirpath: Folder of ``spectrum_val.png`` and so on; default is ``figures`` in ``trainer.default_root_dir``.
         class_names: Text for each class, by class index; default is the index.
-        targets: Finds the class indices, integer, (N,), in a batch; default takes the last integer tensor with one
-            entry per row.
-        forward: Runs the module on a training batch; see :class:`Diagnostic`.
-        name: First part of the picture's tag and file and, after the split, of the log keys; of two callbacks of this
-            kind each needs its own.
+        **shared: These and ``every_n_epochs``, ``max_points`` and ``name`` are those of every :class:`Diagnostic`.
     """
 
     def __init__(
         self,
         layers: str | Sequence[str],
+        *,
+        class_names: ClassNames | None = None,
         every_n_epochs: int | None = None,
         max_points: int = 10_000,
-        train_points: int = 0,
-        dirpath: str | Path | None = None,
-        class_names: ClassNames | None = None,
-        targets: Callable[[Any], Tensor] | None = None,
-        forward: Forward | None = None,
         name: str = "spectrum",
+        **shared: Unpack[SharedArguments],
     ) -> None:
-        layers = [layers] if isinstance(layers, str) else layers
-        super().__init__(name, layers, every_n_epochs, max_points, train_points, dirpath, targets, forward)
+        super().__init__(name, [layers] if isinstance(layers, str) else layers, every_n_epochs, max_points, **shared)
         self.class_names = class_names
 
-    def measure(self, trainer: Trainer, pl_module: LightningModule, rows: Rows) -> Findings | str:
+    def measure(self, trainer: Trainer, pl_module: LightningModule, rows: Rows) -> Findings:
         """Return the numbers of :func:`spectrum_numbers`, and all singular values."""
         numbers: dict[str, float] = {}
         arrays = {"layers": np.array(self.layers), "classes": rows.targets.unique().numpy()}
         for place, layer in enumerate(self.layers):
-            hidden = rows.hidden[layer]
-            if not hidden.isfinite().all():
-                return f"layer {layer!r} has values that are not finite"
             for ending, centred in (("", False), ("_centred", True)):
-                values, _ = class_spectrum(hidden, rows.targets, centred)
+                values, _ = class_spectrum(rows.hidden[layer], rows.targets, centred)
                 found = spectrum_numbers(values)
-                numbers |= {f"{self.name}/{layer}/{key}{ending}": number for key, number in found.items()}
+                numbers |= {f"{layer}/{key}{ending}": number for key, number in found.items()}
                 arrays[f"values{ending}_{place}"] = values.numpy()
         return Findings(numbers, arrays)
 
@@ -224,25 +211,21 @@ class Spectrum(Diagnostic):
         return draw_spectra(spectra, findings.arrays["classes"].tolist(), title, self.class_names)
 
 
-def _draw_classes(axes: Axes, values: np.ndarray, classes: Sequence[int], names: ClassNames | None) -> None:
+def _draw_lines(axes: Axes, values: np.ndarray, classes: Sequence[int], names: ClassNames | None) -> None:
     ranks, named = np.arange(1, values.shape[1] + 1), len(classes) <= len(PALETTE)
     marker = "." if len(ranks) <= WIDE else None
     # NaN ends a line
     lines, mean = (np.where(each > axes.get_ylim()[0], each, np.nan) for each in (values, values.mean(axis=0)))
     for k, line in zip(classes, lines, strict=True):
-        text = (str(k) if names is None else names[k]) if named else None  # more classes have no colour of their own
-        axes.plot(ranks, line, color=PALETTE[k % len(PALETTE)], lw=1.0, marker=marker, ms=3, label=text)
+        text = class_name(k, names) if named else None  # more classes have no colour of their own
+        axes.plot(ranks, line, color=class_colour(k), lw=1.0, marker=marker, ms=3, label=text)
     axes.plot(ranks, mean, color=INK, lw=2.6, marker=marker, ms=7, label="mean")
 
 
-def _write_numbers(axes: Axes, values: np.ndarray) -> None:
+def _captions(values: np.ndarray) -> dict[str, str]:
     found = spectrum_numbers(torch.from_numpy(np.array(values)))
     captions = {"largest": f"{found['largest']:,.4g}", "sum of the others": f"{found['others']:,.4g}"}
-    captions["share of the others"] = f"{found['others_share']:.1%}"
-    for place, (name, number) in enumerate(captions.items()):
-        x = (place + 0.5) / len(captions)
-        axes.text(x, -0.27, number, transform=axes.transAxes, ha="center", size=13, weight="bold", color=INK)
-        axes.text(x, -0.335, name, transform=axes.transAxes, ha="center", size=8.5, color=GREY)
+    return captions | {"share of the others": f"{found['others_share']:.1%}"}
 
 
 def _plain(value: float, _: int | None = None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -14,13 +14,13 @@ from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from mm_lightning.diagnostics.tap import LayerTap, evaluating
+from mm_lightning.diagnostics.hidden_states import HiddenStates, evaluating
 
 
 def overhear_training(
-    trainer: Trainer, module: LightningModule, tap: LayerTap, forward: Callable[[LightningModule, Any], Any]
+    trainer: Trainer, module: LightningModule, states: HiddenStates, forward: Callable[[LightningModule, Any], Any]
 ) -> None:
-    """Open a tap and run the module on training batches, in evaluation mode, until the tap is full.
+    """Run the module on training batches, in evaluation mode, until enough rows have been overheard.
 
     The batches come from the trainer's own loader, as many as an epoch has, and take the way of validation batches:
     hooks of module and data that ask for ``trainer.training`` get False. Modes and random states are as they were
@@ -29,13 +29,13 @@ def overhear_training(
     Args:
         trainer: Its training has just ended.
         module: The module.
-        tap: Is left open, with the rows.
+        states: Are left open, with the rows.
         forward: Runs the module on a batch.
     """
     loader = CombinedLoader(trainer.train_dataloader, "min_size")
     length = trainer.num_training_batches
     precision = trainer.precision_plugin
-    tap.open(module)
+    states.open(module)
     trainer.validating = True
     try:
         with isolate_rng(), _kept_generators(loader), evaluating(module), torch.no_grad():
@@ -44,11 +44,31 @@ def overhear_training(
                 batch = trainer.strategy.batch_to_device(batch)
                 with precision.forward_context():
                     forward(module, batch)
-                tap.keep(batch)
-                if tap.is_full:
+                states.keep(batch)
+                if states.is_full:
                     break
     finally:
         trainer.training = True
+
+
+def run_on_first_entry(module: LightningModule, batch: Any) -> Any:
+    """Run a module on a batch, or on the first entry of a tuple, a list or a dict.
+
+    Raises:
+        RuntimeError: If the module fails.
+    """
+    inputs = batch
+    if isinstance(batch, (tuple, list)):
+        inputs = batch[0]
+    elif isinstance(batch, Mapping):
+        inputs = next(iter(batch.values()))
+    try:
+        return module(inputs)
+    except Exception as error:
+        raise RuntimeError(
+            f"{type(module).__name__} did not run on the first entry of a training batch ({error}), which train_points "
+            "asks for. Pass forward=(module, batch) -> anything, which runs it."
+        ) from error
 
 
 @contextmanager

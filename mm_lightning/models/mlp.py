@@ -13,7 +13,7 @@ __all__ = ["mlp_blocks"]
 def mlp_blocks(
     sizes: Sequence[int],
     mix_before: Iterable[int] = (),
-    negative_slope: float = 0.3,
+    negative_slope: float = 0.3,  # this one and the next are set in conf/ alone
     dropout: Sequence[float] | None = None,
 ) -> list[tuple[nn.Module, bool]]:
     """Build the blocks of a multilayer perceptron for a MixableModule.

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from mm_lightning.diagnostics.confidence_figure import MAX_DRAWN, draw_confidence_maps, write_animation
 from mm_lightning.diagnostics.confidence_frames import unpacked
+from mm_lightning.diagnostics.hidden_states import INPUT
 from mm_lightning.diagnostics.plane import PlaneMap
-from mm_lightning.diagnostics.tap import INPUT
 from mm_lightning.study.form import Picture, Player
 from mm_lightning.study.hidden_spaces import Clouds, draw_hidden_spaces, in_class_distances
 from mm_lightning.study.schedule_runs import SETS, Arrays, ScheduleRuns

@@ -11,8 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from mm_lightning.diagnostics.clouds import classes_in_words, draw_clouds, square_frame
 from mm_lightning.diagnostics.confidence_figure import P_CLASS1, class_colours, draw_confidence_map
-from mm_lightning.diagnostics.figures import GREY, HAIRLINE, INK, ClassNames, _draw_classes, _dress, _span, square_frame
+from mm_lightning.diagnostics.drawing import (
+    GREY,
+    HAIRLINE,
+    INK,
+    ClassNames,
+    add_panel,
+    class_name,
+    label_outer,
+    titled_figure,
+)
 from mm_lightning.diagnostics.hidden_space import class_separation
 from mm_lightning.diagnostics.plane import PlaneMap
 
@@ -115,9 +125,7 @@ def _panels(
     head, foot = _HEAD - 0.3 + above, _FOOT + has_key * _KEY
     width = _LEFT + len(titles) * (_SIDE + _GAP) - _GAP + _RIGHT
     height = head + rows * (_SIDE + _BETWEEN) - _BETWEEN + foot
-    figure = Figure(figsize=(width, height), dpi=120, facecolor="white")
-    points = min(13.0, 72 * (width - _LEFT - 0.1) / (0.68 * len(heading) + 1))  # a bold letter is about 0.68 em wide
-    figure.text(_LEFT / width, 1 - 0.12 / height, heading, va="top", fontsize=points, weight="bold", color=INK)
+    figure = titled_figure(width, height, heading, _LEFT)
     panels: list[list[Axes]] = []
     for column, title in enumerate(titles):
         left = _LEFT + column * (_SIDE + _GAP)
@@ -125,11 +133,9 @@ def _panels(
         panels.append([])
         for row in range(rows):
             bottom = foot + (rows - 1 - row) * (_SIDE + _BETWEEN)
-            axes = figure.add_axes((left / width, bottom / height, _SIDE / width, _SIDE / height), facecolor="white")
-            _dress(axes)
-            axes.set(xlim=frame.x, ylim=frame.y, aspect="equal")
-            axes.set(xlabel=axis_names[0] if row == rows - 1 else "", ylabel="" if column else axis_names[1])
-            axes.tick_params(labelleft=column == 0, labelbottom=row == rows - 1)
+            axes = add_panel(figure, left, bottom, _SIDE, _SIDE)
+            axes.set(xlim=frame.x, ylim=frame.y, aspect="equal", xlabel=axis_names[0], ylabel=axis_names[1])
+            label_outer(axes, is_left=column == 0, is_lowest=row == rows - 1)
             panels[-1].append(axes)
     return figure, panels
 
@@ -141,19 +147,19 @@ def _draw_subset(
     points, targets = clouds.points[member], clouds.targets[member]
     notes = []
     if len(points):
-        _draw_classes(axes, points, targets, class_names)
+        draw_clouds(axes, points, targets, class_names)
     if len(targets.unique()) > 1:
         notes.append(f"spread ratio {class_separation(points, targets)['spread_ratio']:.3f}")
     low, high = (torch.tensor(ends, dtype=points.dtype) for ends in zip(*frame, strict=True))
     if outside := int(((points < low) | (points > high)).any(dim=1).sum()):
         notes.append(f"{outside:,} outside")
-    axes.set_title(_span(subset), loc="left", **_PANEL_TITLE)
+    axes.set_title(classes_in_words(subset), loc="left", **_PANEL_TITLE)
     axes.set_title(", ".join(notes), loc="right", **_PANEL_TITLE)
 
 
 def _draw_key(figure: Figure, num_classes: int, class_names: ClassNames | None) -> None:
     width, height = figure.get_size_inches()
-    names = [str(k) if class_names is None else class_names[k] for k in range(num_classes)]
+    names = [class_name(k, class_names) for k in range(num_classes)]
     axes = figure.add_axes(
         ((_LEFT + 1.9) / width, 0.27 / height, (width - _LEFT - 1.9 - _RIGHT) / width, 0.15 / height)
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mm_lightning.diagnostics.hidden_space import _halves
+from mm_lightning.diagnostics.clouds import half_and_all
 from mm_lightning.diagnostics.plane import PlaneMap
 from mm_lightning.diagnostics.reliability import Reliability
 from mm_lightning.study.confidence_pictures import colours, confidence_maps, confidence_players
@@ -68,7 +68,7 @@ def _hidden_spaces(runs: ScheduleRuns) -> Iterator[Picture]:
             for title, arrays in found.items()
         }
         axes = "principal component" if any("variance" in arrays for arrays in found.values()) else "hidden unit"
-        subsets = _halves(sorted({int(k) for arrays in found.values() for k in arrays["targets"]}))
+        subsets = half_and_all(sorted({int(k) for arrays in found.values() for k in arrays["targets"]}))
         heading = f"Hidden states of layer {layer}, {SETS[split]}, {runs.seeds}{runs.ending}"
         figure = draw_hidden_spaces(clouds, subsets, heading, [f"{axes} 1", f"{axes} 2"])
         caption = (

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from mm_lightning.diagnostics.figures import INK
-from mm_lightning.diagnostics.reliability import Reliability, _draw_bars, _draw_counts, _write_numbers
+from mm_lightning.diagnostics.drawing import add_legend, add_panel, titled_figure, write_numbers, write_titles
+from mm_lightning.diagnostics.reliability import Reliability, captions, draw_reliability
 
 _SIDE, _LOW, _GAP, _BETWEEN, _LEFT, _RIGHT, _HEAD, _FOOT = 3.2, 1.1, 0.3, 0.3, 0.8, 0.15, 0.95, 1.0  # inches
 
@@ -56,23 +55,15 @@ def draw_reliability_of_methods(
     foot = _FOOT if numbers else 0.5
     step = 0.35 + _SIDE + _BETWEEN + _LOW + foot  # a row with its titles
     width, height = _LEFT + columns * (_SIDE + _GAP) - _GAP + _RIGHT, _HEAD - 0.35 + rows * step
-    figure = Figure(figsize=(width, height), dpi=120, facecolor="white")
-    points = min(13.0, 72 * (width - _LEFT - _RIGHT) / (0.68 * len(heading) + 1))  # a bold letter is about 0.68 em wide
-    figure.text(_LEFT / width, 1 - 0.12 / height, heading, va="top", fontsize=points, weight="bold", color=INK)
+    figure = titled_figure(width, height, heading, _LEFT)
     most = max(bins.counts.max() for bins in diagrams.values())
     for place, (title, bins) in enumerate(diagrams.items()):
         row, column = divmod(place, columns)
         left, bottom = _LEFT + column * (_SIDE + _GAP), (rows - 1 - row) * step + foot
-        lower = figure.add_axes((left / width, bottom / height, _SIDE / width, _LOW / height))
-        upper = figure.add_axes((left / width, (bottom + _LOW + _BETWEEN) / height, _SIDE / width, _SIDE / height))
-        _draw_bars(upper, bins)
-        _draw_counts(lower, bins, most)
-        upper.set_title(title, loc="left", fontsize=11, color=INK)
-        for axes, label in ((upper, "accuracy"), (lower, "rows")):
-            axes.set_ylabel(label if column == 0 else "")
-            axes.tick_params(labelleft=column == 0)
-        _write_numbers(lower, numbers[title] if numbers else {})
-    handles, labels = figure.axes[1].get_legend_handles_labels()
-    place_of: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": ((_LEFT - 0.08) / width, 1 - 0.38 / height)}
-    figure.legend(handles, labels, ncols=3, borderpad=0, frameon=False, fontsize=8.5, labelcolor=INK, **place_of)
+        lower = add_panel(figure, left, bottom, _SIDE, _LOW)
+        upper = add_panel(figure, left, bottom + _LOW + _BETWEEN, _SIDE, _SIDE)
+        draw_reliability(upper, lower, bins, most, column == 0)
+        write_titles(upper, title)
+        write_numbers(lower, captions(numbers[title]) if numbers else {}, (0.726, 0.902), size=12)
+    add_legend(figure, upper, _LEFT, 0.38, ncols=3)
     return figure

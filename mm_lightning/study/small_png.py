@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mm_lightning.diagnostics.figures import _pixels
+from mm_lightning.diagnostics.drawing import pixels
 from mm_lightning.files import whole_file
 
 
@@ -23,13 +23,13 @@ def save_small_png(figure: Figure, path: Path, width: int) -> Path:
         The path written.
     """
     figure.set_dpi(width / figure.get_figwidth())
-    pixels = _pixels(figure)
-    image = Image.fromarray(pixels)
+    drawn = pixels(figure)
+    image = Image.fromarray(drawn)
     palette = image.quantize(255, kmeans=1)
     palette.putpalette([255, 255, 255, *(palette.getpalette() or [])[: 3 * 255]])
     # dithered: ramps of ten hues would have steps
     small = image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
-    small.paste(0, mask=Image.fromarray((pixels == 255).all(axis=2)))  # Pillow looks no closer than four levels
+    small.paste(0, mask=Image.fromarray((drawn == 255).all(axis=2)))  # Pillow looks no closer than four levels
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
         small.save(file, format="png", optimize=True)

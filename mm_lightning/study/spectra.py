@@ -11,8 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from mm_lightning.diagnostics.figures import INK, PALETTE, ClassNames, _dress
-from mm_lightning.diagnostics.spectrum import WIDE, dress_spectrum, spectrum_numbers
+from mm_lightning.diagnostics.drawing import (
+    INK,
+    PALETTE,
+    ClassNames,
+    add_legend,
+    add_panel,
+    label_outer,
+    titled_figure,
+    write_titles,
+)
+from mm_lightning.diagnostics.spectrum import WIDE, set_spectrum_axes, spectrum_numbers
 
 STYLES: tuple[dict[str, Any], ...] = (  # a line differs from the others in colour, in dashes and in its marker
     {"color": PALETTE[0], "ls": "-", "marker": "o"},
@@ -57,18 +66,16 @@ def draw_spectra_by_class(
     side, gap, left, bottom, between = 1.62, 0.2, 0.75, 0.55, 0.34  # inches
     top = 0.85 + 0.2 * (_legend_rows(stacks) - 1)
     width = max(left + columns * (side + gap) - gap + 0.12, 4.5)
-    figure = Figure(figsize=(width, top + rows * (side + between) - between + bottom), dpi=120, facecolor="white")
+    figure = titled_figure(width, top + rows * (side + between) - between + bottom, heading, left)
     for place, k in enumerate(classes):
         row, column = divmod(place, columns)
         corner = left + column * (side + gap), bottom + (rows - 1 - row) * (side + between)
-        axes = _add_axes(figure, *corner, side, side)
-        dress_spectrum(axes, np.concatenate([stack.reshape(-1, stack.shape[-1]) for stack in stacks.values()]))
+        axes = add_panel(figure, *corner, side, side)
+        set_spectrum_axes(axes, np.concatenate([stack.reshape(-1, stack.shape[-1]) for stack in stacks.values()]))
         _draw_lines(axes, {title: stack[:, place] for title, stack in stacks.items()})
         axes.set_title(f"class {k}" if class_names is None else class_names[k], loc="left", fontsize=10, color=INK)
-        is_lowest = place + columns >= len(classes)
-        axes.set(xlabel="rank" if is_lowest else "", ylabel="singular value" if column == 0 else "")
-        axes.tick_params(which="both", labelleft=column == 0, labelbottom=is_lowest)
-    _head(figure, heading, left)
+        label_outer(axes, is_left=column == 0, is_lowest=place + columns >= len(classes))
+    _add_legend(figure, left)
     return figure
 
 
@@ -99,24 +106,23 @@ def draw_spectrum_summaries(
     high = max(3.0, 2 * (0.24 * len(titles) + 0.35) + 0.4)
     top = 0.95 + 0.2 * (_legend_rows(dict.fromkeys(titles)) - 1)
     height = top + len(stacks) * (high + between) - between + bottom
-    figure = Figure(figsize=(left + lines + names + bars + 0.6, height), dpi=120, facecolor="white")
+    figure = titled_figure(left + lines + names + bars + 0.6, height, heading, left)
     half = (high - 0.7) / 2
     for row, (layer, methods) in enumerate(stacks.items()):
         foot = bottom + (len(stacks) - 1 - row) * (high + between)
-        axes = _add_axes(figure, left, foot, lines, high)
+        axes = add_panel(figure, left, foot, lines, high)
         means = {title: stack.mean(axis=1) for title, stack in methods.items()}
-        dress_spectrum(axes, np.concatenate(list(means.values())))
+        set_spectrum_axes(axes, np.concatenate(list(means.values())))
         _draw_lines(axes, means)
-        axes.set_ylabel("singular value")
-        axes.set_title(f"{layer}, mean over the classes", loc="left", fontsize=11, color=INK)
+        write_titles(axes, f"{layer}, mean over the classes")
         numbers = {
             title: [spectrum_numbers(torch.from_numpy(seed)) for seed in stack] for title, stack in methods.items()
         }
         for key, title, above in (("largest", "largest", half + 0.7), ("others", "sum of all others", 0.0)):
-            axes = _add_axes(figure, left + lines + names, foot + above, bars, half)
+            axes = add_panel(figure, left + lines + names, foot + above, bars, half)
             _draw_bars(axes, {name: [seed[key] for seed in seeds] for name, seeds in numbers.items()})
-            axes.set_title(f"{layer}, {title}", loc="left", fontsize=11, color=INK)
-    _head(figure, heading, left)
+            write_titles(axes, f"{layer}, {title}")
+    _add_legend(figure, left)
     return figure
 
 
@@ -134,11 +140,6 @@ def _stacked(spectra: Mapping[str, np.ndarray], num_classes: int | None = None) 
     return stacks
 
 
-def _add_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    across, up = figure.get_size_inches()
-    return figure.add_axes((left / across, bottom / up, width / across, height / up), facecolor="white")
-
-
 def _draw_lines(axes: Axes, spectra: Mapping[str, np.ndarray]) -> None:
     floor = axes.get_ylim()[0]
     for place, (title, values) in enumerate(spectra.items()):  # (S, D)
@@ -154,7 +155,6 @@ def _draw_lines(axes: Axes, spectra: Mapping[str, np.ndarray]) -> None:
 
 
 def _draw_bars(axes: Axes, numbers: Mapping[str, Sequence[float]]) -> None:
-    _dress(axes)
     most = max(max(seeds) for seeds in numbers.values())
     for place, seeds in enumerate(numbers.values()):
         style = STYLES[place]
@@ -181,12 +181,5 @@ def _legend_rows(methods: Mapping[str, Any]) -> int:
     return 1 if len(methods) <= 4 else 2
 
 
-def _head(figure: Figure, heading: str, left: float) -> None:
-    width, height = figure.get_size_inches()
-    points = min(13.0, 72 * (width - left - 0.1) / (0.68 * len(heading) + 1))  # a bold letter is about 0.68 em wide
-    figure.text(left / width, 1 - 0.12 / height, heading, va="top", fontsize=points, weight="bold", color=INK)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": ((left - 0.08) / width, 1 - 0.37 / height)}
-    figure.legend(
-        handles, labels, ncols=4, frameon=False, fontsize=9, labelcolor=INK, handlelength=3, borderpad=0, **place
-    )
+def _add_legend(figure: Figure, left: float) -> None:
+    add_legend(figure, figure.axes[0], left, 0.37, ncols=4, fontsize=9, handlelength=3)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from mm_lightning.diagnostics.figures import GREY, INK, _dress
+from mm_lightning.diagnostics.drawing import GREY, INK, add_panel
 from mm_lightning.study.spectra import STYLES
 
 __all__ = ["LEFT", "WIDTH", "End", "add_axes", "apart", "draw_lines", "name_lines", "number", "write_head"]
@@ -29,10 +29,7 @@ class End(NamedTuple):
 
 def add_axes(figure: Figure, box: tuple[float, float, float, float]) -> Axes:
     """Add axes at ``box``, (left, bottom, width, height) in inches, for lines over a logarithmic horizontal axis."""
-    left, bottom, wide, high = box
-    height = figure.get_size_inches()[1]
-    axes = figure.add_axes((left / WIDTH, bottom / height, wide / WIDTH, high / height), facecolor="white")
-    _dress(axes)
+    axes = add_panel(figure, *box)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.set_xscale("log")
     return axes

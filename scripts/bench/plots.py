@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from bench.lines import LEFT, WIDTH, add_axes, draw_lines, name_lines, number, write_head
-from mm_lightning.diagnostics.figures import GREY, INK, save_figure
+from mm_lightning.diagnostics.drawing import GREY, INK, save_figure
 from mm_lightning.study.spectra import STYLES
 
 __all__ = ["Curve", "Picture", "curves", "draw", "draw_growth", "draw_interpolation"]

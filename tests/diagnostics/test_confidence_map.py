@@ -27,7 +27,7 @@ from mm_lightning.diagnostics.confidence_figure import (
     write_animation,
 )
 from mm_lightning.diagnostics.confidence_frames import packed, stacked, unpacked
-from mm_lightning.diagnostics.figures import PALETTE
+from mm_lightning.diagnostics.drawing import PALETTE
 from mm_lightning.diagnostics.plane import (
     PlaneMap,
     PlaneNetwork,
@@ -294,7 +294,9 @@ def test_panels_share_axes_and_key(classes: int):
     assert (left.get_aspect(), right.get_aspect()) == (1, 1)
     assert (left.get_title("left"), right.get_title("left"), left.get_title("right")) == ("left", "right", "40 points")
     assert (left.get_xlabel(), left.get_ylabel(), right.get_ylabel()) == ("u", "v", "")
-    assert {"heading", "1", "2"} < {text.get_text() for text in figure.texts}
+    assert [text.get_text() for text in figure.texts] == ["heading"]
+    for axes, number in ((left, "1"), (right, "2")):
+        assert [text.get_text() for text in axes.texts][-2:] == [number, "low"]
     if classes == 2:
         assert key.get_ylim() == (0, 1)
         assert key.get_ylabel() == "probability of class one"

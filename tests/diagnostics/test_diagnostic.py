@@ -1,5 +1,6 @@
 """The common base of the diagnostics, with one that only keeps what it is handed."""
 
+import inspect
 import io
 import math
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mm_lightning import ManifoldMixupCallback
 from mm_lightning.data.tensor_data_module import TensorDataModule
+from mm_lightning.diagnostics import Calibration, HiddenSpace, Spectrum
 from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Rows, is_last_validation
 from mm_lightning.diagnostics.training_rows import overhear_training
 
@@ -44,7 +46,7 @@ class Spy(Diagnostic):
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, rows: Rows) -> Findings | str:
         self.seen.append(rows)
         hidden = rows.hidden[self.layers[0]].float()
-        return Findings({f"{self.name}_power": hidden.square().mean().item()}, {"hidden": hidden.numpy()})
+        return Findings({"power": hidden.square().mean().item()}, {"hidden": hidden.numpy()})
 
     def draw(self, findings: Findings, rows: Rows) -> Figure:
         return Figure(figsize=(1, 1), dpi=50)
@@ -121,16 +123,16 @@ def test_training_numbers_and_pictures_reach_loggers_and_files(make_trainer: Mak
     trainer = make_trainer(spy, max_epochs=2, logger=loggers)
     trainer.fit(net, loader())
     want = float(net.states().square().mean())
-    assert float(trainer.callback_metrics["train/spy_power"]) == pytest.approx(want, rel=1e-5)
+    assert float(trainer.callback_metrics["train/spy/power"]) == pytest.approx(want, rel=1e-5)
     events = EventAccumulator(loggers[0].log_dir).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("train/spy_power")] == [
+    assert [(event.step, event.value) for event in events.Scalars("train/spy/power")] == [
         (6, pytest.approx(want, rel=1e-5))
     ]
     assert [image.step for image in events.Images("spy/train")] == [6]
     with Image.open(io.BytesIO(events.Images("spy/train")[0].encoded_image_string)) as image:
         assert image.size == (50, 50)
     lines = (Path(loggers[1].log_dir) / "metrics.csv").read_text().splitlines()
-    assert "train/spy_power" in lines[0]
+    assert "train/spy/power" in lines[0]
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"spy_train.png", "spy_train.npz"}
     with np.load(tmp_path / "figures" / "spy_train.npz") as arrays:
         assert_close(arrays["hidden"], net.states().numpy())
@@ -358,7 +360,7 @@ def test_rows_stop_the_pass_when_there_are_enough() -> None:
         assert not torch.is_grad_enabled()
         ran.append(len(batch[0]))
 
-    overhear_training(trainer, Net(), spy._train_tap, forward)
+    overhear_training(trainer, Net(), spy._train_states, forward)
     assert ran == [8, 8]
     assert trainer.training
 
@@ -447,6 +449,62 @@ def test_the_last_validation_of_a_loader_without_length() -> None:
     assert is_last_validation(trainer)
 
 
+def test_states_that_are_not_finite_are_not_measured(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    net, spy = Net(), Spy(("input", "head", "output"))
+    net.head.bias.data[0] = math.inf
+    message = "Spy neither draws nor logs the test set: layer 'head' has values that are not finite"
+    with pytest.warns(UserWarning, match=message):
+        make_trainer(spy).test(net, loader(), verbose=False)
+    assert spy.seen == []
+    assert not (tmp_path / "figures").exists()
+
+
+# names and arguments
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("spy", "test/power"), ("other", "test/other/power")], ids=["unwritten", "another"]
+)
+def test_a_kind_may_leave_its_name_out_of_the_keys(make_trainer: MakeTrainer, name: str, key: str) -> None:
+    class Quiet(Spy):
+        unwritten_name = "spy"
+
+    trainer = make_trainer(Quiet(name=name))
+    trainer.test(Net(), loader(), verbose=False)
+    assert {key} == {key for key in trainer.callback_metrics if key.endswith("power")}
+
+
+SHARED = ["train_points", "dirpath", "targets", "forward"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "own", "defaults"),
+    [
+        (Calibration, ["layer", "num_bins", "probabilities"], (5, 100_000, "calibration")),
+        (HiddenSpace, ["layer", "subsets", "class_names"], (5, 10_000, "hidden_space")),
+        (Spectrum, ["layers", "class_names"], (None, 10_000, "spectrum")),
+    ],
+)
+def test_signatures_show_every_argument(kind: type[Diagnostic], own: list[str], defaults: tuple[Any, ...]) -> None:
+    shown = inspect.signature(kind).parameters
+    assert list(shown) == [*own, "every_n_epochs", "max_points", "name", *SHARED]
+    assert tuple(shown[key].default for key in ("every_n_epochs", "max_points", "name")) == defaults
+    assert [shown[key].default for key in SHARED] == [0, None, None, None]
+    first, *others = shown.values()
+    assert first.kind is first.POSITIONAL_OR_KEYWORD
+    assert all(one.kind is one.KEYWORD_ONLY for one in others)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"max_pionts": 3}, "unexpected keyword argument 'max_pionts'"), ({"layers": ["a"]}, "argument 'layers'")],
+    ids=["misspelt", "named as elsewhere"],
+)
+def test_unknown_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        HiddenSpace("body", **arguments)
+
+
 # several of them, and checkpoints
 
 
@@ -457,10 +515,10 @@ def test_two_with_names_of_their_own_are_kept_apart(make_trainer: MakeTrainer, t
     trainer.test(net, loader(), verbose=False)
     linear = net.body[0](INPUTS).detach()
     assert_close(spies[1].seen[0].hidden["body.0"], linear)
-    assert float(trainer.callback_metrics["test/spy_power"]) == pytest.approx(
+    assert float(trainer.callback_metrics["test/spy/power"]) == pytest.approx(
         float(net.states().square().mean()), rel=1e-5
     )
-    assert float(trainer.callback_metrics["test/body.0_power"]) == pytest.approx(
+    assert float(trainer.callback_metrics["test/body.0/power"]) == pytest.approx(
         float(linear.square().mean()), rel=1e-5
     )
     assert EventAccumulator(logger.log_dir).Reload().Tags()["images"] == ["spy/test", "body.0/test"]

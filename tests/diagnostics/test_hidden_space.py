@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.functional.clustering import davies_bouldin_score
 
 from mm_lightning.diagnostics import HiddenSpace
-from mm_lightning.diagnostics.figures import PALETTE, log_figure, save_figure
+from mm_lightning.diagnostics.drawing import PALETTE
 from mm_lightning.diagnostics.hidden_space import class_separation, draw_hidden_space, principal_plane
 
 
@@ -209,22 +209,6 @@ def test_subsets_without_enough_classes():
         draw_hidden_space(hidden[:, :1], targets, [[0, 1]])
 
 
-def test_failed_save_leaves_the_older_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    figure = draw_hidden_space(*_blobs(), [range(4)])
-    path = save_figure(figure, tmp_path / "new" / "picture.png")
-    older = path.read_bytes()
-
-    def fill_disk(file: io.BufferedWriter, **_: object) -> None:
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(figure, "savefig", fill_disk)
-    with pytest.raises(OSError, match="No space left"):
-        save_figure(figure, path)
-    assert path.read_bytes() == older
-    assert [file.name for file in path.parent.iterdir()] == ["picture.png"]
-
-
 # callback
 
 
@@ -320,25 +304,25 @@ def test_hook_is_on_only_in_drawn_epochs(tmp_path: Path):
 
 def test_last_validation_is_drawn_when_epochs_are_skipped(tmp_path: Path):
     net = _net()
-    trainer = _trainer(tmp_path, HiddenSpace("body.2", 50), max_epochs=5, check_val_every_n_epoch=2)
+    trainer = _trainer(tmp_path, HiddenSpace("body.2", every_n_epochs=50), max_epochs=5, check_val_every_n_epoch=2)
     trainer.fit(net, _loader(), _loader(slice(16)))
     assert net.hooked[1:] == [(1, False), (3, True)]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()], ids=["exception", "ctrl-c"])
 def test_hook_is_gone_after_an_interruption(tmp_path: Path, error: BaseException):
-    net, callback = _net(fail=error), HiddenSpace("body.2", 1)
+    net, callback = _net(fail=error), HiddenSpace("body.2", every_n_epochs=1)
     with pytest.raises((RuntimeError, SystemExit), match=r"boom|1"):
         _trainer(tmp_path, callback).fit(net, _loader(), _loader())
     assert net.hooked[-1] == (0, True)  # it was on when the error struck
     assert not net.body[2]._forward_hooks
-    assert not callback._tap.is_open
+    assert not callback._states.is_open
     assert not (tmp_path / "figures").exists()
 
 
 def test_training_and_random_numbers_are_untouched(tmp_path: Path):
     results = []
-    for callback in (None, HiddenSpace("body.2", 1)):
+    for callback in (None, HiddenSpace("body.2", every_n_epochs=1)):
         net, keys = _net(), list(_net().state_dict())
         with torch.random.fork_rng():
             torch.manual_seed(11)
@@ -448,16 +432,3 @@ def test_diverged_states_are_warned_about_not_drawn(tmp_path: Path):
     with pytest.warns(UserWarning, match=message):
         _trainer(tmp_path, HiddenSpace("body.2")).test(net, _loader(), verbose=False)
     assert not (tmp_path / "figures").exists()
-
-
-def test_other_loggers_get_pixels_and_none_is_fine():
-    class Logger:
-        def log_image(self, key: str, images: list[np.ndarray], step: int) -> None:
-            self.got = (key, images[0].shape, images[0].dtype, step)
-
-    class FakeTrainer:
-        loggers = [Logger(), object()]  # noqa: RUF012
-        global_step = 7
-
-    log_figure(FakeTrainer(), "a/b", draw_hidden_space(*_blobs(), [range(4)]))
-    assert FakeTrainer.loggers[0].got == ("a/b", (642, 510, 3), np.uint8, 7)

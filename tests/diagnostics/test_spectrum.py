@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 from mm_lightning.diagnostics import Spectrum
-from mm_lightning.diagnostics.figures import INK, PALETTE
+from mm_lightning.diagnostics.drawing import INK, PALETTE
 from mm_lightning.diagnostics.spectrum import class_spectrum, draw_spectra, spectrum_numbers
 
 

@@ -57,7 +57,7 @@ def test_every_process_sees_the_rows_of_all(ranks: list[dict[str, Any]]) -> None
 def test_every_process_has_the_numbers(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         for split, seen in zip(("val", "train"), rank["seen"], strict=True):
-            assert rank["metrics"][f"{split}/power"] == pytest.approx(float(seen["first"].square().mean()))
+            assert rank["metrics"][f"{split}/spy/power"] == pytest.approx(float(seen["first"].square().mean()))
 
 
 def test_rank_zero_draws(folder: Path) -> None:

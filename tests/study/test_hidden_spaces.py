@@ -4,7 +4,7 @@ import torch
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 
-from mm_lightning.diagnostics.figures import square_frame
+from mm_lightning.diagnostics.clouds import square_frame
 from mm_lightning.diagnostics.hidden_space import class_separation
 from mm_lightning.diagnostics.plane import PlaneMap
 from mm_lightning.study.hidden_spaces import UNMAPPED, Clouds, draw_hidden_spaces, in_class_distances

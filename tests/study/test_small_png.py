@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image, ImageFilter
 
-from mm_lightning.diagnostics.figures import PALETTE, _pixels
+from mm_lightning.diagnostics.drawing import PALETTE, pixels
 from mm_lightning.study.small_png import save_small_png
 
 
@@ -28,7 +28,7 @@ def test_few_colours_look_like_all_of_them(tmp_path: Path):
     with Image.open(path) as image:
         assert (image.mode, image.size) == ("P", (600, 300))
         got = image.convert("RGB")
-    want = Image.fromarray(_pixels(figure))
+    want = Image.fromarray(pixels(figure))
     assert len(want.getcolors(600 * 300)) > 256
     white = (np.asarray(want) == 255).all(axis=2)
     assert (np.asarray(got)[white] == 255).all()

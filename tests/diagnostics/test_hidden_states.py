@@ -1,3 +1,4 @@
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +8,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from mm_lightning.diagnostics.tap import LayerTap, evaluating
+from mm_lightning.diagnostics.hidden_states import HiddenStates, evaluating
 
 
 class _Strategy:
@@ -53,13 +54,13 @@ def _batch(seed: int, rows: int = 5) -> tuple[Tensor, Tensor]:
     return torch.randn(rows, 4, generator=generator), torch.randint(3, (rows,), generator=generator)
 
 
-def _collect(tap: LayerTap, net: _Net, *batches: Any) -> tuple[dict[str, Tensor], Tensor]:
-    tap.open(net)
+def _collect(states: HiddenStates, net: _Net, *batches: Any) -> tuple[dict[str, Tensor], Tensor]:
+    states.open(net)
     with torch.no_grad():
         for batch in batches:
             net(batch[0])
-            tap.keep(batch)
-    collected = tap.collected(net)
+            states.keep(batch)
+    collected = states.collected(net)
     assert collected is not None
     return collected
 
@@ -68,7 +69,7 @@ def _collect(tap: LayerTap, net: _Net, *batches: Any) -> tuple[dict[str, Tensor]
 def test_layers_are_kept_in_the_order_asked_for(max_rows: int):
     net, batches = _Net(), [_batch(0), _batch(1, rows=1), _batch(2, rows=4)]
     names = ["output", "first", "input", "last"]
-    hidden, targets = _collect(LayerTap(names, max_rows), net, *batches)
+    hidden, targets = _collect(HiddenStates(names, max_rows), net, *batches)
     want = _by_hand(net, torch.cat([x for x, _ in batches]))
     assert list(hidden) == names
     for name in names:
@@ -79,7 +80,7 @@ def test_layers_are_kept_in_the_order_asked_for(max_rows: int):
 def test_dimensions_behind_the_first_are_flattened():
     net, (_, y) = _Net(), _batch(0)
     x = torch.randn(5, 2, 4)
-    hidden, _ = _collect(LayerTap(["first", "input"], 100), net, (x, y))
+    hidden, _ = _collect(HiddenStates(["first", "input"], 100), net, (x, y))
     assert_close(hidden["first"], _by_hand(net, x)["first"].reshape(5, 6))
     assert_close(hidden["input"], x.reshape(5, 8))
 
@@ -87,7 +88,7 @@ def test_dimensions_behind_the_first_are_flattened():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_states_keep_their_precision(dtype: torch.dtype):
     net, (x, y) = _Net().to(dtype), _batch(0)
-    hidden, _ = _collect(LayerTap(["input", "first", "output"], 4), net, (x.to(dtype), y))
+    hidden, _ = _collect(HiddenStates(["input", "first", "output"], 4), net, (x.to(dtype), y))
     want = _by_hand(net, x.to(dtype))
     for name, states in hidden.items():
         assert states.dtype == dtype
@@ -96,29 +97,29 @@ def test_states_keep_their_precision(dtype: torch.dtype):
 
 def test_rows_are_copies():
     net, (x, y) = _Net(), _batch(0)
-    want, tap = _by_hand(net, x.clone()), LayerTap(["input", "first", "output"], 100)
-    tap.open(net)
+    want, states = _by_hand(net, x.clone()), HiddenStates(["input", "first", "output"], 100)
+    states.open(net)
     with torch.no_grad():
         output = net(x)
-    tap.keep((x, y))
+    states.keep((x, y))
     own = y.clone()
     for tensor in (x, y, output):
         tensor.zero_()  # a loader may use its memory again
-    hidden, targets = tap.collected(net)
+    hidden, targets = states.collected(net)
     assert torch.equal(targets, own)
-    for name, states in hidden.items():
-        assert_close(states, want[name])
+    for name, kept in hidden.items():
+        assert_close(kept, want[name])
 
 
 def test_a_layer_that_runs_twice_gives_its_last_output():
     net, (x, y) = _Net(), _batch(0)
-    tap = LayerTap(["first", "output"], 100)
-    tap.open(net)
+    states = HiddenStates(["first", "output"], 100)
+    states.open(net)
     with torch.no_grad():
         net(x)
         net(2 * x)
-    tap.keep((x, y))
-    hidden, _ = tap.collected(net)
+    states.keep((x, y))
+    hidden, _ = states.collected(net)
     assert_close(hidden["first"], _by_hand(net, 2 * x)["first"])
     assert_close(hidden["output"], _by_hand(net, 2 * x)["output"])
 
@@ -135,38 +136,65 @@ def test_output_is_of_the_call_within_a_call(returned: str):
         return {"losses": loss, "loss": loss.mean(), "nothing": None}[returned]
 
     net.forward = redirected
-    hidden, _ = _collect(LayerTap(["output"], 100), net, (x, y))
+    hidden, _ = _collect(HiddenStates(["output"], 100), net, (x, y))
     assert_close(hidden["output"], _by_hand(net, x)["output"])
 
 
-def test_nothing_is_copied_once_the_tap_is_full():
-    net, tap = _Net(), LayerTap(["first", "output"], 5)
-    hidden, _ = _collect(tap, net, _batch(0), _batch(1))
-    assert tap.is_full
-    assert not tap._outputs
+def test_nothing_is_copied_once_the_there_are_enough_rows():
+    net, states = _Net(), HiddenStates(["first", "output"], 5)
+    hidden, _ = _collect(states, net, _batch(0), _batch(1))
+    assert states.is_full
+    assert not states._outputs
     assert_close(hidden["first"], _by_hand(net, _batch(0)[0])["first"])
-    hidden, _ = _collect(tap, net, _batch(1))  # opened again, it has room again
+    hidden, _ = _collect(states, net, _batch(1))  # opened again, it has room again
     assert_close(hidden["first"], _by_hand(net, _batch(1)[0])["first"])
 
 
-def test_hooks_are_there_only_while_the_tap_is_open():
-    net, tap = _Net(), LayerTap(["input", "first", "output"], 100)
+def test_hooks_are_there_only_while_states_are_open():
+    net, states = _Net(), HiddenStates(["input", "first", "output"], 100)
     for _ in range(2):
-        _collect(tap, net, _batch(0))
+        _collect(states, net, _batch(0))
         assert (len(net.first._forward_hooks), len(net._forward_hooks), len(net._forward_pre_hooks)) == (1, 1, 1)
-    tap.close()
+    states.close()
     assert not any(one._forward_hooks or one._forward_pre_hooks for one in net.modules())
-    tap.keep(_batch(0))  # closed: nothing to keep
-    assert tap.collected(net) is None
-    tap.open(net)
-    assert tap.collected(net) is None  # what was collected before is forgotten
+    states.keep(_batch(0))  # closed: nothing to keep
+    assert states.collected(net) is None
+    states.open(net)
+    assert states.collected(net) is None  # what was collected before is forgotten
 
 
 def test_nothing_is_gathered_where_another_process_has_no_rows():
-    net, tap = _Net(), LayerTap(["first"], 100)
-    _collect(tap, net, _batch(0))
+    net, states = _Net(), HiddenStates(["first"], 100)
+    _collect(states, net, _batch(0))
     net.strategy.others = False
-    assert tap.collected(net) is None
+    assert states.collected(net) is None
+
+
+@dataclass(frozen=True)
+class _Batch:
+    ids: list[str]
+    x: Tensor
+    y: Tensor
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda x, y: _Batch(["a", "b"], x, y),
+        lambda x, y: {"meta": {"mask": y > 0, "ids": y + 9}, "data": {"views": [x, 2 * x], "truth": {"y": y}}},
+        lambda x, y: {"one": [_Batch([], x, y)], "weights": torch.ones(5)},
+    ],
+    ids=["dataclass", "nested dict", "dataclass in a dict"],
+)
+def test_batches_of_other_kinds_are_walked_in_their_order(wrap: Any):
+    net, (x, y) = _Net(), _batch(0)
+    states = HiddenStates(["input", "first"], 100)
+    states.open(net)
+    net(x)
+    states.keep(wrap(x, y))
+    hidden, targets = states.collected(net)
+    assert torch.equal(hidden["input"], x)
+    assert torch.equal(targets, y)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +209,7 @@ def test_nothing_is_gathered_where_another_process_has_no_rows():
 )
 def test_targets_are_the_last_integers_with_one_entry_per_row(extra: list[Any], want: list[int]):
     net = _Net()
-    _, targets = _collect(LayerTap(["first"], 100), net, (torch.zeros(3, 4), *extra))
+    _, targets = _collect(HiddenStates(["first"], 100), net, (torch.zeros(3, 4), *extra))
     assert targets.tolist() == want
 
 
@@ -196,36 +224,36 @@ def test_targets_are_the_last_integers_with_one_entry_per_row(extra: list[Any], 
     ids=["idle layer", "no floats", "no targets", "too few targets"],
 )
 def test_batches_that_cannot_be_kept(layers: list[str], batch: Any, error: type[Exception], message: str):
-    net, tap = _Net(), LayerTap(layers, 100)
-    tap.open(net)
+    net, states = _Net(), HiddenStates(layers, 100)
+    states.open(net)
     net(torch.zeros(5, 4))
     with pytest.raises(error, match=message):
-        tap.keep(batch)
+        states.keep(batch)
 
 
 def test_layers_of_different_length_are_refused():
-    net, tap, (x, y) = _Net(), LayerTap(["input", "first"], 100), _batch(0)
-    tap.open(net)
+    net, states, (x, y) = _Net(), HiddenStates(["input", "first"], 100), _batch(0)
+    states.open(net)
     net(x[:4])
     with pytest.raises(ValueError, match="Layer 'first' has 4 rows, layer 'input' has 5"):
-        tap.keep((x, y))
+        states.keep((x, y))
 
 
 def test_a_forward_without_tensor_is_no_output():
-    net, tap = _Net(), LayerTap(["output"], 100)
+    net, states = _Net(), HiddenStates(["output"], 100)
     net.forward = lambda x: {"logits": x}
-    tap.open(net)
+    states.open(net)
     net(_batch(0)[0])
     with pytest.raises(RuntimeError, match=r"own forward\(\) returned no tensor in this batch\. Name the layer"):
-        tap.keep(_batch(0))
+        states.keep(_batch(0))
 
 
 @pytest.mark.parametrize(
     ("output", "kind"), [((1, 2), "tuple"), (torch.tensor(1.0), "a single number")], ids=["tuple", "number"]
 )
 def test_layers_without_rows_are_refused(output: Any, kind: str):
-    net, tap = _Net(), LayerTap(["idle"], 100)
-    tap.open(net)
+    net, states = _Net(), HiddenStates(["idle"], 100)
+    states.open(net)
     net.idle.forward = lambda: output
     with pytest.raises(TypeError, match=f"Layer 'idle' must return a tensor with rows to be looked at, got {kind}"):
         net.idle()
@@ -237,10 +265,10 @@ def test_layers_without_rows_are_refused(output: Any, kind: str):
     ids=["unknown", "several"],
 )
 def test_names_must_mean_one_module(layer: str, message: str):
-    tap, net = LayerTap(["input", "output", layer], 100), _Net()
+    states, net = HiddenStates(["input", "output", layer], 100), _Net()
     with pytest.raises(ValueError, match=message):
-        tap.open(net)
-    assert not tap.is_open
+        states.open(net)
+    assert not states.is_open
     assert not net._forward_hooks
 
 

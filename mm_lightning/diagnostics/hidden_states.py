@@ -1,4 +1,4 @@
-"""Overhearing layers: their outputs, beside the batches' targets, while the module is evaluated."""
+"""The hidden states of layers, overheard beside the batches' targets while the module is evaluated."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from mm_lightning.mixup import resolve_layers
+from mm_lightning.mixup.batch import tensors_of
 
 INPUT, OUTPUT = "input", "output"
 
 
-class LayerTap:
-    """Collects the hidden states of layers and the targets of the same rows.
+class HiddenStates:
+    """Collects what layers put out, and the targets of the same rows.
 
     The layers have hooks only between :meth:`open` and :meth:`close`, and no forward pass is made for them. A layer
     that runs several times per batch gives its last output.
@@ -113,7 +113,7 @@ class LayerTap:
         return hidden, targets
 
     def _output(self, layer: str, batch: Any) -> Tensor:
-        output = _first_floats(batch) if layer == INPUT else self._outputs.pop(layer, None)
+        output = first_floats(batch) if layer == INPUT else self._outputs.pop(layer, None)
         if output is None:
             raise RuntimeError(_absent(layer))
         return output
@@ -130,6 +130,25 @@ class LayerTap:
         if not _has_rows(output):
             raise TypeError(f"Layer {layer!r} must return a tensor with rows to be looked at, got {_kind(output)}.")
         self._outputs[layer] = output.detach().clone()  # the next layer may work in place
+
+
+def first_floats(batch: Any) -> Tensor | None:
+    """Return the first floating point tensor of a batch that has rows, which the layer ``"input"`` stands for."""
+    return next((leaf.detach() for leaf in tensors_of(batch) if leaf.is_floating_point() and leaf.ndim), None)
+
+
+def checked(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return hidden states (N, D) and targets (N,) on the CPU.
+
+    Raises:
+        ValueError: If the shapes do not fit, there are no rows or a value is not finite.
+    """
+    if hidden.ndim != 2 or not len(hidden) or targets.shape != hidden.shape[:1]:
+        shapes = f"{tuple(hidden.shape)} and {tuple(targets.shape)}"
+        raise ValueError(f"hidden must be (N, D) and targets (N,), with N >= 1, got {shapes}.")
+    if wrong := int((~hidden.isfinite()).sum()):
+        raise ValueError(f"hidden must be finite, got {wrong} of {hidden.numel()} values that are not.")
+    return hidden.detach().cpu(), targets.detach().cpu()
 
 
 @contextmanager
@@ -179,18 +198,8 @@ def _gathered(rows: Tensor, module: LightningModule) -> Tensor:
     return torch.cat(gather_all_tensors(rows.to(module.device))).cpu()
 
 
-def _leaves(batch: Any) -> list[Tensor]:
-    leaves: list[Tensor] = []
-    apply_to_collection(batch, Tensor, leaves.append)
-    return leaves
-
-
-def _first_floats(batch: Any) -> Tensor | None:
-    return next((leaf.detach() for leaf in _leaves(batch) if leaf.is_floating_point() and leaf.ndim), None)
-
-
 def _last_integers(batch: Any, length: int) -> Tensor:
-    leaves = [leaf for leaf in _leaves(batch) if leaf.shape[:1] == (length,) and leaf.numel() == length]
+    leaves = [leaf for leaf in tensors_of(batch) if leaf.shape[:1] == (length,) and leaf.numel() == length]
     leaves = [leaf for leaf in leaves if not leaf.is_floating_point() and leaf.dtype != torch.bool]
     if not leaves:
         raise ValueError(f"No integer tensor with {length} entries is in the batch. Pass targets=batch -> Tensor.")
