@@ -190,6 +190,15 @@ def _environment(folder: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
+def tests_of(mutation: Mutation, covered: Covered) -> list[str]:
+    """The tests that run a line; of one that runs at import, as defaults do, all that run the file."""
+    lines = covered.get(mutation.path, {})
+    tests = lines.get(str(mutation.line))
+    if tests == []:
+        tests = sorted({test for others in lines.values() for test in others})
+    return tests or []
+
+
 def judged(mutation: Mutation, tests: Sequence[str], folder: Path, seconds: float) -> str:
     """Make the change in a copy, and see whether one of the tests fails; those named like the file come first."""
     if not tests:
@@ -218,7 +227,7 @@ def run_all(mutations: Sequence[Mutation], covered: Covered, folders: Sequence[P
     def run(mutation: Mutation) -> str:
         folder = free.get()
         try:
-            result = judged(mutation, covered.get(mutation.path, {}).get(str(mutation.line), []), folder, seconds)
+            result = judged(mutation, tests_of(mutation, covered), folder, seconds)
         finally:
             free.put(folder)
         if result != NOTICED and mutation.name in explained:

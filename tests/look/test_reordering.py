@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_lightning import ManifoldMixupCallback
+from mm_lightning.look.look import mover
 from mm_lightning.look.reordering import RowSamples, order_of, tolerance_of
 
 N = 6
@@ -139,3 +140,15 @@ def test_a_loss_that_differs_by_more_than_rounding_is_refused(
     else:
         trainer.fit(module, Batches([batch]))
         assert trainer.global_step == 1
+
+
+def test_noise_moves_with_the_rows_it_is_for() -> None:
+    order = order_of(N)
+    move = mover(order)
+    batch_first, time_first, alone = numbers(N, 4), numbers(5, N, 2), numbers(5, 4)
+    assert torch.equal(move(batch_first), batch_first[order])
+    assert torch.equal(move(time_first), time_first[:, order])
+    assert torch.equal(move(alone), alone)
+    several = numbers(2 * N, 3)  # two for each row, one after the other
+    assert torch.equal(move(several), torch.cat([several[2 * row : 2 * row + 2] for row in order.tolist()]))
+    assert move(torch.tensor(1.0)) == 1
