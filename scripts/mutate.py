@@ -57,6 +57,7 @@ class Mutation:
         before: The expression or statement.
         after: What takes its place.
         begin: Where it begins in the file, in bytes.
+        text: The line.
     """
 
     path: str
@@ -64,11 +65,12 @@ class Mutation:
     before: str
     after: str
     begin: int
+    text: str
 
     @property
     def name(self) -> str:
-        """What it is called as long as the expression stays as it is."""
-        return f"{self.path}: {self.before} -> {self.after}"
+        """What it is called as long as the line stays as it is."""
+        return f"{self.path}: {self.text}: {self.before} -> {self.after}"
 
     def applied(self, source: bytes) -> bytes:
         """The file with the change."""
@@ -90,7 +92,8 @@ def mutations_of(path: str, source: str) -> list[Mutation]:
 
     changes = _changes(ast.parse(source), text)
     one_line = [(node, after) for node, after in changes if node.lineno == node.end_lineno]
-    return [Mutation(path, node.lineno, text(node), after, begin(node)) for node, after in one_line]
+    lines = [line.strip() for line in source.splitlines()]
+    return [Mutation(path, n.lineno, text(n), after, begin(n), lines[n.lineno - 1]) for n, after in one_line]
 
 
 def _changes(tree: ast.Module, text: Callable[[Any], str]) -> Iterator[tuple[Any, str]]:
