@@ -152,6 +152,7 @@ class Flow(TorchFunctionMode):
     def __init__(self, sample: Callable[[list[Tensor]], RowSamples]) -> None:
         super().__init__()
         self.sample = sample
+        self.follows = False
         self.outputs: list[tuple[Call, list[Tensor]]] = []
         self.loses_values = False
         self.hooks: list[Node] = []
@@ -173,7 +174,8 @@ class Flow(TorchFunctionMode):
         self._targets: Collection[Path] = ()
 
     def follow(self, batch: Any) -> None:
-        """Begin to follow the tensors of a batch."""
+        """Follow the tensors of a batch from now on. Else only the rows of what calls return are kept."""
+        self.follows = True
         found = [(path, leaf) for path, leaf in leaves_of(batch) if isinstance(leaf, Tensor)]
         for path, tensor in found:
             leaf = Leaf(tensor, path)
@@ -193,6 +195,10 @@ class Flow(TorchFunctionMode):
     def watching(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
         """Note what modules do, until the end of the ``with`` block."""
         watched = [_Watched(name, part) for name, part in modules.items()]
+        if not self.follows:
+            with called_by(self._call, watched):
+                yield
+            return
         function = torch.autograd.Function
         original = vars(function)["apply"]
 
@@ -326,7 +332,8 @@ class Flow(TorchFunctionMode):
         if self._current is not None:
             self._current.inner.append(call)
         self.calls.append(call)
-        call.masks = masks_in(name, module, args, kwargs, self._is_only_mask)
+        if self.follows:
+            call.masks = masks_in(name, module, args, kwargs, self._is_only_mask)
         self._current = call
         return call
 
@@ -334,6 +341,9 @@ class Flow(TorchFunctionMode):
         self._clock += 1
         call.end = self._clock
         self._current = call.within
+        if not self.follows:
+            call.samples = self.sample(tensors_in(output))
+            return output
 
         def leave(tensor: Tensor) -> Tensor:
             if self._born.get(tensor) is not call and tensor.layout is torch.strided and not tensor.is_nested:

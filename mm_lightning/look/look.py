@@ -222,8 +222,8 @@ class Look:
             into(loss)
 
         with without_trace(self.host, self.args[0], backward) as writes:
+            self.flow.follow(self.args[0])
             with self.flow.watching(self.watched):
-                self.flow.follow(self.args[0])
                 loss = self._call(self.args[0])
                 if loss is not None and self.module.automatic_optimization:
                     backward(loss)

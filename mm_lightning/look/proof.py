@@ -173,8 +173,8 @@ class Prover:
                 stack.callback(handle.remove)
             if ways.meets_masks:
                 flow = Flow(lambda tensors: None)  # type: ignore[arg-type, return-value]
-                stack.enter_context(flow.watching(look.watched))
                 flow.follow(look.args[0])
+                stack.enter_context(flow.watching(look.watched))
                 targets = {leaf.path for leaf in ways.targets} | self._lone_masks(ways)
                 flow.exchange_masks(layer, look.mixed_inputs(layer), targets, mover(order))
             yield

@@ -19,6 +19,7 @@ from mm_lightning.step.replay import RandomState, torch_states
 
 __all__ = ["Watched", "without_trace"]
 
+_PLAIN = (bool, int, float, str, type(None))
 _NOT_OF_THE_USER = ("_modules", "_parameters", "_buffers", "_trainer", "_fabric")
 
 
@@ -235,10 +236,11 @@ def _without_dropout(names: list[str], args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def _attributes(module: nn.Module) -> list[tuple[str, Any]]:
+    """Those that hold something."""
     return [
         (name, value)
         for name, value in vars(module).items()
-        if name not in _NOT_OF_THE_USER and not name.endswith("hooks")
+        if name not in _NOT_OF_THE_USER and not name.endswith("hooks") and not isinstance(value, _PLAIN)
     ]
 
 
