@@ -20,7 +20,8 @@ from mm_lightning.step.attach import Attached, is_compiled
 from mm_lightning.step.host import Host
 from mm_lightning.step.loss_modes import Measuring
 from mm_lightning.step.named_losses import LossSpec, NamedLosses
-from mm_lightning.step.run import MixedStep, Way
+from mm_lightning.step.run import MixedStep
+from mm_lightning.step.way import Way
 
 __all__ = ["Batch", "Fit", "Settings"]
 

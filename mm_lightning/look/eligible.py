@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from mm_lightning.look.look import Look, Place
+from mm_lightning.look.look import Look
+from mm_lightning.look.place import Place
 from mm_lightning.look.proof import Proof, Prover
 from mm_lightning.mixup import INPUT, Layer, LayerSpec, resolve_layers
 

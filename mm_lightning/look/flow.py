@@ -18,120 +18,21 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from mm_lightning.look.nodes import Call, Inside, Leaf, Node, Result, Weights, closure, merged
 from mm_lightning.look.reordering import RowSamples
 from mm_lightning.mixup.batch import Path, leaves_of
 from mm_lightning.mixup.layers import Layer
-from mm_lightning.mixup.masks import MaskSite, masks_in
+from mm_lightning.mixup.masks import masks_in
 from mm_lightning.mixup.trees import map_tensors, tensors_in
 from mm_lightning.step.replay import called_by
 
-__all__ = ["Call", "Flow", "Inside", "Leaf", "Node", "Result", "Weights", "closure"]
-
-
-class Node:
-    """Something that data come from.
-
-    Attributes:
-        parents: What it comes from in turn, and whether values flow from there, rather than masks that select or scale.
-    """
-
-    def __init__(self, parents: dict[Node, bool] | None = None) -> None:
-        self.parents: dict[Node, bool] = parents or {}
-
-
-class Leaf(Node):
-    """A tensor of the batch.
-
-    Attributes:
-        tensor: The tensor.
-        path: Where in the batch it is.
-    """
-
-    def __init__(self, tensor: Tensor, path: Path) -> None:
-        super().__init__()
-        self.tensor, self.path = tensor, path
-
-
-class Weights(Node):
-    """A place where weights of two or more dimensions are applied.
-
-    Attributes:
-        within: The innermost call around it.
-        is_lookup: Whether integers look rows of the weights up, as embeddings do.
-        is_trained: Whether one of the weights is trained.
-    """
-
-    def __init__(self, parents: dict[Node, bool], within: Call | None, is_lookup: bool, is_trained: bool) -> None:
-        super().__init__(parents)
-        self.within, self.is_lookup, self.is_trained = within, is_lookup, is_trained
-
-
-class Result(Node):
-    """A tensor that a call returned.
-
-    Attributes:
-        call: The call.
-    """
-
-    def __init__(self, call: Call, parents: dict[Node, bool]) -> None:
-        super().__init__(parents)
-        self.call = call
-
-
-class Call:
-    """A call of a module.
-
-    Attributes:
-        name: The module's name.
-        module: The module.
-        number: How often it had run before.
-        within: The call around it.
-        inner: The calls in it.
-        begin: When it began, on a clock of calls.
-        end: When it ended; 0 while it runs.
-        results: Its output tensors, as far as they come from the batch.
-        shapes: Of its output tensors.
-        dtypes: Of its output tensors.
-        masks: Arguments in which it took masks.
-        inside: What was made in it and used outside without being its output, a buffer say.
-        is_changed: Whether what it returned was changed in place later.
-        is_hooked: Whether the gradient of what it returned was hooked.
-        samples: Some rows of what it returned.
-    """
-
-    def __init__(self, name: str, module: nn.Module, number: int, within: Call | None, begin: int) -> None:
-        self.name, self.module, self.number, self.within, self.begin = name, module, number, within, begin
-        self.end = 0
-        self.results: list[Result] = []
-        self.inner: list[Call] = []
-        self.shapes: list[tuple[int, ...]] = []
-        self.dtypes: list[torch.dtype] = []
-        self.masks: list[MaskSite] = []
-        self.inside: Inside | None = None
-        self.is_changed = self.is_hooked = False
-        self.samples: RowSamples | None = None
-
-    @property
-    def around(self) -> Iterator[Call]:
-        """The calls around it, from the inside."""
-        call = self.within
-        while call is not None:
-            yield call
-            call = call.within
+__all__ = ["Flow"]
 
 
 @dataclass(frozen=True, eq=False)
 class _Watched:
     name: str
     module: nn.Module
-
-
-class Inside(Node):
-    """What was made in a call and used after its end without being its output."""
-
-    def __init__(self, call: Call) -> None:
-        super().__init__()
-        self.call = call
 
 
 class Flow(TorchFunctionMode):
@@ -211,7 +112,7 @@ class Flow(TorchFunctionMode):
                 self._note(operands, [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)], [])
                 for tensor, label in zip(known, labels, strict=True):
                     # What was seen inside says where values come from; all that was given may tell in the gradient.
-                    self._labels[tensor] = _merged(dict.fromkeys(self._labels[tensor], False), label)
+                    self._labels[tensor] = merged(dict.fromkeys(self._labels[tensor], False), label)
             return result
 
         function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
@@ -304,9 +205,9 @@ class Flow(TorchFunctionMode):
             born = self._born.get(tensor)
             if born is not None and born.end:  # a call's own, taken out after its end
                 born.inside = born.inside or Inside(born)
-                born.inside.parents = _merged(born.inside.parents, label)
+                born.inside.parents = merged(born.inside.parents, label)
                 label = {born.inside: any(label.values())}
-            parents = _merged(parents, label)
+            parents = merged(parents, label)
         return parents
 
     def _label(self, tensor: Tensor, parents: dict[Node, bool]) -> None:
@@ -382,7 +283,7 @@ class Flow(TorchFunctionMode):
         if labels or not any(t.is_floating_point() for t in tensors):
             return labels
         # Nothing was seen of a scripted function, say: what it returns comes from what it was given.
-        taken = _merged(*[self._labels[t] for t in tensors_in(given) if t in self._labels])
+        taken = merged(*[self._labels[t] for t in tensors_in(given) if t in self._labels])
         parameters = list(call.module.parameters())
         if taken and any(parameter.dim() > 1 for parameter in parameters):
             taken = {Weights(taken, call, False, any(p.requires_grad for p in parameters)): True}
@@ -419,36 +320,6 @@ class Flow(TorchFunctionMode):
     def _is_target(self, tensor: Tensor) -> bool:
         leaves = [node for node in closure(self._labels[tensor]) if isinstance(node, Leaf)]
         return any(leaf.path in self._targets for leaf in leaves)
-
-
-def closure(nodes: Iterable[Node], avoiding: Collection[Node] = (), by_values: bool = False) -> set[Node]:
-    """The nodes and all that they come from.
-
-    Args:
-        nodes: Where to begin.
-        avoiding: Nodes that are not entered.
-        by_values: Follow values alone, not masks.
-    """
-    seen: set[Node] = set()
-    waiting = [node for node in nodes if node not in avoiding]
-    while waiting:
-        node = waiting.pop()
-        if node not in seen:
-            seen.add(node)
-            waiting.extend(
-                parent
-                for parent, carries_values in node.parents.items()
-                if parent not in avoiding and (carries_values or not by_values)
-            )
-    return seen
-
-
-def _merged(*labels: dict[Node, bool]) -> dict[Node, bool]:
-    merged: dict[Node, bool] = {}
-    for label in labels:
-        for node, carries_values in label.items():
-            merged[node] = merged.get(node, False) or carries_values
-    return merged
 
 
 def _version(tensor: Tensor) -> int:

@@ -11,9 +11,13 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from mm_lightning.look.flow import Call, Flow, Leaf, closure
-from mm_lightning.look.reordering import RowSamples, order_of, tolerance_of
-from mm_lightning.look.ways import Calls, Entries, Graph, Ways
+from mm_lightning.look.flow import Flow
+from mm_lightning.look.graph import Entries, Graph
+from mm_lightning.look.look_failed import LookFailed
+from mm_lightning.look.nodes import Call, Leaf, closure
+from mm_lightning.look.place import Place
+from mm_lightning.look.reordering import RowSamples, are_close, mover, order_of, tolerance_of
+from mm_lightning.look.ways import Calls, Ways
 from mm_lightning.look.without_trace import without_trace
 from mm_lightning.mixup import INPUT, Layer, named_layers
 from mm_lightning.mixup.batch import Layout, Path, guess_layout, layouts
@@ -22,71 +26,12 @@ from mm_lightning.mixup.masks import MaskSite
 from mm_lightning.step.effects import Effects
 from mm_lightning.step.host import Host, OptimizerReached
 from mm_lightning.step.named_losses import NamedLosses
-from mm_lightning.step.run import Way, loss_of
+from mm_lightning.step.run import loss_of
+from mm_lightning.step.way import Way
 
-__all__ = ["Look", "LookFailed", "Place", "are_close", "mover"]
+__all__ = ["Look"]
 
 BatchDim = int | Mapping[str, int] | None
-
-
-class LookFailed(RuntimeError):
-    """The training step could not be looked at.
-
-    What is raised is of the class of the step's own exception, too, so that handlers for that still see it.
-    """
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-    @classmethod
-    def because_of(cls, error: Exception, module: nn.Module) -> LookFailed:
-        """Say what failed, and what to do."""
-        try:
-            kind: Any = type(cls.__name__, (cls, type(error)), {})
-        except TypeError:  # the layouts of the two do not go together, as with OSError
-            kind = cls
-        failed: LookFailed = kind.__new__(kind)
-        failed.args = (
-            f"Manifold mixup could not look at training_step of {type(module).__name__}, which fails with "
-            f"{type(error).__name__}: {error} (see above); repair it if it does so without ManifoldMixupCallback, too, "
-            "else train without it.",
-        )
-        return failed
-
-
-class Place:
-    """A module as a place to mix at, before it is proved. What it says is found out when it is asked.
-
-    Args:
-        name: Dotted name of the module.
-        module: The module.
-        look: The look.
-
-    Attributes:
-        shape: Shape of its output, of the first if there are several; None if it did not run.
-        order: When it ended; -1 if it did not run.
-    """
-
-    def __init__(self, name: str, module: nn.Module, look: Look) -> None:
-        self.name = name
-        self._look, self._calls = look, look.graph.runs_of(module)
-        self.shape = next(iter(self._calls[-1].shapes), None) if self._calls else None
-        self.order = self._calls[-1].end if self._calls else -1
-
-    @cached_property
-    def depth(self) -> float:
-        """Share of the network's weighted layers that the batch has passed at its end, in [0, 1]."""
-        return self._look.graph.depth(self._calls[-1]) if self._calls else 0.0
-
-    @cached_property
-    def problem(self) -> str:
-        """Why it cannot be mixed at all; empty if it may."""
-        return self._look.problem_at(self.name, self._calls)
-
-    @cached_property
-    def way_around(self) -> str:
-        """The way that leads around it; empty if none was seen."""
-        return Ways(self._look.graph, self._calls[-1].results).path_around() if self._calls else ""
 
 
 class Look:
@@ -169,7 +114,10 @@ class Look:
     @cached_property
     def places(self) -> dict[str, Place]:
         """Every module as a place to mix at, in the order of ``named_modules``."""
-        return {name: Place(name, module, self) for name, module in self.modules.items()}
+        return {
+            name: Place(name, self.graph.runs_of(module), self.graph, self._problem_at)
+            for name, module in self.modules.items()
+        }
 
     def dims_of(self, layer: Layer) -> dict[nn.Module, Dims]:
         """Which dimension of each tensor that the layer's modules return holds the batch."""
@@ -329,7 +277,7 @@ class Look:
                 return dims  # its rows are in an order of their own
         return tuple(shape.index(self.rows) if self.rows in shape else None for shape in call.shapes)
 
-    def problem_at(self, name: str, calls: Sequence[Call]) -> str:
+    def _problem_at(self, name: str, calls: Sequence[Call]) -> str:
         """Say why a module that was called so cannot be mixed at all; empty if it may."""
         if len(calls) != 1:
             return f"runs {len(calls)} times in training_step" if calls else "does not run in training_step"
@@ -405,26 +353,3 @@ def _with_inner(call: Call) -> Iterator[Call]:
     yield call
     for inner in call.inner:
         yield from _with_inner(inner)
-
-
-def mover(order: Tensor) -> Callable[[Tensor], Tensor]:
-    """Permutes what has a row, or a block of rows, for each row of the batch."""
-    rows = len(order)
-
-    def move(tensor: Tensor) -> Tensor:
-        places = order.to(tensor.device)
-        if rows in tensor.shape:
-            return tensor.index_select(tensor.shape.index(rows), places)
-        if tensor.dim() and len(tensor) and len(tensor) % rows == 0:
-            return tensor.unflatten(0, (rows, -1)).index_select(0, places).flatten(0, 1)
-        return tensor
-
-    return move
-
-
-def are_close(got: list[Tensor], wanted: list[Tensor], tolerance: float) -> bool:
-    """Whether two lists of losses are equal up to rounding."""
-    return len(got) == len(wanted) and all(
-        torch.allclose(a.double(), b.double(), rtol=tolerance, atol=tolerance * 1e-3, equal_nan=True)
-        for a, b in zip(got, wanted, strict=True)
-    )

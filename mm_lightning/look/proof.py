@@ -11,15 +11,17 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from mm_lightning.look.flow import Flow, Result, closure
-from mm_lightning.look.look import Look, are_close, mover
-from mm_lightning.look.reordering import RowSamples, order_of
+from mm_lightning.look.flow import Flow
+from mm_lightning.look.look import Look
+from mm_lightning.look.nodes import Result, closure
+from mm_lightning.look.reordering import RowSamples, are_close, mover, order_of
 from mm_lightning.look.ways import Ways
 from mm_lightning.look.without_trace import Watched, Writes, without_trace
 from mm_lightning.mixup import INPUT, Layer, Mixer, MixPlan
 from mm_lightning.mixup.batch import Path
 from mm_lightning.step.host import OptimizerReached
-from mm_lightning.step.run import MixedStep, Way
+from mm_lightning.step.run import MixedStep
+from mm_lightning.step.way import Way
 
 __all__ = ["Proof", "Prover"]
 

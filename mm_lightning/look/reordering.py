@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["RowSamples", "order_of", "tolerance_of"]
+__all__ = ["RowSamples", "are_close", "mover", "order_of", "tolerance_of"]
 
 _ROWS, _FEATURES = 16, 64  # of each tensor so many rows and elements are compared
 
@@ -54,6 +54,29 @@ def tolerance_of(*dtypes: torch.dtype) -> float:
     if {torch.half, torch.bfloat16} & set(dtypes):
         return 2e-2
     return 1e-4 if {torch.float32, torch.complex64} & set(dtypes) else 1e-9
+
+
+def mover(order: Tensor) -> Callable[[Tensor], Tensor]:
+    """Permutes what has a row, or a block of rows, for each row of the batch."""
+    rows = len(order)
+
+    def move(tensor: Tensor) -> Tensor:
+        places = order.to(tensor.device)
+        if rows in tensor.shape:
+            return tensor.index_select(tensor.shape.index(rows), places)
+        if tensor.dim() and len(tensor) and len(tensor) % rows == 0:
+            return tensor.unflatten(0, (rows, -1)).index_select(0, places).flatten(0, 1)
+        return tensor
+
+    return move
+
+
+def are_close(got: list[Tensor], wanted: list[Tensor], tolerance: float) -> bool:
+    """Whether two lists of losses are equal up to rounding."""
+    return len(got) == len(wanted) and all(
+        torch.allclose(a.double(), b.double(), rtol=tolerance, atol=tolerance * 1e-3, equal_nan=True)
+        for a, b in zip(got, wanted, strict=True)
+    )
 
 
 def _sample(tensor: Tensor, dim: int, is_reordered: bool) -> Tensor:

@@ -4,48 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from mm_lightning.mixup import INPUT, Mixer, MixPlan
-from mm_lightning.mixup.batch import Layout, Path, fresh, leaf_at, map_leaves, tensors_of
-from mm_lightning.mixup.interpolation import mix_rows
 from mm_lightning.mixup.targets import halves
 from mm_lightning.step.attach import compiled_with
-from mm_lightning.step.effects import Contents, Effects
+from mm_lightning.step.batches import Batches
 from mm_lightning.step.host import Host, Logged
 from mm_lightning.step.inputs import mixed_entries
+from mm_lightning.step.logs import between, interpolated
 from mm_lightning.step.loss_modes import Fusing, LossMode, Measuring, RowWeights, paused
 from mm_lightning.step.named_losses import NamedLosses
-from mm_lightning.step.replay import Replay, TakenOver
+from mm_lightning.step.replay import Replay
+from mm_lightning.step.way import Way
 
-__all__ = ["MixedStep", "Way", "loss_of"]
-
-
-@dataclass(frozen=True, eq=False)
-class Way:
-    """How a step is run that is mixed at one layer, as the look found it.
-
-    Attributes:
-        calls: Calls of modules that the partners' half takes over.
-        effects: What that half changes in the module.
-        layout: Where the rows of the batch are.
-        written: Tensors of the batch that the step writes into.
-        inputs: For the layer ``"input"``, the tensors of the batch that are mixed.
-        entries: And the modules that take a tensor which is a target too, and mix it where it enters them.
-        calls_layer: Whether the partners' half calls the layer, rather than something around it that is replayed.
-    """
-
-    calls: tuple[tuple[nn.Module, TakenOver], ...]
-    effects: Effects
-    layout: Layout
-    written: frozenset[Path] = frozenset()
-    inputs: frozenset[Path] = frozenset()
-    entries: tuple[nn.Module, ...] = ()
-    calls_layer: bool = True
+__all__ = ["MixedStep", "loss_of"]
 
 
 class MixedStep:
@@ -110,7 +86,7 @@ class MixedStep:
         Raises:
             RuntimeError: If the planned layer did not run as often as it should.
         """
-        batches = _Batches(args[0], plan, way)
+        batches = Batches(args[0], plan, way)
         run = _Run(self, lambda batch: step(batch, *args[1:], **kwargs), batches, plan, mixer, way, measuring)
         self.own_losses, self.losses, self.replay = run.own_losses, run.losses, run.replay
         mixer.start(plan, keep=self.hides_calls or way.calls_layer)
@@ -128,7 +104,7 @@ class _Run:
         self,
         mixed_step: MixedStep,
         step: Callable[[Any], Any],
-        batches: _Batches,
+        batches: Batches,
         plan: MixPlan,
         mixer: Mixer,
         way: Way,
@@ -200,15 +176,15 @@ class _Run:
             with self.named.interpolating(self.plan.ratio):
                 half = self.again(False, upto)
             return half.loss, half.logged
-        total = None if half.loss is None else _between(own, half.loss, self.plan.ratio)
-        return total, _interpolated(logged, half.logged, self.plan.ratio)
+        total = None if half.loss is None else between(own, half.loss, self.plan.ratio)
+        return total, interpolated(logged, half.logged, self.plan.ratio)
 
     def mixed_logs(self, logged: list[Logged]) -> list[Logged]:
         """What is logged in manual optimization."""
         if not logged or self.is_fused(None, logged):
             return logged
         own = self.again(False, None).logged if self.fusing is not None and self.fusing.losses else logged
-        return _interpolated(own, self.again(True, None).logged, self.plan.ratio)
+        return interpolated(own, self.again(True, None).logged, self.plan.ratio)
 
     def again(self, on_partners: bool, upto: int | None) -> _Half:
         """The step once more, with the network replayed, up to its ``upto``-th backward pass."""
@@ -296,84 +272,6 @@ class _Half:
         finally:
             for parameter, grad in grads:
                 parameter.grad = grad
-
-
-class _Batches:
-    """The batch of the own half, and that of the partners'."""
-
-    def __init__(self, batch: Any, plan: MixPlan, way: Way) -> None:
-        self._plan, self._way = plan, way
-        self._mixed: dict[int, Tensor] = {}
-        if plan.layer == INPUT:
-            for path in way.inputs:
-                if isinstance(tensor := leaf_at(batch, path), Tensor):
-                    self._mixed[id(tensor)] = self._mix(tensor)
-        self.own = map_leaves(lambda leaf: self._mixed.get(id(leaf), leaf), batch) if self._mixed else batch
-        # The step may fill and empty its batch, and write into its tensors: the halves begin with the same.
-        self._contents = None if type(batch) is tuple else Contents(self.own)
-        written = [leaf_at(self.own, path) for path in way.written]
-        self._values = {id(t): t.clone() for t in written if isinstance(t, Tensor)}
-
-    def has_target(self, tensor: Tensor) -> bool:
-        """Whether it is a tensor of the batch that may be a target, with its rows in dimension 0."""
-        has_rows = self._way.layout.dim_of(tensor, self._plan.batch_size) == 0
-        return has_rows and any(tensor is other for other in tensors_of(self.own))
-
-    @cached_property
-    def partners(self) -> Any:
-        """Everything in the partners' order, but for what was mixed."""
-        mixed = {id(tensor) for tensor in self._mixed.values()}
-        batch = self._way.layout.permuted(self.begun(), self._plan.partner, skip=lambda leaf: id(leaf) in mixed)
-        return batch
-
-    def begun(self) -> Any:
-        """The batch as it was when the step began, in containers and with tensors of its own."""
-        if self._contents is None and not self._values:
-            return self.own
-        now = None if self._contents is None else Contents(self.own)
-        if self._contents is not None:
-            self._contents.restore()
-        try:
-            return fresh(map_leaves(lambda leaf: self._values.get(id(leaf), leaf), self.own))
-        finally:
-            if now is not None:
-                now.restore()
-
-    def _mix(self, tensor: Tensor) -> Tensor:
-        dim = self._way.layout.dim_of(tensor, self._plan.batch_size)
-        if dim is None:
-            raise ValueError(
-                f"The input of shape {tuple(tensor.shape)} has no row for each of the {self._plan.batch_size} rows of "
-                "the batch, so it cannot be mixed."
-            )
-        return mix_rows(tensor.movedim(dim, 0), self._plan).movedim(0, dim)
-
-
-def _interpolated(own: list[Logged], partners: list[Logged], ratio: Any) -> list[Logged]:
-    """Interpolate each value that both halves logged under a name."""
-    waiting: dict[str, list[Any]] = {}
-    for name, value, *_ in partners:
-        waiting.setdefault(name, []).append(value)
-    result = []
-    for name, value, args, kwargs in own:
-        values = waiting.get(name)
-        if values:
-            value = _between(value, values.pop(0), ratio)
-        result.append((name, value, args, kwargs))
-    return result
-
-
-def _between(own: Any, partner: Any, ratio: Any) -> Any:
-    if isinstance(own, Mapping) and isinstance(partner, Mapping):
-        return {key: _between(value, partner.get(key, value), ratio) for key, value in own.items()}
-    numbers = (Tensor, int, float)
-    if not isinstance(own, numbers) or not isinstance(partner, numbers) or isinstance(own, bool):
-        return own  # a metric, which has seen the batch's own targets
-    if not isinstance(own, Tensor) and not isinstance(partner, Tensor) and own == partner:
-        return own
-    if isinstance(ratio, Tensor) and isinstance(own, Tensor) and own.is_floating_point():
-        ratio = ratio.to(own.dtype)
-    return ratio * own + (1 - ratio) * partner  # not lerp: of two infinite losses it is no number
 
 
 def _with_loss(output: Any, loss: Tensor | None) -> Any:

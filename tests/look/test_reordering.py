@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_lightning import ManifoldMixupCallback
-from mm_lightning.look.look import mover
-from mm_lightning.look.reordering import RowSamples, order_of, tolerance_of
+from mm_lightning.look.reordering import RowSamples, mover, order_of, tolerance_of
 
 N = 6
 
