@@ -28,6 +28,19 @@ from mm_lightning.step.replay import called_by
 __all__ = ["Call", "Flow", "Inside", "Leaf", "Node", "Result", "Weights", "closure"]
 
 
+_OF_THE_SHAPE = {
+    Tensor.size,
+    Tensor.stride,
+    Tensor.dim,
+    Tensor.ndimension,
+    Tensor.numel,
+    Tensor.nelement,
+    Tensor.__len__,
+    Tensor.ndim.__get__,
+}
+"""What gives a number that is none of the tensor's own."""
+
+
 class Node:
     """Something that data come from.
 
@@ -242,7 +255,7 @@ class Flow(TorchFunctionMode):
         written = [t for t, version in zip(operands, versions, strict=True) if _version(t) != version]
         results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if isinstance(result, (np.ndarray, list, float, int)) and not isinstance(result, bool) and not results:
-            self.loses_values |= any(tensor in self._labels for tensor in operands)
+            self.loses_values |= func not in _OF_THE_SHAPE and any(tensor in self._labels for tensor in operands)
         for tensor in operands:
             count = len(tensor._backward_hooks or ())
             if count > self._hooks.get(tensor, 0):
