@@ -622,6 +622,19 @@ def test_an_autoencoder_is_mixed_at_its_input(make_trainer: MakeTrainer) -> None
     )
 
 
+def test_an_entry_of_several_modules_is_mixed_where_more_follows(make_trainer: MakeTrainer) -> None:
+    encoder = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6)).double()
+    net = Net(lambda net, batch: F.l1_loss(net(net.encoder(batch[0])), batch[0][:, :3]), encoder=encoder)
+    assert_exact(
+        make_trainer,
+        net,
+        (X,),
+        "input",
+        lambda net, plan: F.l1_loss(net(net.encoder(mix(X, plan))), X[:, :3]),
+        lambda net, plan: F.l1_loss(net(net.encoder(mix(X, plan))), X[plan.partner, :3]),
+    )
+
+
 def test_a_gradient_penalty_is_mixed_at_the_input_alone(make_trainer: MakeTrainer) -> None:
     def loss(net: Net, x: Tensor, y: Tensor, plan: MixPlan | None = None) -> Tensor:
         x = x.clone().requires_grad_()
@@ -651,6 +664,88 @@ def test_past_and_future_of_a_series_are_mixed_apart(make_trainer: MakeTrainer, 
         layer,
         lambda net, plan: F.l1_loss(net.mixed(series[:, :6], plan), series[:, 6:]),
         lambda net, plan: F.l1_loss(net.mixed(series[:, :6], plan), series[plan.partner, 6:]),
+    )
+
+
+class Doubly(nn.Module):
+    """A block whose input goes on without what the block has explained, as in N-BEATS."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.back, self.fore = nn.Linear(6, 6, dtype=torch.float64), nn.Linear(6, 3, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.back(x).tanh(), self.fore(x).tanh()
+
+
+def test_a_target_that_goes_around_its_entry_into_the_network_is_refused(make_trainer: MakeTrainer) -> None:
+    def step(net: Any, batch: Any) -> Tensor:
+        series, future = batch
+        back, fore = net.block(series)
+        rest = series - back
+        return F.l1_loss(fore + net.first(rest)[:, :3], future) + rest.abs().mean()
+
+    message = "an input enters the network at 'block', which takes a target too, and on a path around"
+    assert_refused(make_trainer, Net(step, block=Doubly()), (X, X[:, :3].cos()), "input", message)
+
+
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_a_target_that_meets_a_vector_of_the_loss_stays_a_target(make_trainer: MakeTrainer, is_trained: bool) -> None:
+    def loss(net: Any, hat: Tensor, target: Tensor) -> Tensor:
+        error = (target - hat)[:, None, :] * net.levels.weight[None, None, :]
+        return torch.maximum(error, -error / 2).mean()
+
+    levels = nn.LayerNorm(3, bias=False, dtype=torch.float64).requires_grad_(is_trained)
+    assert_exact(
+        make_trainer,
+        Net(lambda net, batch: loss(net, net(batch[0]), batch[0][:, :3].cos()), levels=levels),
+        (X,),
+        ["input", "first"],
+        lambda net, plan: loss(net, net.mixed(X, plan), X[:, :3].cos()),
+        lambda net, plan: loss(net, net.mixed(X, plan), X[plan.partner, :3].cos()),
+        strict=True,
+    )
+
+
+def test_an_input_is_mixed_where_it_enters_after_padding(make_trainer: MakeTrainer) -> None:
+    def loss(net: Any, series: Tensor, plan: MixPlan | None = None, partner: Tensor | None = None) -> Tensor:
+        past, future = net.pad(series)[:, 3:].split([6, 1], dim=1)
+        target = future if partner is None else future[partner]
+        return F.l1_loss(net(past if plan is None else mix(past, plan)), target.expand(8, 3))
+
+    assert_exact(
+        make_trainer,
+        Net(lambda net, batch: loss(net, batch[0]), pad=nn.ZeroPad1d((4, 0))),
+        (X,),
+        "input",
+        lambda net, plan: loss(net, X, plan),
+        lambda net, plan: loss(net, X, plan, plan.partner),
+    )
+
+
+class Pair(nn.Module):
+    """Two inputs in one call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.past, self.known = nn.Linear(6, 8, dtype=torch.float64), nn.Linear(2, 8, dtype=torch.float64)
+
+    def forward(self, past: Tensor, known: Tensor) -> Tensor:
+        return (self.past(past) + self.known(known)).tanh()
+
+
+def test_what_enters_together_with_a_target_is_mixed_once(make_trainer: MakeTrainer) -> None:
+    def loss(net: Any, past: Tensor, known: Tensor, target: Tensor) -> Tensor:
+        return F.l1_loss(net.head(net.pair(past, known)), target[:, :3])
+
+    known = X[:, :2].sin()
+    assert_exact(
+        make_trainer,
+        Net(lambda net, batch: loss(net, *batch, batch[0]), pair=Pair()),
+        (X, known),
+        "input",
+        lambda net, plan: loss(net, mix(X, plan), mix(known, plan), X),
+        lambda net, plan: loss(net, mix(X, plan), mix(known, plan), X[plan.partner]),
     )
 
 

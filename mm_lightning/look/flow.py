@@ -174,6 +174,7 @@ class Flow(TorchFunctionMode):
         self._labels = WeakTensorKeyDictionary()
         self._born = WeakTensorKeyDictionary()
         self._weights = WeakTensorKeyDictionary()
+        self._vectors = WeakTensorKeyDictionary()  # views of such weights, as (1, 1, K)
         self._returned_by = WeakTensorKeyDictionary()
         self._hooks = WeakTensorKeyDictionary()
         self._hooked: list[tuple[Call, Tensor]] = []
@@ -285,9 +286,11 @@ class Flow(TorchFunctionMode):
             for tensor in results if weights else ():
                 if not any(tensor is operand for operand in operands):
                     self._weights[tensor] = any(weight.requires_grad for weight in weights)
+                    if not any(map(self._is_matrix, weights)) and sum(size > 1 for size in tensor.shape) < 2:
+                        self._vectors[tensor] = True
             return
         parents = self._from(labelled)
-        matrices = [t for t in weights if t.dim() > 1]
+        matrices = [t for t in weights if self._is_matrix(t)]
         if matrices:
             is_lookup = not any(t.is_floating_point() or t.is_complex() for t in labelled)
             is_trained = any(t.requires_grad for t in matrices)
@@ -324,6 +327,9 @@ class Flow(TorchFunctionMode):
 
     def _is_weight(self, tensor: Tensor) -> bool:
         return isinstance(tensor, nn.Parameter) or tensor in self._weights
+
+    def _is_matrix(self, weight: Tensor) -> bool:
+        return weight.dim() > 1 and weight not in self._vectors
 
     def _call(self, watched: _Watched, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         with torch._C.DisableTorchFunction():

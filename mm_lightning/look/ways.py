@@ -24,7 +24,7 @@ class Entries:
 
     Attributes:
         leaves: Tensors of the batch that are inputs and nothing else: they are mixed themselves.
-        calls: Calls that take a tensor which is a target too: it is mixed where it enters them.
+        calls: Calls that take a tensor which is a target too: it is mixed where it enters them, with all that does.
         embeddings: Calls at whose output integers of the batch have become numbers.
         problem: Why the input cannot be mixed; empty if it can.
     """
@@ -56,7 +56,8 @@ class Graph:
             for parent in node.parents:
                 self._children.setdefault(parent, []).append(node)
         self.upstream = closure([self.loss])
-        self.weights = [node for node in self.upstream if isinstance(node, Weights) and not node.is_lookup]
+        self.all_weights = [node for node in self.upstream if isinstance(node, Weights)]
+        self.weights = [node for node in self.all_weights if not node.is_lookup]
         self._runs: dict[int, list[Call]] = {}  # by identity: a metric's hash changes with its state
         for call in flow.calls:
             self._runs.setdefault(id(call.module), []).append(call)
@@ -111,7 +112,12 @@ class Graph:
                 calls += [call for call in found if call not in calls]
                 if not found:
                     problem = "the input is a target too, and enters the network outside of any module"
-        pure = tuple(leaf for leaf in leaves if leaf not in self.targets)
+        entered = closure(result for call in calls for result in call.results)
+        for leaf in leaves if calls else ():
+            if leaf in entered and self._gets_past(leaf, calls):
+                names = " and ".join(repr(call.name) for call in calls)
+                problem = f"an input enters the network at {names}, which takes a target too, and on a path around"
+        pure = tuple(leaf for leaf in leaves if leaf not in self.targets and leaf not in entered)
         if not (pure or calls or embeddings) and not problem:
             problem = "nothing of the batch reaches the loss through weights that are trained"
         return Entries(pure, tuple(calls), tuple(embeddings), problem)
@@ -120,8 +126,15 @@ class Graph:
         """Whether a call takes an input that is a target too into the network, and nothing else of the targets."""
         above = closure(call.results)
         others = {node for node in above if isinstance(node, Leaf)} & self.targets - {leaf}
-        earlier = any(isinstance(node, Result) and node.call.end <= call.begin for node in above)
-        return leaf in above and not others and not earlier and any(node in above for node in self.weights)
+        met = [node for node in self.all_weights if node in above]
+        earlier = any(node.within is None or not _is_in(node.within, call) for node in met)  # padding has none
+        return leaf in above and not others and not earlier and any(not node.is_lookup for node in met)
+
+    def _gets_past(self, leaf: Leaf, calls: list[Call]) -> bool:
+        """Whether an input meets weights on a way around calls that take it in."""
+        below = self.below([leaf], avoiding={result for call in calls for result in call.results}, by_values=True)
+        met = [node for node in self.weights if node in below]
+        return any(node.within is None or not any(_is_in(node.within, call) for call in calls) for node in met)
 
     def _embeddings(self) -> tuple[list[Call], str]:
         """The outermost calls in which nothing but integers meets weights."""
@@ -251,9 +264,10 @@ class Ways:
             if call is not None:
                 runs.update((call, *call.around))
             waiting.extend(node.parents)
+        entries = {node.call for node in self.layer if isinstance(node, Result)}  # which take a target, inside too
         for call in self.graph.flow.calls:  # a loss that is only logged is interpolated, too; a metric sees own targets
             is_metric = isinstance(call.module, (Metric, MetricCollection))
-            is_inner = any(around in mixed for around in call.around)  # of an entry, which takes a target
+            is_inner = any(around in mixed or around in entries for around in call.around)
             if not tainted.isdisjoint(call.results) and not is_metric and not is_inner:
                 runs.update((call, *call.around))
         taken: set[Call] = set()
