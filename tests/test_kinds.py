@@ -576,7 +576,8 @@ def test_a_step_may_empty_and_change_its_batch(make_trainer: MakeTrainer) -> Non
         assert_close(loss, wanted.detach(), rtol=0, atol=1e-12)
 
 
-def test_a_graph_batch_is_mixed_by_its_graphs_where_these_are_the_rows(make_trainer: MakeTrainer) -> None:
+@pytest.mark.parametrize("told", [{}, {"batch_size": 4}], ids=["learned", "told"])
+def test_a_graph_batch_is_mixed_by_its_graphs_where_these_are_the_rows(make_trainer: MakeTrainer, told: Any) -> None:
     nodes, of = (
         torch.randn(11, 6, generator=GENERATOR, dtype=torch.float64),
         torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3]),
@@ -591,7 +592,7 @@ def test_a_graph_batch_is_mixed_by_its_graphs_where_these_are_the_rows(make_trai
         return F.cross_entropy(net.head(torch.tanh(net.second(pooled(net, batch)))), batch.y)
 
     batch, net = SimpleNamespace(nodes=nodes, edges=edges, of=of, y=y), Net(step)
-    assert_refused(make_trainer, Net(step), batch, "auto", "has no row for each of the 11 rows|found no layer")
+    assert_refused(make_trainer, Net(step), batch, "auto", "found no layer")
 
     def half(net: Net, plan: MixPlan, y: Tensor) -> Tensor:
         return F.cross_entropy(net.head(torch.tanh(mix(net.second(pooled(net, batch)), plan))), y)
@@ -603,7 +604,41 @@ def test_a_graph_batch_is_mixed_by_its_graphs_where_these_are_the_rows(make_trai
         "second",
         lambda net, plan: half(net, plan, y),
         lambda net, plan: half(net, plan, y[plan.partner]),
-        batch_size=4,
+        **told,
+    )
+
+
+class Passing(nn.Module):
+    """A message to each node from another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weigh = nn.Linear(6, 6, dtype=torch.float64)
+
+    def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
+        return torch.tanh(self.weigh(nodes)).index_add(0, edges[0], nodes[edges[1]])
+
+
+def test_nodes_are_no_rows_where_targets_are_those_of_graphs(make_trainer: MakeTrainer) -> None:
+    """Nodes and their graphs' numbers can move together, with all targets left where they are."""
+    nodes, of = torch.randn(11, 6, generator=GENERATOR, dtype=torch.float64), torch.arange(11) % 4
+    edges, y = torch.randint(0, 11, (2, 17), generator=GENERATOR), torch.tensor([0.5, -1.0, 2.0, 1.0]).double()
+
+    def step(net: Any, batch: Any) -> Tensor:
+        pooled = torch.zeros(4, 6, dtype=torch.float64).index_add(0, batch[2], net.passing(batch[0], batch[1]))
+        return F.mse_loss(net.head(torch.tanh(net.second(torch.tanh(net.first(pooled))))).sum(dim=1), batch[3])
+
+    def half(net: Any, plan: MixPlan, y: Tensor) -> Tensor:
+        pooled = torch.zeros(4, 6, dtype=torch.float64).index_add(0, of, net.passing(nodes, edges))
+        return F.mse_loss(net.mixed(pooled, plan).sum(dim=1), y)
+
+    assert_exact(
+        make_trainer,
+        Net(step, passing=Passing()),
+        (nodes, edges, of, y),
+        "auto",
+        lambda net, plan: half(net, plan, y),
+        lambda net, plan: half(net, plan, y[plan.partner]),
     )
 
 
