@@ -784,6 +784,68 @@ def test_what_enters_together_with_a_target_is_mixed_once(make_trainer: MakeTrai
     )
 
 
+class Columns(nn.Module):
+    """Categories, embedded, beside numbers as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(3, 2, dtype=torch.float64)
+
+    def forward(self, categories: Tensor, numbers: Tensor) -> Tensor:
+        return torch.cat([self.table(categories), numbers], dim=1)
+
+
+def test_numbers_beside_embedded_categories_are_mixed_once(make_trainer: MakeTrainer) -> None:
+    def loss(net: Any, plan: MixPlan, y: Tensor) -> Tensor:
+        return F.cross_entropy(net(mix(net.columns(Y, X[:, :4]), plan)), y)
+
+    assert_exact(
+        make_trainer,
+        Net(lambda net, batch: F.cross_entropy(net(net.columns(*batch[:2])), batch[2]), columns=Columns()),
+        (Y, X[:, :4], Y),
+        "input",
+        lambda net, plan: loss(net, plan, Y),
+        lambda net, plan: loss(net, plan, Y[plan.partner]),
+    )
+
+
+class ApplyOfC:
+    """Binds to a class, and has nothing else that a class method has, as ``Function.apply`` of torch 2.14."""
+
+    def __init__(self, bound: Any) -> None:
+        self.bound = bound
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        return self.bound.__get__(instance, owner)
+
+
+class Cube(torch.autograd.Function):
+    """A function with a gradient of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * 3 * ctx.saved_tensors[0] ** 2
+
+
+def test_a_function_of_autograd_is_seen_whatever_applies_it(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.autograd.Function, "apply", ApplyOfC(vars(torch.autograd.Function)["apply"]))
+    assert_exact(
+        make_trainer,
+        Net(lambda net, batch: F.cross_entropy(Cube.apply(net(batch[0])), batch[1])),
+        (X, Y),
+        "first",
+        lambda net, plan: F.cross_entropy(Cube.apply(net.mixed(X, plan)), Y),
+        lambda net, plan: F.cross_entropy(Cube.apply(net.mixed(X, plan)), Y[plan.partner]),
+    )
+
+
 class TwoTexts(Net):
     """One table for two texts of a row."""
 

@@ -211,7 +211,7 @@ class Flow(TorchFunctionMode):
         original = vars(function)["apply"]
 
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:  # of which no mode is told
-            result = original.__func__(cls, *args, **kwargs)
+            result = original.__get__(None, cls)(*args, **kwargs)  # a function of Python or, from torch 2.14 on, of C
             with torch._C.DisableTorchFunction():
                 operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
                 known = [t for t in tree_leaves(result) if isinstance(t, Tensor) and t in self._labels]

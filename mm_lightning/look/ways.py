@@ -163,6 +163,8 @@ class Graph:
         return calls, ""
 
     def _only_embeds(self, call: Call, first: list[Weights]) -> bool:
+        if any(isinstance(node, Leaf) and _is_number(node) for node in closure(call.results, by_values=True)):
+            return False  # numbers of the batch are mixed themselves
         inside = [n for n in self.nodes if isinstance(n, Weights) and n.within is not None and _is_in(n.within, call)]
         return all(node in first or node.is_lookup for node in inside) and any(
             dtype.is_floating_point for dtype in call.dtypes
