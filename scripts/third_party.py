@@ -38,13 +38,13 @@ LightningModules small ([scripts/third_party](../scripts/third_party)), and trai
 plain, and mixed at the layers that `"auto"` chooses (marked \\*) and at some by name. A step is **exact** if its loss
 and gradients are `lam * (of own targets) + (1 - lam) * (of the partners' targets)`, as two plain runs of the same step
 say in which a hook mixes the layer's output: the number is a bound on the largest difference, as a share of the largest
-gradient. It must be below 1e-9 in float64, and below 1e-4 where a module computes in float32. Or it is **refused**, with
+gradient. It must be below 1e-9 in float64, or 1e-4 where a module computes in float32. Or it is **refused**, with
 the message shown.
 
 Of {total} steps of {modules} modules of {packages} packages, {exact} are exact, {refused} are refused and {WRONG} are
 neither.{failing}
 
-Packages marked † import `pytorch_lightning`, which is the same code as `lightning.pytorch` under another name. A trainer
+Packages marked † import `pytorch_lightning`, the same code as `lightning.pytorch` under another name. A trainer
 of the one takes no module and no callback of the other, so that these modules are imported with the first name standing
 for the second ([alias.py](../scripts/third_party/alias.py)).
 

@@ -299,7 +299,7 @@ class Look:
         return next((other for other in others if self._are_rows(other[0])), others[0])
 
     def _are_rows(self, layout: Layout) -> bool:
-        """Whether all that the loss compares with has such rows, and a call returns some. The nodes of graphs are none."""
+        """Whether all that the loss compares with has such rows, and a call returns some: nodes of graphs are none."""
         rows = layout.rows_of(self.args[0])
         compared = [leaf.tensor for leaf in self.graph.targets if leaf.tensor.dim()]
         return (

@@ -33,7 +33,7 @@ class Case:
         layers: Where to mix: what the callback calls so.
         inputs: Paths to what of the batch ``"input"`` mixes.
         enters: Or modules whose arguments it mixes, where the batch's inputs are targets too.
-        embeddings: Modules whose output it mixes: the embeddings of integers.
+        embeddings: Modules whose output it mixes: the embeddings of integers. ``("*",)`` is every ``nn.Embedding``.
         dims: Which dimension of a layer's output holds the rows, where it is not the first with as many.
         options: Further arguments of the callback.
         reorder: Puts the rows of a batch into another order, where they are not what a tree of tensors shows.

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 from darts import TimeSeries, models
 from darts.utils.likelihood_models.torch import GaussianLikelihood
 
-from third_party.case import ROWS, Case, without_dropout
+from third_party.case import ROWS, Case
+from third_party.fitted import Fitted, KeepBatch
 
 PAST, FUTURE = 8, 4
 SMALL: dict[str, dict[str, Any]] = {
@@ -34,33 +33,14 @@ def cases() -> list[Case]:
 
 def case(name: str, loss: str = "MSE", **settings: Any) -> Case:
     layers = ("auto", LAYERS[name]) if name in LAYERS else ("auto",)
-    return Case(
-        name,
-        loss,
-        lambda: copy.deepcopy(fitted(name, **settings)[0]),
-        lambda: fitted(name, **settings)[1],
-        layers=layers,
-        enters=("",),
-    )
+    fitted = Fitted(lambda kept: fit(name, kept, **settings))
+    return Case(name, loss, fitted.module, fitted.batch, layers=layers, enters=("",))
 
 
-FITTED: dict[str, tuple[Any, Any]] = {}
-"""What darts has built, by name."""
-
-
-def fitted(name: str, **settings: Any) -> tuple[Any, Any]:
-    """The LightningModule that darts makes for an epoch of its own, and the batch of that epoch."""
-    key = f"{name} {sorted(settings)}"
-    if key not in FITTED:
-        FITTED[key] = fit(name, **settings)
-    return FITTED[key]
-
-
-def fit(name: str, **settings: Any) -> tuple[Any, Any]:
-    """Let darts fit it."""
+def fit(name: str, kept: KeepBatch, **settings: Any) -> None:
+    """Let darts make the LightningModule, for an epoch of its own."""
     rng = np.random.default_rng(0)
     all_series = [TimeSeries.from_values(rng.normal(size=(PAST + FUTURE, 1)).cumsum(0)) for _ in range(ROWS)]
-    kept = KeepBatch()
     model = getattr(models, name)(
         input_chunk_length=PAST,
         output_chunk_length=FUTURE,
@@ -71,16 +51,3 @@ def fit(name: str, **settings: Any) -> tuple[Any, Any]:
         **settings,
     )
     model.fit(all_series)
-    module = model.model
-    module.trainer = None
-    return without_dropout(module), kept.batch
-
-
-class KeepBatch(pl.Callback):
-    """Keeps the batch that a module trains on."""
-
-    batch: Any = None
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Keep it."""
-        self.batch = batch

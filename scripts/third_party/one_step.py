@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from mm_lightning import ManifoldMixupCallback, MixPlan
@@ -150,7 +150,8 @@ class Bench:
             if layer != "input":
                 hooked = (layer or "",)
             else:
-                hooked = case.embeddings
+                tables = [name for name, part in module.named_modules() if isinstance(part, nn.Embedding)]
+                hooked = tuple(tables) if case.embeddings == ("*",) else case.embeddings
                 batch = changed(batch, case.inputs, mix_all) if case.inputs else batch
                 for name in case.enters:
                     before = module.get_submodule(name).register_forward_pre_hook(

@@ -32,8 +32,8 @@ PACKAGES = [
     Package("chemprop", "chemprop"),
     Package("gluonts", "gluonts", (TORCH, "gluonts[torch]")),
     Package("darts", "darts", is_aliased=True),
-    Package("pytorch_tabular", "pytorch-tabular", is_aliased=True),
-    Package("torch_uncertainty", "torch-uncertainty", VISION),
+    Package("pytorch_tabular", "pytorch-tabular", (TORCH, "requests"), is_aliased=True),
+    Package("torch_uncertainty", "torch-uncertainty", (*VISION, "rich", "scikit-learn", "huggingface_hub", "timm")),
     Package("scvi_tools", "scvi-tools"),
 ]
 BY_NAME = {package.name: package for package in PACKAGES}
