@@ -576,7 +576,8 @@ def test_a_step_may_empty_and_change_its_batch(make_trainer: MakeTrainer) -> Non
         assert_close(loss, wanted.detach(), rtol=0, atol=1e-12)
 
 
-def test_a_graph_batch_is_mixed_by_its_graphs_where_these_are_the_rows(make_trainer: MakeTrainer) -> None:
+@pytest.mark.parametrize("told", [{}, {"batch_size": 4}], ids=["learned", "told"])
+def test_a_graph_batch_is_mixed_by_its_graphs_where_these_are_the_rows(make_trainer: MakeTrainer, told: Any) -> None:
     nodes, of = (
         torch.randn(11, 6, generator=GENERATOR, dtype=torch.float64),
         torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3]),
@@ -591,7 +592,7 @@ def test_a_graph_batch_is_mixed_by_its_graphs_where_these_are_the_rows(make_trai
         return F.cross_entropy(net.head(torch.tanh(net.second(pooled(net, batch)))), batch.y)
 
     batch, net = SimpleNamespace(nodes=nodes, edges=edges, of=of, y=y), Net(step)
-    assert_refused(make_trainer, Net(step), batch, "auto", "has no row for each of the 11 rows|found no layer")
+    assert_refused(make_trainer, Net(step), batch, "auto", "found no layer")
 
     def half(net: Net, plan: MixPlan, y: Tensor) -> Tensor:
         return F.cross_entropy(net.head(torch.tanh(mix(net.second(pooled(net, batch)), plan))), y)
@@ -603,7 +604,41 @@ def test_a_graph_batch_is_mixed_by_its_graphs_where_these_are_the_rows(make_trai
         "second",
         lambda net, plan: half(net, plan, y),
         lambda net, plan: half(net, plan, y[plan.partner]),
-        batch_size=4,
+        **told,
+    )
+
+
+class Passing(nn.Module):
+    """A message to each node from another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weigh = nn.Linear(6, 6, dtype=torch.float64)
+
+    def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
+        return torch.tanh(self.weigh(nodes)).index_add(0, edges[0], nodes[edges[1]])
+
+
+def test_nodes_are_no_rows_where_targets_are_those_of_graphs(make_trainer: MakeTrainer) -> None:
+    """Nodes and their graphs' numbers can move together, with all targets left where they are."""
+    nodes, of = torch.randn(11, 6, generator=GENERATOR, dtype=torch.float64), torch.arange(11) % 4
+    edges, y = torch.randint(0, 11, (2, 17), generator=GENERATOR), torch.tensor([0.5, -1.0, 2.0, 1.0]).double()
+
+    def step(net: Any, batch: Any) -> Tensor:
+        pooled = torch.zeros(4, 6, dtype=torch.float64).index_add(0, batch[2], net.passing(batch[0], batch[1]))
+        return F.mse_loss(net.head(torch.tanh(net.second(torch.tanh(net.first(pooled))))).sum(dim=1), batch[3])
+
+    def half(net: Any, plan: MixPlan, y: Tensor) -> Tensor:
+        pooled = torch.zeros(4, 6, dtype=torch.float64).index_add(0, of, net.passing(nodes, edges))
+        return F.mse_loss(net.mixed(pooled, plan).sum(dim=1), y)
+
+    assert_exact(
+        make_trainer,
+        Net(step, passing=Passing()),
+        (nodes, edges, of, y),
+        "auto",
+        lambda net, plan: half(net, plan, y),
+        lambda net, plan: half(net, plan, y[plan.partner]),
     )
 
 
@@ -619,6 +654,19 @@ def test_an_autoencoder_is_mixed_at_its_input(make_trainer: MakeTrainer) -> None
         "input",
         lambda net, plan: F.l1_loss(net.mixed(X, plan), X[:, :3]),
         lambda net, plan: F.l1_loss(net.mixed(X, plan), X[plan.partner, :3]),
+    )
+
+
+def test_an_entry_of_several_modules_is_mixed_where_more_follows(make_trainer: MakeTrainer) -> None:
+    encoder = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6)).double()
+    net = Net(lambda net, batch: F.l1_loss(net(net.encoder(batch[0])), batch[0][:, :3]), encoder=encoder)
+    assert_exact(
+        make_trainer,
+        net,
+        (X,),
+        "input",
+        lambda net, plan: F.l1_loss(net(net.encoder(mix(X, plan))), X[:, :3]),
+        lambda net, plan: F.l1_loss(net(net.encoder(mix(X, plan))), X[plan.partner, :3]),
     )
 
 
@@ -651,6 +699,150 @@ def test_past_and_future_of_a_series_are_mixed_apart(make_trainer: MakeTrainer, 
         layer,
         lambda net, plan: F.l1_loss(net.mixed(series[:, :6], plan), series[:, 6:]),
         lambda net, plan: F.l1_loss(net.mixed(series[:, :6], plan), series[plan.partner, 6:]),
+    )
+
+
+class Doubly(nn.Module):
+    """A block whose input goes on without what the block has explained, as in N-BEATS."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.back, self.fore = nn.Linear(6, 6, dtype=torch.float64), nn.Linear(6, 3, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.back(x).tanh(), self.fore(x).tanh()
+
+
+def test_a_target_that_goes_around_its_entry_into_the_network_is_refused(make_trainer: MakeTrainer) -> None:
+    def step(net: Any, batch: Any) -> Tensor:
+        series, future = batch
+        back, fore = net.block(series)
+        rest = series - back
+        return F.l1_loss(fore + net.first(rest)[:, :3], future) + rest.abs().mean()
+
+    message = "an input enters the network at 'block', which takes a target too, and on a path around"
+    assert_refused(make_trainer, Net(step, block=Doubly()), (X, X[:, :3].cos()), "input", message)
+
+
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_a_target_that_meets_a_vector_of_the_loss_stays_a_target(make_trainer: MakeTrainer, is_trained: bool) -> None:
+    def loss(net: Any, hat: Tensor, target: Tensor) -> Tensor:
+        error = (target - hat)[:, None, :] * net.levels.weight[None, None, :]
+        return torch.maximum(error, -error / 2).mean()
+
+    levels = nn.LayerNorm(3, bias=False, dtype=torch.float64).requires_grad_(is_trained)
+    assert_exact(
+        make_trainer,
+        Net(lambda net, batch: loss(net, net(batch[0]), batch[0][:, :3].cos()), levels=levels),
+        (X,),
+        ["input", "first"],
+        lambda net, plan: loss(net, net.mixed(X, plan), X[:, :3].cos()),
+        lambda net, plan: loss(net, net.mixed(X, plan), X[plan.partner, :3].cos()),
+        strict=True,
+    )
+
+
+def test_an_input_is_mixed_where_it_enters_after_padding(make_trainer: MakeTrainer) -> None:
+    def loss(net: Any, series: Tensor, plan: MixPlan | None = None, partner: Tensor | None = None) -> Tensor:
+        past, future = net.pad(series)[:, 3:].split([6, 1], dim=1)
+        target = future if partner is None else future[partner]
+        return F.l1_loss(net(past if plan is None else mix(past, plan)), target.expand(8, 3))
+
+    assert_exact(
+        make_trainer,
+        Net(lambda net, batch: loss(net, batch[0]), pad=nn.ZeroPad1d((4, 0))),
+        (X,),
+        "input",
+        lambda net, plan: loss(net, X, plan),
+        lambda net, plan: loss(net, X, plan, plan.partner),
+    )
+
+
+class Pair(nn.Module):
+    """Two inputs in one call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.past, self.known = nn.Linear(6, 8, dtype=torch.float64), nn.Linear(2, 8, dtype=torch.float64)
+
+    def forward(self, past: Tensor, known: Tensor) -> Tensor:
+        return (self.past(past) + self.known(known)).tanh()
+
+
+def test_what_enters_together_with_a_target_is_mixed_once(make_trainer: MakeTrainer) -> None:
+    def loss(net: Any, past: Tensor, known: Tensor, target: Tensor) -> Tensor:
+        return F.l1_loss(net.head(net.pair(past, known)), target[:, :3])
+
+    known = X[:, :2].sin()
+    assert_exact(
+        make_trainer,
+        Net(lambda net, batch: loss(net, *batch, batch[0]), pair=Pair()),
+        (X, known),
+        "input",
+        lambda net, plan: loss(net, mix(X, plan), mix(known, plan), X),
+        lambda net, plan: loss(net, mix(X, plan), mix(known, plan), X[plan.partner]),
+    )
+
+
+class Columns(nn.Module):
+    """Categories, embedded, beside numbers as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(3, 2, dtype=torch.float64)
+
+    def forward(self, categories: Tensor, numbers: Tensor) -> Tensor:
+        return torch.cat([self.table(categories), numbers], dim=1)
+
+
+def test_numbers_beside_embedded_categories_are_mixed_once(make_trainer: MakeTrainer) -> None:
+    def loss(net: Any, plan: MixPlan, y: Tensor) -> Tensor:
+        return F.cross_entropy(net(mix(net.columns(Y, X[:, :4]), plan)), y)
+
+    assert_exact(
+        make_trainer,
+        Net(lambda net, batch: F.cross_entropy(net(net.columns(*batch[:2])), batch[2]), columns=Columns()),
+        (Y, X[:, :4], Y),
+        "input",
+        lambda net, plan: loss(net, plan, Y),
+        lambda net, plan: loss(net, plan, Y[plan.partner]),
+    )
+
+
+class ApplyOfC:
+    """Binds to a class, and has nothing else that a class method has, as ``Function.apply`` of torch 2.14."""
+
+    def __init__(self, bound: Any) -> None:
+        self.bound = bound
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        return self.bound.__get__(instance, owner)
+
+
+class Cube(torch.autograd.Function):
+    """A function with a gradient of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * 3 * ctx.saved_tensors[0] ** 2
+
+
+def test_a_function_of_autograd_is_seen_whatever_applies_it(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.autograd.Function, "apply", ApplyOfC(vars(torch.autograd.Function)["apply"]))
+    assert_exact(
+        make_trainer,
+        Net(lambda net, batch: F.cross_entropy(Cube.apply(net(batch[0])), batch[1])),
+        (X, Y),
+        "first",
+        lambda net, plan: F.cross_entropy(Cube.apply(net.mixed(X, plan)), Y),
+        lambda net, plan: F.cross_entropy(Cube.apply(net.mixed(X, plan)), Y[plan.partner]),
     )
 
 

@@ -63,6 +63,7 @@ class Flow(TorchFunctionMode):
         self._labels = WeakTensorKeyDictionary()
         self._born = WeakTensorKeyDictionary()
         self._weights = WeakTensorKeyDictionary()
+        self._vectors = WeakTensorKeyDictionary()  # views of such weights, as (1, 1, K)
         self._returned_by = WeakTensorKeyDictionary()
         self._hooks = WeakTensorKeyDictionary()
         self._hooked: list[tuple[Call, Tensor]] = []
@@ -104,7 +105,7 @@ class Flow(TorchFunctionMode):
         original = vars(function)["apply"]
 
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:  # of which no mode is told
-            result = original.__func__(cls, *args, **kwargs)
+            result = original.__get__(None, cls)(*args, **kwargs)  # a function of Python or, from torch 2.14 on, of C
             with torch._C.DisableTorchFunction():
                 operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
                 known = [t for t in tree_leaves(result) if isinstance(t, Tensor) and t in self._labels]
@@ -149,7 +150,9 @@ class Flow(TorchFunctionMode):
         written = [t for t, version in zip(operands, versions, strict=True) if _version(t) != version]
         results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if isinstance(result, (np.ndarray, list, float, int)) and not isinstance(result, bool) and not results:
-            self.loses_values |= any(tensor in self._labels for tensor in operands)
+            self.loses_values |= any(tensor in self._labels for tensor in operands) and not _is_of_the_shape(
+                result, func, args, kwargs
+            )
         for tensor in operands:
             count = len(tensor._backward_hooks or ())
             if count > self._hooks.get(tensor, 0):
@@ -179,9 +182,11 @@ class Flow(TorchFunctionMode):
             for tensor in results if weights else ():
                 if not any(tensor is operand for operand in operands):
                     self._weights[tensor] = any(weight.requires_grad for weight in weights)
+                    if not any(map(self._is_matrix, weights)) and sum(size > 1 for size in tensor.shape) < 2:
+                        self._vectors[tensor] = True
             return
         parents = self._from(labelled)
-        matrices = [t for t in weights if t.dim() > 1]
+        matrices = [t for t in weights if self._is_matrix(t)]
         if matrices:
             is_lookup = not any(t.is_floating_point() or t.is_complex() for t in labelled)
             is_trained = any(t.requires_grad for t in matrices)
@@ -218,6 +223,9 @@ class Flow(TorchFunctionMode):
 
     def _is_weight(self, tensor: Tensor) -> bool:
         return isinstance(tensor, nn.Parameter) or tensor in self._weights
+
+    def _is_matrix(self, weight: Tensor) -> bool:
+        return weight.dim() > 1 and weight not in self._vectors
 
     def _call(self, watched: _Watched, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         with torch._C.DisableTorchFunction():
@@ -320,6 +328,19 @@ class Flow(TorchFunctionMode):
     def _is_target(self, tensor: Tensor) -> bool:
         leaves = [node for node in closure(self._labels[tensor]) if isinstance(node, Leaf)]
         return any(leaf.path in self._targets for leaf in leaves)
+
+
+def _is_of_the_shape(number: Any, func: Callable[..., Any], args: Any, kwargs: Any) -> bool:
+    """Whether a function gives a number without looking at values: it gives the same of tensors that have none."""
+
+    def emptied(tensor: Tensor) -> Tensor:
+        return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
+
+    try:
+        args, kwargs = map_tensors(emptied, (args, kwargs))
+        return bool(func(*args, **kwargs) == number)
+    except Exception:  # whatever is raised where there are no values
+        return False
 
 
 def _version(tensor: Tensor) -> int:

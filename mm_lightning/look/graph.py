@@ -9,7 +9,7 @@ from functools import cached_property
 from torch import nn
 
 from mm_lightning.look.flow import Flow
-from mm_lightning.look.nodes import Call, Leaf, Node, Result, Weights, closure
+from mm_lightning.look.nodes import Call, Leaf, Node, Weights, closure
 
 __all__ = ["Entries", "Graph"]
 
@@ -20,7 +20,7 @@ class Entries:
 
     Attributes:
         leaves: Tensors of the batch that are inputs and nothing else: they are mixed themselves.
-        calls: Calls that take a tensor which is a target too: it is mixed where it enters them.
+        calls: Calls that take a tensor which is a target too: it is mixed where it enters them, with all that does.
         embeddings: Calls at whose output integers of the batch have become numbers.
         problem: Why the input cannot be mixed; empty if it can.
     """
@@ -40,7 +40,7 @@ class Graph:
     """One run as a graph.
 
     Args:
-        flow: What followed the run.
+        flow: The record of the run.
     """
 
     def __init__(self, flow: Flow) -> None:
@@ -52,7 +52,8 @@ class Graph:
             for parent in node.parents:
                 self.children.setdefault(parent, []).append(node)
         self.upstream = closure([self.loss])
-        self.weights = [node for node in self.upstream if isinstance(node, Weights) and not node.is_lookup]
+        self.all_weights = [node for node in self.upstream if isinstance(node, Weights)]
+        self.weights = [node for node in self.all_weights if not node.is_lookup]
         self._runs: dict[int, list[Call]] = {}  # by identity: a metric's hash changes with its state
         for call in flow.calls:
             self._runs.setdefault(id(call.module), []).append(call)
@@ -79,6 +80,10 @@ class Graph:
         """Tensors of the batch that reach the loss past all weights."""
         return {n for n in closure([self.loss], avoiding=set(self.weights)) if isinstance(n, Leaf)}
 
+    def has_weights(self, call: Call) -> bool:
+        """Whether it applies weights of its own to what comes from the batch."""
+        return any(node.within is call for node in self.weights)
+
     @cached_property
     def _weighted(self) -> list[Call]:
         last = {id(node.within.module): node.within for node in self.weights if node.within is not None}
@@ -103,7 +108,12 @@ class Graph:
                 calls += [call for call in found if call not in calls]
                 if not found:
                     problem = "the input is a target too, and enters the network outside of any module"
-        pure = tuple(leaf for leaf in leaves if leaf not in self.targets)
+        entered = closure(result for call in calls for result in call.results)
+        for leaf in leaves if calls else ():
+            if leaf in entered and self._gets_past(leaf, calls):
+                names = " and ".join(repr(call.name) for call in calls)
+                problem = f"an input enters the network at {names}, which takes a target too, and on a path around"
+        pure = tuple(leaf for leaf in leaves if leaf not in self.targets and leaf not in entered)
         if not (pure or calls or embeddings) and not problem:
             problem = "nothing of the batch reaches the loss through weights that are trained"
         return Entries(pure, tuple(calls), tuple(embeddings), problem)
@@ -112,8 +122,15 @@ class Graph:
         """Whether a call takes an input that is a target too into the network, and nothing else of the targets."""
         above = closure(call.results)
         others = {node for node in above if isinstance(node, Leaf)} & self.targets - {leaf}
-        earlier = any(isinstance(node, Result) and node.call.end <= call.begin for node in above)
-        return leaf in above and not others and not earlier and any(node in above for node in self.weights)
+        met = [node for node in self.all_weights if node in above]
+        earlier = any(node.within is None or not _is_in(node.within, call) for node in met)  # padding has none
+        return leaf in above and not others and not earlier and any(not node.is_lookup for node in met)
+
+    def _gets_past(self, leaf: Leaf, calls: list[Call]) -> bool:
+        """Whether an input meets weights on a way around calls that take it in."""
+        below = self.below([leaf], avoiding={result for call in calls for result in call.results}, by_values=True)
+        met = [node for node in self.weights if node in below]
+        return any(node.within is None or not any(_is_in(node.within, call) for call in calls) for node in met)
 
     def _embeddings(self) -> tuple[list[Call], str]:
         """The outermost calls in which nothing but integers meets weights."""
@@ -142,6 +159,8 @@ class Graph:
         return calls, ""
 
     def _only_embeds(self, call: Call, first: list[Weights]) -> bool:
+        if any(isinstance(node, Leaf) and _is_number(node) for node in closure(call.results, by_values=True)):
+            return False  # numbers of the batch are mixed themselves
         inside = [n for n in self.nodes if isinstance(n, Weights) and n.within is not None and _is_in(n.within, call)]
         return all(node in first or node.is_lookup for node in inside) and any(
             dtype.is_floating_point for dtype in call.dtypes

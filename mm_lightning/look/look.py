@@ -219,7 +219,7 @@ class Look:
 
     def _learn_rows(self) -> tuple[Layout, dict[tuple[int, int], RowSamples], list[Tensor] | None]:
         """Reorder the batch: what changes its order with it has its rows."""
-        first: tuple[Layout, dict[Any, RowSamples], list[Tensor] | None] | None = None
+        others: list[tuple[Layout, dict[Any, RowSamples], list[Tensor] | None]] = []
         for layout in self._candidates if self.has_loss else ():
             rows = layout.rows_of(self.args[0])
             if rows < 2:
@@ -239,11 +239,22 @@ class Look:
                     collected += [loss] if loss is not None and self.module.automatic_optimization else []
                 losses = self.compared(collected)
             found = {(id(call.module), call.number): call.samples for call in flow.calls if call.samples is not None}
-            first = first or (layout, found, losses)
+            others.append((layout, found, losses))
             is_right = losses is not None and are_close(self.losses, losses, self.tolerance)
             if self.agree(is_right and self._has_rows(found)):
                 return layout, found, losses
-        return first or (self._candidates[0], {}, None)
+        others.append((self._candidates[0], {}, None))
+        return next((other for other in others if self._are_rows(other[0])), others[0])
+
+    def _are_rows(self, layout: Layout) -> bool:
+        """Whether all that the loss compares with has such rows, and a call returns some: nodes of graphs are none."""
+        rows = layout.rows_of(self.args[0])
+        compared = [leaf.tensor for leaf in self.graph.targets if leaf.tensor.dim()]
+        return (
+            bool(compared)
+            and all(layout.dim_of(tensor, rows) is not None for tensor in compared)
+            and any(rows in shape for call in self.flow.calls if call.name for shape in call.shapes)
+        )
 
     def _has_rows(self, reordered: dict[tuple[int, int], RowSamples]) -> bool:
         """Whether a call was seen to return the rows of the reordered batch."""

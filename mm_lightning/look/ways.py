@@ -113,9 +113,10 @@ class Ways:
             if call is not None:
                 runs.update((call, *call.around))
             waiting.extend(node.parents)
+        entries = {node.call for node in self.layer if isinstance(node, Result)}  # which take a target, inside too
         for call in self.graph.flow.calls:  # a loss that is only logged is interpolated, too; a metric sees own targets
             is_metric = isinstance(call.module, (Metric, MetricCollection))
-            is_inner = any(around in mixed for around in call.around)  # of an entry, which takes a target
+            is_inner = any(around in mixed or around in entries for around in call.around)
             if not tainted.isdisjoint(call.results) and not is_metric and not is_inner:
                 runs.update((call, *call.around))
         taken: set[Call] = set()

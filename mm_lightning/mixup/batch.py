@@ -114,7 +114,10 @@ def map_leaves(function: Callable[[Any], Any], batch: Any, rows: int | None = No
         return done[id(value)]
 
     def step(value: Any, depth: int) -> Any:
-        if isinstance(value, (Tensor, np.ndarray)) or (rows is not None and _is_list_of_rows(value, rows)):
+        is_structure = depth == 0 and (isinstance(value, tuple) or _starts_with_tensor(value))
+        if isinstance(value, (Tensor, np.ndarray)) or (
+            rows is not None and not is_structure and _is_list_of_rows(value, rows)
+        ):
             return function(value)
         if value is None or isinstance(value, (int, float, complex, *_NO_BATCH)) or depth > _DEEPEST:
             return value
@@ -231,7 +234,11 @@ def _may_hold_rows(items: Any, path: Path) -> bool:
     """Whether a list or a tuple may have an item for each row. Named and outermost tuples are structure."""
     if not items or hasattr(items, "_fields") or (not path and isinstance(items, tuple)):
         return False
-    return not _is_structure(items) and (path != () or not isinstance(items[0], Tensor))
+    return not _is_structure(items) and (path != () or not _starts_with_tensor(items))
+
+
+def _starts_with_tensor(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Tensor)
 
 
 def _is_structure(items: Any) -> bool:

@@ -77,6 +77,11 @@ def _no_loss(net: Net, batch: Any) -> Tensor:
     return net.second(net.first(batch[0])).square().mean()
 
 
+def _no_loss_of_a_flat_state(net: Net, batch: Any) -> Tensor:
+    hidden = net.first(batch[0])
+    return net.second(hidden.view(hidden.size(0), hidden.numel() // len(hidden))).sum()
+
+
 def _twice(net: Net, batch: Any) -> Tensor:
     net.first(batch[0])
     return plain(net, batch)
@@ -194,6 +199,7 @@ def _transposed(net: Net, batch: Any) -> Tensor:
     ("step", "layers", "message"),
     [
         (_no_loss, "first", r"mixed at layer 'first', but no loss on the batch's targets was seen"),
+        (_no_loss_of_a_flat_state, "first", r"mixed at layer 'first', but no loss on the batch's targets was seen"),
         (_twice, "first", "Layer 'first' cannot be mixed: runs 2 times in training_step"),
         (_auxiliary_head, "second", "Layer 'second' cannot be mixed: a path from 'first' to the loss leads around it"),
         (_residual, "unused", "Layer 'unused' cannot be mixed: a path from 'second' to the loss leads around it"),
