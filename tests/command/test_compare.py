@@ -55,6 +55,7 @@ def test_cut_short_run_is_not_another_seed(tmp_path: Path) -> None:
 def test_table_holds_mean_and_deviation(tmp_path: Path) -> None:
     folders = [make(tmp_path, f"a{seed}", ["alpha=1"], acc, seed) for seed, acc in enumerate([0.5, 0.7, 0.9])]
     (experiment,) = compare(folders)
+    assert experiment["schedules"][0]["seconds_per_run"] == 2.0
     assert markdown(experiment).splitlines() == [
         "## mine",
         "",

@@ -282,3 +282,31 @@ def test_a_step_that_fails_is_told_in_words_that_its_own_handlers_catch(make_tra
         KeyError, match="could not look at training_step of Broken, which fails with KeyError: 'labels'"
     ):
         make_trainer(mixup()).fit(Broken(), Batches([(X, Y)] * 2))
+
+
+class DrawsLater(Network, pl.LightningModule):
+    """Noise in the loss from the third step on, which no look has seen; what was drawn is written down outside."""
+
+    def __init__(self, drawn: dict[int, list[float]]) -> None:
+        super().__init__()
+        self.drawn = lambda step, number: drawn.setdefault(step, []).append(number)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        scale = 1.0
+        if batch_idx >= 2:
+            scale += float(torch.rand(()))
+            self.drawn(batch_idx, scale)
+        return scale * (self(batch[0]).mean(1) - batch[1]).abs().mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=LR)
+
+
+def test_from_the_first_noise_on_both_halves_draw_alike(make_trainer: MakeTrainer) -> None:
+    drawn: dict[int, list[float]] = {}
+    trainer = make_trainer(ManifoldMixupCallback(layers="input"))
+    trainer.fit(DrawsLater(drawn), Batches([(X, Y)] * 6))
+    own_and_partners = [drawn[step] for step in (3, 4, 5)]  # the first noise comes as a surprise
+    assert [len(numbers) for numbers in own_and_partners] == [2, 2, 2]
+    assert [numbers[0] for numbers in own_and_partners] == [numbers[1] for numbers in own_and_partners]
+    assert len({numbers[0] for numbers in own_and_partners}) == 3
