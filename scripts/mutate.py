@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the choice of lines")
     parser.add_argument("--only", metavar="FILE:LINE", help="all changes of one line")
     parser.add_argument("--seconds", type=float, default=600.0, help="for the tests of one change")
-    parser.add_argument("--tests", nargs="+", default=["-m", "not slow"], help="what pytest is told")
+    parser.add_argument("--tests", nargs="+", default=[], help="what pytest is told")
     parser.add_argument("--coverage", type=Path, help="remembers which tests run which lines")
     parser.add_argument("--json", type=Path, help="file for the results")
     arguments = parser.parse_args()
