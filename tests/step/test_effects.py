@@ -24,6 +24,8 @@ from torchmetrics import MeanMetric
 
 import mm_lightning
 from mm_lightning import ManifoldMixupCallback, MixPlan
+from mm_lightning.step.effects import Contents
+from mm_lightning.step.logs import between
 
 MakeTrainer = Callable[..., pl.Trainer]
 X, Y = rows(6)
@@ -310,3 +312,52 @@ def test_from_the_first_noise_on_both_halves_draw_alike(make_trainer: MakeTraine
     assert [len(numbers) for numbers in own_and_partners] == [2, 2, 2]
     assert [numbers[0] for numbers in own_and_partners] == [numbers[1] for numbers in own_and_partners]
     assert len({numbers[0] for numbers in own_and_partners}) == 3
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param({1, 2}, id="set"),
+        pytest.param([1, 2], id="list"),
+        pytest.param({"a": 1}, id="dict"),
+        pytest.param(collections.deque([1, 2]), id="deque"),
+        pytest.param([{"a": {1}}], id="nested"),
+    ],
+)
+def test_contents_are_put_back(value: Any) -> None:
+    before, contents = copy.deepcopy(value), Contents(value)
+    assert not contents.have_changed()
+    contents.restore()
+    assert value == before
+    inner = value[0]["a"] if isinstance(value, list) and isinstance(value[0], dict) else value
+    (inner.update({"b": 2} if isinstance(inner, dict) else {9}) if hasattr(inner, "update") else inner.append(9))
+    assert contents.have_changed()
+    contents.restore()
+    assert value == before
+
+
+def test_a_list_that_has_only_grown_is_told_from_one_that_has_changed_otherwise() -> None:
+    def change(*steps: Callable[[list[Any]], Any]) -> Contents:
+        value: list[Any] = [[1], 2]
+        contents = Contents(value)
+        for step in steps:
+            step(value)
+        return contents
+
+    assert change(lambda x: x.append(3)).has_only_grown()
+    assert change(lambda x: x.append([3])).has_only_grown()
+    assert not change(lambda x: x.append(3), lambda x: x[0].append(9)).has_only_grown()
+    assert not change(lambda x: x.insert(0, 3)).has_only_grown()
+    assert not change(lambda x: x.pop()).has_only_grown()
+
+
+def test_values_of_both_halves_are_interpolated_if_they_are_numbers_and_differ() -> None:
+    metric = MeanMetric()
+    assert between(metric, metric, 0.25) is metric
+    assert between("a", "b", 0.25) == "a"
+    assert (between(True, False, 0.25), between(3, 3, 0.25)) == (True, 3)
+    assert type(between(3, 3, 0.3)) is int
+    assert between(8.0, 4.0, 0.25) == 0.25 * 8 + 0.75 * 4
+    assert between({"a": 8.0, "b": 1}, {"a": 4.0}, 0.25) == {"a": 5.0, "b": 1}
+    assert between(torch.tensor(8.0), torch.tensor(4.0), torch.tensor(0.25, dtype=torch.float64)).dtype == torch.float32
+    assert between(torch.tensor(float("inf")), torch.tensor(float("inf")), 0.25) == float("inf")
