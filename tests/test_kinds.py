@@ -358,6 +358,17 @@ def test_features_of_zero_and_one_that_skip_a_layer_are_a_way_around_it() -> Non
     assert first.reason == "a path from the batch to 'head' leads around it"
 
 
+@pytest.mark.parametrize("kinds", [2, 3])
+def test_a_category_that_enters_after_a_layer_is_a_way_around_it(kinds: int) -> None:
+    def step(net: Net, batch: Any) -> Tensor:
+        encoded = F.one_hot(batch[1].squeeze(1), kinds).double()
+        return F.cross_entropy(net.head(torch.cat([net.first(batch[0])[:, kinds:], encoded], dim=1)), batch[2])
+
+    first = mm_lightning.inspect(Net(step), (X, Y[:, None] % kinds, Y)).layers[1]
+    assert (first.name, first.safe) == ("first", False)
+    assert first.reason == "a path from the batch to 'head' leads around it"
+
+
 # -------------------------------------------------------------------------------------------------------------- losses
 
 
@@ -667,6 +678,32 @@ def test_an_entry_of_several_modules_is_mixed_where_more_follows(make_trainer: M
         "input",
         lambda net, plan: F.l1_loss(net(net.encoder(mix(X, plan))), X[:, :3]),
         lambda net, plan: F.l1_loss(net(net.encoder(mix(X, plan))), X[plan.partner, :3]),
+    )
+
+
+class WithItsLoss(nn.Module):
+    """An autoencoder that returns its loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.middle = nn.Linear(6, 4, dtype=torch.float64), nn.Linear(4, 4, dtype=torch.float64)
+        self.decoder = nn.Linear(4, 6, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.of(self.encoder(x), x)
+
+    def of(self, hidden: Tensor, x: Tensor) -> Tensor:
+        return F.l1_loss(self.decoder(torch.tanh(self.middle(torch.tanh(hidden)))), x)
+
+
+def test_an_autoencoder_that_computes_its_loss_is_mixed_inside(make_trainer: MakeTrainer) -> None:
+    assert_exact(
+        make_trainer,
+        Net(lambda net, batch: net.model(batch[0]), model=WithItsLoss()),
+        (X,),
+        "auto",
+        lambda net, plan: net.model.of(mix(net.model.encoder(X), plan), X),
+        lambda net, plan: net.model.of(mix(net.model.encoder(X), plan), X[plan.partner]),
     )
 
 

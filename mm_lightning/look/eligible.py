@@ -70,8 +70,10 @@ def settle_auto(proofs: Proofs, layers: LayerSpec) -> tuple[Layer, ...]:
     look = proofs.look
     chosen = [place.name for place in choose_places(list(look.places.values()), proofs.is_safe)]
     problem = look.entries.problem
-    if not problem and (failure := proofs.of(look.input_layer)).problem:
-        problem = proofs.explain(failure)
+    if not problem and (proof := proofs.of(look.input_layer)).problem:
+        problem = proofs.explain(proof)
+    elif not problem and chosen and not proof.has_power and not look.has_targets(look.input_layer):
+        problem = "it enters a module that computes the loss, too"  # which would compare with what is mixed
     found = resolve_layers(look.module, layers, chosen if problem else [INPUT, *chosen])
     if not found:
         raise ValueError(

@@ -366,7 +366,7 @@ def _is_mask(tensor: Tensor, all_tensors: Sequence[Tensor]) -> bool:
     if not bool(((tensor == 0) | (tensor == 1)).all()):
         return False
     if not tensor.is_floating_point():
-        return True
+        return tensor.numel() != len(tensor)  # of one column, a category
     others = [other for other in all_tensors if other is not tensor]
     return tensor.dim() > 1 and any(
         other.shape[: tensor.dim()] == tensor.shape

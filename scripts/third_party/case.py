@@ -36,8 +36,8 @@ class Case:
         embeddings: Modules whose output it mixes: the embeddings of integers. ``("*",)`` is every ``nn.Embedding``.
         dims: Which dimension of a layer's output holds the rows, where it is not the first with as many.
         options: Further arguments of the callback.
+        has_targets: Whether the loss compares with anything of the batch.
         reorder: Puts the rows of a batch into another order, where they are not what a tree of tensors shows.
-        before: Called with the module before each fit.
     """
 
     name: str
@@ -51,8 +51,8 @@ class Case:
     embeddings: tuple[str, ...] = ()
     dims: dict[str, int] = dataclasses.field(default_factory=dict)
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    has_targets: bool = True
     reorder: Callable[[Any, Tensor], Any] | None = None
-    before: Callable[[pl.LightningModule], None] | None = None
 
     def of_partners(self, batch: Any, partner: Tensor) -> Any:
         """The batch whose targets are the partners'."""
@@ -109,4 +109,10 @@ def without_dropout(module: Any) -> Any:
             part.p = 0.0
         elif isinstance(part, (nn.RNNBase, nn.MultiheadAttention)):
             part.dropout = 0.0
+    return module
+
+
+def with_sgd(module: Any) -> Any:
+    """Leave schedules alone that wait for a validation."""
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.1)
     return module

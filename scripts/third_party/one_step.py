@@ -88,10 +88,7 @@ class Bench:
     def module(self) -> pl.LightningModule:
         """The module."""
         torch.manual_seed(1)
-        module = self.case.make().to(self.dtype)
-        if self.case.before is not None:
-            self.case.before(module)
-        return module
+        return self.case.make().to(self.dtype)
 
     def train(self, batch: Any, module: pl.LightningModule, *callbacks: pl.Callback) -> Step:
         """Train on one batch without changing the parameters."""

@@ -35,5 +35,9 @@ PACKAGES = [
     Package("pytorch_tabular", "pytorch-tabular", (TORCH, "requests"), is_aliased=True),
     Package("torch_uncertainty", "torch-uncertainty", (*VISION, "rich", "scikit-learn", "huggingface_hub", "timm")),
     Package("scvi_tools", "scvi-tools"),
+    Package("lightning_uq_box", "lightning-uq-box", VISION),
+    Package("torchgeo", "torchgeo", (*VISION, "requests")),
+    Package("deeptab", "deeptab"),
+    Package("rectools", "rectools", (TORCH, "rectools[torch]"), is_aliased=True),
 ]
 BY_NAME = {package.name: package for package in PACKAGES}
