@@ -44,9 +44,8 @@ the message shown.
 Of {total} steps of {modules} modules of {packages} packages, {exact} are exact, {refused} are refused and {WRONG} are
 neither.{failing}
 
-Packages marked † import `pytorch_lightning`, the same code as `lightning.pytorch` under another name. A trainer
-of the one takes no module and no callback of the other, so that these modules are imported with the first name standing
-for the second ([alias.py](../scripts/third_party/alias.py)).
+Packages marked † import `pytorch_lightning`, the same code as `lightning.pytorch` under another name. Their modules are
+trained as they are, by the trainer of that name, which takes the callback as well; the other refuses such modules.
 
 | package | module | how it computes its loss | layer | result |
 | --- | --- | --- | --- | --- |
@@ -154,7 +153,7 @@ def row(package: Package, version: str, result: dict[str, Any]) -> str:
     star = " *" if result["is_chosen"] else ""
     note = f"; with the warning: {result['note']}" if result["note"] else ""
     cells = (
-        f"{package.distribution} {version}{' †' if package.is_aliased else ''}",
+        f"{package.distribution} {version}{' †' if package.imports_twin else ''}",
         result["case"],
         result["loss"],
         layer + star,

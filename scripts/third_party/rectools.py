@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import pandas as pd
+import pytorch_lightning as pl
 from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.models.nn.transformers.bert4rec import BERT4RecModel
