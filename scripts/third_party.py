@@ -41,8 +41,8 @@ say in which a hook mixes the layer's output: the number is a bound on the large
 gradient. It must be below 1e-9 in float64, or 1e-4 where a module computes in float32. Or it is **refused**, with
 the message shown.
 
-Of {total} steps of {modules} modules of {packages} packages, {exact} are exact, {refused} are refused and {WRONG} are
-neither.{failing}
+Of {total} steps of {modules} modules of {packages} packages, {exact} are exact, {refused} refused and {WRONG} neither.
+{failing}
 
 Packages marked † import `pytorch_lightning`, the same code as `lightning.pytorch` under another name. Their modules are
 trained as they are, by the trainer of that name, which takes the callback as well; the other refuses such modules.
@@ -137,7 +137,7 @@ def page(record: dict[str, Any]) -> str:
         total=len(results) - failing,
         modules=len({(name, result["case"]) for name, found in record.items() for result in found["results"]}),
         packages=sum(bool(found["results"]) for found in record.values()),
-        failing=f" {failing} more modules do not train at all." if failing else "",
+        failing=f"Without the callback, {failing} of the modules could not be trained." if failing else "",
         **{outcome: counts[outcome] for outcome in ("exact", "refused", "WRONG")},
     )
     lines = [

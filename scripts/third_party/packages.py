@@ -38,6 +38,5 @@ PACKAGES = [
     Package("lightning_uq_box", "lightning-uq-box", VISION),
     Package("torchgeo", "torchgeo", (*VISION, "requests")),
     Package("deeptab", "deeptab"),
-    Package("rectools", "rectools", (TORCH, "rectools[torch]"), imports_twin=True),
 ]
 BY_NAME = {package.name: package for package in PACKAGES}
