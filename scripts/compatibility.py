@@ -31,6 +31,7 @@ targets)`, at the hidden states mixed at the layer, as two plain runs of the sam
 difference of the gradients. Or it is **refused**, with the message shown.
 
 Of {total} steps, {exact} are exact, {refused} are refused and {WRONG} are neither.
+The LightningModules of public packages themselves are in [third_party.md](third_party.md).
 
 | domain | module | how it computes its loss | layer | result |
 | --- | --- | --- | --- | --- |

@@ -41,12 +41,11 @@ say in which a hook mixes the layer's output: the number is a bound on the large
 gradient. It must be below 1e-9 in float64, or 1e-4 where a module computes in float32. Or it is **refused**, with
 the message shown.
 
-Of {total} steps of {modules} modules of {packages} packages, {exact} are exact, {refused} are refused and {WRONG} are
-neither.{failing}
+Of {total} steps of {modules} modules of {packages} packages, {exact} are exact, {refused} refused and {WRONG} neither.
+{failing}
 
-Packages marked † import `pytorch_lightning`, the same code as `lightning.pytorch` under another name. A trainer
-of the one takes no module and no callback of the other, so that these modules are imported with the first name standing
-for the second ([alias.py](../scripts/third_party/alias.py)).
+Packages marked † import `pytorch_lightning`, the same code as `lightning.pytorch` under another name. Their modules are
+trained as they are, by the trainer of that name, which takes the callback as well; the other refuses such modules.
 
 | package | module | how it computes its loss | layer | result |
 | --- | --- | --- | --- | --- |
@@ -138,7 +137,7 @@ def page(record: dict[str, Any]) -> str:
         total=len(results) - failing,
         modules=len({(name, result["case"]) for name, found in record.items() for result in found["results"]}),
         packages=sum(bool(found["results"]) for found in record.values()),
-        failing=f" {failing} more modules do not train at all." if failing else "",
+        failing=f"Without the callback, {failing} of the modules could not be trained." if failing else "",
         **{outcome: counts[outcome] for outcome in ("exact", "refused", "WRONG")},
     )
     lines = [
@@ -154,7 +153,7 @@ def row(package: Package, version: str, result: dict[str, Any]) -> str:
     star = " *" if result["is_chosen"] else ""
     note = f"; with the warning: {result['note']}" if result["note"] else ""
     cells = (
-        f"{package.distribution} {version}{' †' if package.is_aliased else ''}",
+        f"{package.distribution} {version}{' †' if package.imports_twin else ''}",
         result["case"],
         result["loss"],
         layer + star,

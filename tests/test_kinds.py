@@ -821,6 +821,36 @@ def test_what_enters_together_with_a_target_is_mixed_once(make_trainer: MakeTrai
     )
 
 
+class Items(nn.Module):
+    """Looks rows up in a table that a module returns whole, and scores all of it, as recommenders do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 6, dtype=torch.float64)
+        self.mixer = nn.Linear(6, 6, dtype=torch.float64)
+
+    def forward(self, ids: Tensor, plan: MixPlan | None = None) -> Tensor:
+        table = self.table(torch.arange(9))
+        hidden = self.mixer(table[ids])
+        hidden = hidden if plan is None else mix(hidden, plan)
+        return hidden.tanh().mean(dim=1) @ table.T
+
+
+def test_a_table_that_a_module_returns_is_one_of_weights(make_trainer: MakeTrainer) -> None:
+    ids = torch.randint(0, 9, (8, 5), generator=GENERATOR)
+    net = Net(lambda net, batch: F.cross_entropy(net.items(batch[0]), batch[1]), items=Items())
+    assert_exact(
+        make_trainer,
+        net,
+        (ids, Y),
+        "items.mixer",
+        lambda net, plan: F.cross_entropy(net.items(ids, plan), Y),
+        lambda net, plan: F.cross_entropy(net.items(ids, plan), Y[plan.partner]),
+    )
+    message = "'items' embeds something else|enter the network outside of a module such as nn.Embedding"
+    assert_refused(make_trainer, net, (ids, Y), "input", message)
+
+
 class Columns(nn.Module):
     """Categories, embedded, beside numbers as they are."""
 

@@ -256,10 +256,14 @@ class Flow(TorchFunctionMode):
 
         def leave(tensor: Tensor) -> Tensor:
             if self._born.get(tensor) is not call and tensor.layout is torch.strided and not tensor.is_nested:
-                label = self._labels.get(tensor)
-                tensor = tensor.view_as(tensor)  # what came in goes out: the call's result must be told from it
-                if label is not None:
-                    self._labels[tensor] = label
+                left = tensor.view_as(tensor)  # what came in goes out: the call's result must be told from it
+                if tensor in self._labels:
+                    self._labels[left] = self._labels[tensor]
+                if self._is_weight(tensor):
+                    self._weights[left] = self._weights.get(tensor, tensor.requires_grad)
+                    if not self._is_matrix(tensor):
+                        self._vectors[left] = True
+                return left
             return tensor
 
         output = map_tensors(leave, output)

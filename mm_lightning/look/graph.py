@@ -144,7 +144,7 @@ class Graph:
         calls: list[Call] = []
         for node in first:
             call = node.within
-            if call is None or not call.name:
+            if call is None or not call.name or not self._has_no_weights_but(first, call):
                 return [], (
                     "integers of the batch enter the network outside of a module such as nn.Embedding at whose output "
                     "they could be mixed"
@@ -161,10 +161,11 @@ class Graph:
     def _only_embeds(self, call: Call, first: list[Weights]) -> bool:
         if any(isinstance(node, Leaf) and _is_number(node) for node in closure(call.results, by_values=True)):
             return False  # numbers of the batch are mixed themselves
+        return self._has_no_weights_but(first, call) and any(dtype.is_floating_point for dtype in call.dtypes)
+
+    def _has_no_weights_but(self, first: list[Weights], call: Call) -> bool:
         inside = [n for n in self.nodes if isinstance(n, Weights) and n.within is not None and _is_in(n.within, call)]
-        return all(node in first or node.is_lookup for node in inside) and any(
-            dtype.is_floating_point for dtype in call.dtypes
-        )
+        return all(node in first or node.is_lookup for node in inside)
 
 
 def _is_number(leaf: Leaf) -> bool:

@@ -18,9 +18,6 @@ def cases() -> list[Case]:
         numbers("QuantileRegression", "pinball loss", lambda: uq.QuantileRegression(net(3))),
         numbers("DER", "evidential loss", lambda: uq.DER(net(4))),
         numbers("MCDropoutRegression", "nn.MSELoss, dropout", lambda: uq.MCDropoutRegression(net(1), 3, nn.MSELoss())),
-        numbers(
-            "variational bound of the last layer",
-        ),
         Case(
             "DeterministicClassification",
             "nn.CrossEntropyLoss",

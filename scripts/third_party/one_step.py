@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -93,7 +94,7 @@ class Bench:
     def train(self, batch: Any, module: pl.LightningModule, *callbacks: pl.Callback) -> Step:
         """Train on one batch without changing the parameters."""
         recorder = Recorder()
-        trainer = pl.Trainer(
+        trainer = _lightning_of(module).Trainer(
             max_epochs=1,
             accelerator="cpu",
             devices=1,
@@ -159,6 +160,12 @@ class Bench:
                 after = module.get_submodule(name).register_forward_hook(lambda _, args, out: mix_all(out))
                 stack.callback(after.remove)
             return self.train(batch, module)
+
+
+def _lightning_of(module: Any) -> Any:
+    """The package that a module is written for: ``lightning.pytorch``, or its twin of another name."""
+    twin = sys.modules.get("pytorch_lightning")
+    return twin if twin is not None and isinstance(module, twin.LightningModule) else pl
 
 
 def difference(got: Step, wanted: Step) -> float:

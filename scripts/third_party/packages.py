@@ -16,28 +16,27 @@ class Package:
         name: Of the file beside this one that has its cases.
         distribution: What pip calls it.
         requirements: What pip is asked for, beside it.
-        is_aliased: Whether it imports ``pytorch_lightning``; see ``alias.py``.
+        imports_twin: Whether it imports ``pytorch_lightning`` for ``lightning.pytorch``.
     """
 
     name: str
     distribution: str
     requirements: tuple[str, ...] = (TORCH,)
-    is_aliased: bool = False
+    imports_twin: bool = False
 
 
 PACKAGES = [
     Package("lightning_demos", "lightning"),
     Package("pytorch_forecasting", "pytorch-forecasting"),
-    Package("neuralforecast", "neuralforecast", is_aliased=True),
+    Package("neuralforecast", "neuralforecast", imports_twin=True),
     Package("chemprop", "chemprop"),
     Package("gluonts", "gluonts", (TORCH, "gluonts[torch]")),
-    Package("darts", "darts", is_aliased=True),
-    Package("pytorch_tabular", "pytorch-tabular", (TORCH, "requests"), is_aliased=True),
+    Package("darts", "darts", imports_twin=True),
+    Package("pytorch_tabular", "pytorch-tabular", (TORCH, "requests"), imports_twin=True),
     Package("torch_uncertainty", "torch-uncertainty", (*VISION, "rich", "scikit-learn", "huggingface_hub", "timm")),
     Package("scvi_tools", "scvi-tools"),
     Package("lightning_uq_box", "lightning-uq-box", VISION),
     Package("torchgeo", "torchgeo", (*VISION, "requests")),
     Package("deeptab", "deeptab"),
-    Package("rectools", "rectools", (TORCH, "rectools[torch]"), is_aliased=True),
 ]
 BY_NAME = {package.name: package for package in PACKAGES}

@@ -29,19 +29,11 @@ def cases() -> list[Case]:
         case("GANDALFModel", models.GANDALFConfig, gflu_stages=2),
         case("DANetModel", models.DANetConfig, n_layers=2, k=2, abstlay_dim_1=8),
         case("NODEModel", models.NodeConfig, num_trees=4, num_layers=1, depth=2),
-        case(
-            "MDNModel",
-            models.MDNConfig,
-            task="regression",
-            backbone_config_class="CategoryEmbeddingModelConfig",
-            backbone_config_params={"task": "backbone", "layers": "8-8"},
-        ),
     ]
 
 
 def case(name: str, config: Any, task: str = "classification", **settings: Any) -> Case:
-    losses = {"classification": "nn.CrossEntropyLoss", "regression": "nn.MSELoss"}
-    loss = "negative log-likelihood of a mixture" if name == "MDNModel" else losses[task]
+    loss = {"classification": "nn.CrossEntropyLoss", "regression": "nn.MSELoss"}[task]
     fitted = Fitted(lambda kept: fit(config(task=task, **settings), task, kept))
     return Case(name, loss, fitted.module, fitted.batch, targets("target"), inputs=("continuous",), embeddings=("*",))
 

@@ -26,10 +26,6 @@ def main(name: str) -> None:
     from third_party import packages
 
     package = packages.BY_NAME[name]
-    if package.is_aliased:
-        from third_party.alias import alias_lightning
-
-        alias_lightning()
     torch.set_num_threads(1)
     logging.disable(logging.INFO)
     cases = importlib.import_module(f"third_party.{name}").cases()
@@ -59,6 +55,8 @@ def results_of(case: Any) -> list[dict[str, Any]]:
     if failure:
         return [_result(case, "–", "plain training fails", failure)]
     for layer in case.layers:
+        if any(layer == result["layer"] for result in found):
+            continue  # which "auto" has chosen
         first = _mixed_at(bench, layer)
         chosen = first.pop("chosen", ())
         found += [first] + [_without_chosen(_mixed_at(bench, name)) for name in chosen if name != first["layer"]]
