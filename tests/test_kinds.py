@@ -369,6 +369,33 @@ def test_a_category_that_enters_after_a_layer_is_a_way_around_it(kinds: int) -> 
     assert first.reason == "a path from the batch to 'head' leads around it"
 
 
+@pytest.mark.parametrize("use", ["one_hot", "number"])
+def test_a_category_of_one_dimension_that_enters_after_a_layer_is_not_taken_for_a_mask(use: str) -> None:
+    def step(net: Net, batch: Any) -> Tensor:
+        x, kind, y = batch
+        encoded = F.one_hot(kind, 3).double() if use == "one_hot" else kind[:, None].double().expand(-1, 3)
+        return F.cross_entropy(net.head(torch.cat([net.first(x)[:, 3:], encoded], dim=1)), y)
+
+    first = mm_lightning.inspect(Net(step), (X, (Y + torch.arange(8)) % 3, Y)).layers[1]
+    assert (first.name, first.safe) == ("first", False)
+    assert first.reason == "a path from the batch to 'head' leads around it"
+
+
+@pytest.mark.parametrize("use", ["scales", "selects"])
+def test_lengths_that_scale_or_select_after_a_layer_are_no_way_around_it(use: str) -> None:
+    lengths = torch.tensor([1, 2, 3, 3, 2, 1, 2, 3])
+    x = X.reshape(8, 1, 6) * torch.arange(1.0, 4.0, dtype=torch.float64)[:, None]  # (N, T, D)
+
+    def step(net: Net, batch: Any) -> Tensor:
+        x, lengths, y = batch
+        hidden = net.first(x)
+        if use == "selects":
+            hidden = hidden.masked_fill((torch.arange(3) >= lengths[:, None])[:, :, None], 0.0)
+        return F.cross_entropy(net.head(hidden.sum(1) / lengths[:, None]), y)
+
+    assert mm_lightning.inspect(Net(step), (x, lengths, Y)).layers[1].safe
+
+
 # -------------------------------------------------------------------------------------------------------------- losses
 
 

@@ -24,7 +24,7 @@ from mm_lightning.mixup.batch import Path, leaves_of
 from mm_lightning.mixup.layers import Layer
 from mm_lightning.mixup.masks import masks_in
 from mm_lightning.mixup.trees import map_tensors, tensors_in
-from mm_lightning.step.replay import called_by
+from mm_lightning.step.replay import RandomState, called_by
 
 __all__ = ["Flow"]
 
@@ -163,7 +163,9 @@ class Flow(TorchFunctionMode):
         ):  # a gradient comes from what is differentiated: by what only names a place in it
             operands = _differentiated(*args, **kwargs)
         if results or written:
-            self._note(operands, results, written)
+            values = [t for t in operands if any(self._labels.get(t, {}).values())]
+            meets_mask = bool(values) and not written and any(map(self._is_only_mask, operands))
+            self._note(operands, results, written, meets_mask and _puts_beside(func, args, kwargs, values))
         return result
 
     def _note_hook(self, tensor: Tensor) -> None:
@@ -175,7 +177,9 @@ class Flow(TorchFunctionMode):
             self.hooks.append(hook)
             self._labels[tensor] = {hook: True}
 
-    def _note(self, operands: list[Tensor], results: list[Tensor], written: list[Tensor]) -> None:
+    def _note(
+        self, operands: list[Tensor], results: list[Tensor], written: list[Tensor], all_are_values: bool = False
+    ) -> None:
         weights = [t for t in operands if self._is_weight(t)]
         labelled = [t for t in operands if t in self._labels]
         if not labelled:
@@ -185,7 +189,7 @@ class Flow(TorchFunctionMode):
                     if not any(map(self._is_matrix, weights)) and sum(size > 1 for size in tensor.shape) < 2:
                         self._vectors[tensor] = True
             return
-        parents = self._from(labelled)
+        parents = dict.fromkeys(self._from(labelled), True) if all_are_values else self._from(labelled)
         matrices = [t for t in weights if self._is_matrix(t)]
         if matrices:
             is_lookup = not any(t.is_floating_point() or t.is_complex() for t in labelled)
@@ -345,6 +349,24 @@ def _is_of_the_shape(number: Any, func: Callable[..., Any], args: Any, kwargs: A
         return bool(func(*args, **kwargs) == number)
     except Exception:  # whatever is raised where there are no values
         return False
+
+
+def _puts_beside(func: Callable[..., Any], args: Any, kwargs: Any, values: list[Tensor]) -> bool:
+    """Whether a function puts other numbers beside values: a category, not a mask that selects or scales them.
+
+    Then some of what it gives does not depend on them, and is not one number that fills gaps.
+    """
+    unknown = {id(t): torch.full_like(t, float("nan")) for t in values if t.is_floating_point() or t.is_complex()}
+    random_state = RandomState()
+    try:
+        args, kwargs = map_tensors(lambda t: unknown.get(id(t), t.detach().clone()), (args, kwargs))
+        found = tensors_in(func(*args, **kwargs))
+    except Exception:  # whatever it has against such numbers
+        return False
+    finally:
+        random_state.restore()
+    known = [t.detach()[~t.isnan()] for t in found if t.is_floating_point() or t.is_complex()]
+    return any(t.numel() and bool((t != t.flatten()[0]).any()) for t in known)
 
 
 def _version(tensor: Tensor) -> int:
