@@ -48,11 +48,11 @@ class Graph:
         self.loss = Node({node: value for loss in flow.losses for node, value in loss.items()})
         self.nodes = closure([self.loss, *(result for call in flow.calls for result in call.results)])
         self.children: dict[Node, list[Node]] = {}
-        for node in self.nodes:
+        for node in _in_order(self.nodes):
             for parent in node.parents:
                 self.children.setdefault(parent, []).append(node)
         self.upstream = closure([self.loss])
-        self.all_weights = [node for node in self.upstream if isinstance(node, Weights)]
+        self.all_weights = [node for node in _in_order(self.upstream) if isinstance(node, Weights)]
         self.weights = [node for node in self.all_weights if not node.is_lookup]
         self._runs: dict[int, list[Call]] = {}  # by identity: a metric's hash changes with its state
         for call in flow.calls:
@@ -135,7 +135,7 @@ class Graph:
     def _embeddings(self) -> tuple[list[Call], str]:
         """The outermost calls in which nothing but integers meets weights."""
         first = []
-        for node in closure([*self.weights]):
+        for node in _in_order(closure(self.weights)):
             if isinstance(node, Weights):
                 above = closure(node.parents, by_values=True)
                 leaves = [leaf for leaf in above if isinstance(leaf, Leaf)]
@@ -166,6 +166,10 @@ class Graph:
     def _has_no_weights_but(self, first: list[Weights], call: Call) -> bool:
         inside = [n for n in self.nodes if isinstance(n, Weights) and n.within is not None and _is_in(n.within, call)]
         return all(node in first or node.is_lookup for node in inside)
+
+
+def _in_order(nodes: Iterable[Node]) -> list[Node]:
+    return sorted(nodes, key=lambda node: node.number)
 
 
 def _is_number(leaf: Leaf) -> bool:

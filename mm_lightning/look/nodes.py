@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable, Iterator
 
 import torch
@@ -18,10 +19,14 @@ class Node:
     """Something that data come from.
 
     Attributes:
+        number: Of all nodes, in the order in which they were made: a set of them has no order of its own.
         parents: What it comes from in turn, and whether values flow from there, rather than masks that select or scale.
     """
 
+    _count = itertools.count()
+
     def __init__(self, parents: dict[Node, bool] | None = None) -> None:
+        self.number = next(self._count)
         self.parents: dict[Node, bool] = parents or {}
 
 

@@ -123,7 +123,7 @@ class Ways:
         for call in self.graph.flow.calls:  # those around come first
             if call not in runs and not any(around in taken for around in call.around):
                 taken.add(call)
-        return self._taken_over(taken, mixed), list({id(call.module): call.module for call in runs}.values())
+        return self._taken_over(taken, mixed), list({id(call.module): call.module for call in _in_turn(runs)}.values())
 
     def only_the_layer(self) -> Calls:
         """Take over the layer alone: right whenever anything is, and dear."""
@@ -132,13 +132,17 @@ class Ways:
 
     def _taken_over(self, taken: set[Call], mixed: set[Call]) -> Calls:
         calls = []
-        for module in {id(call.module): call.module for call in taken}.values():
+        for module in {id(call.module): call.module for call in _in_turn(taken)}.values():
             runs = self.graph.runs_of(module)
             numbers = None if all(run in taken for run in runs) else frozenset(r.number for r in runs if r in taken)
             is_mixed = all(run in mixed for run in runs)
             changed, hooked = any(run.is_changed for run in runs), any(run.is_hooked for run in runs)
             calls.append((module, TakenOver(is_mixed, numbers, changed, hooked)))
         return tuple(calls)
+
+
+def _in_turn(calls: set[Call]) -> list[Call]:
+    return sorted(calls, key=lambda call: call.begin)
 
 
 def _way(start: Node, onward: Callable[[Node], list[Node]], is_end: Callable[[Node], bool]) -> list[Node]:

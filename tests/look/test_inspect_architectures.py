@@ -45,6 +45,12 @@ def test_compiling_a_part_changes_no_choice() -> None:
     assert mm_lightning.inspect(module, mlp.batch()).chosen == mlp.chosen
 
 
+@pytest.mark.parametrize("name", ["densenet", "unet"])
+def test_a_layer_that_several_ways_lead_around_has_the_same_reason_each_time(name: str) -> None:
+    (found,) = [architecture for architecture in ARCHITECTURES if architecture.name == name]
+    assert len({str(mm_lightning.inspect(found.make(), found.batch())) for _ in range(4)}) == 1
+
+
 def test_everything_is_as_before(architecture: Architecture) -> None:
     module, batch = architecture.make(), architecture.batch()
     list(module.modules())[-1].eval()  # modes differ
