@@ -18,6 +18,8 @@ from torch.testing import assert_close
 
 from mm_lightning import BetaRatio, ManifoldMixupCallback, MixPlan, PlanSource
 
+pytestmark = pytest.mark.slow
+
 MakeTrainer = Callable[..., pl.Trainer]
 STEP = ("no mixup", "ManifoldMixupCallback", "textbook", "two forward passes")
 LAYERS = ("1 layer", "2 layers", "4 layers", "8 layers", "16 layers", "1 layer, 500 unused modules")

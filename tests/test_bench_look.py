@@ -15,6 +15,8 @@ import pytest
 import torch
 from torch import nn
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 MIXED, PLAIN = "ManifoldMixupCallback", "no mixup"
 CASES = ("frozen backbone", "ResNet50", "transformer")

@@ -15,6 +15,8 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 Load = Callable[[str], Any]
 

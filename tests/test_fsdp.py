@@ -15,6 +15,8 @@ from torch.testing import assert_close
 
 from mm_lightning import MixPlan
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parent / "scripts" / "train_with_fsdp2.py"
 
 Steps = list[dict[str, Any]]

@@ -133,10 +133,12 @@ PICTURES = [
 ]
 
 
+@pytest.mark.slow
 def test_command_succeeds_without_a_warning(pair: Pair) -> None:
     assert (pair.whole.code, pair.whole.err) == (0, "")
 
 
+@pytest.mark.slow
 def test_command_prints_an_epoch_a_line_and_where_all_is(pair: Pair) -> None:
     metrics, lines = metrics_of(pair.folder), pair.whole.out.splitlines()
     assert re.fullmatch(r"epoch   1/1  train/loss \d\.\d{4}  val/acc \d\.\d{4}  left 0:00", lines[0])
@@ -152,11 +154,13 @@ def test_command_prints_an_epoch_a_line_and_where_all_is(pair: Pair) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_runs_started_together_get_a_folder_each(pair: Pair) -> None:
     assert len(pair.folders) == 2
     assert metrics_of(pair.folders[0]) != metrics_of(pair.folders[1])
 
 
+@pytest.mark.slow
 def test_folder_holds_the_resolved_configuration(pair: Pair) -> None:
     text = (pair.folder / "config.yaml").read_text()
     assert "${" not in text
@@ -166,6 +170,7 @@ def test_folder_holds_the_resolved_configuration(pair: Pair) -> None:
     assert config.run_dir == config.logger.save_dir == str(pair.folder)
 
 
+@pytest.mark.slow
 def test_folder_holds_the_final_metrics_and_what_made_them(pair: Pair) -> None:
     content = json.loads((pair.folder / "metrics.json").read_text())
     evaluated = {f"{split}/{key}" for split in ("val", "test") for key in ("loss", "acc", "nll", "ece")}
@@ -182,6 +187,7 @@ def test_folder_holds_the_final_metrics_and_what_made_them(pair: Pair) -> None:
     assert content["git_revision"] is None or re.fullmatch(revision, content["git_revision"])
 
 
+@pytest.mark.slow
 def test_folder_holds_checkpoints(pair: Pair) -> None:
     assert sorted(os.listdir(pair.folder / "checkpoints")) == ["best.ckpt", "last.ckpt"]
     last = torch.load(pair.folder / "checkpoints" / "last.ckpt", weights_only=True)
@@ -189,6 +195,7 @@ def test_folder_holds_checkpoints(pair: Pair) -> None:
     assert_close(weights_of(pair.folder / "checkpoints" / "best.ckpt"), last["state_dict"], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_tensorboard_holds_curves_and_figures(pair: Pair) -> None:
     events = EventAccumulator(str(pair.folder / "tensorboard"))
     events.Reload()
@@ -202,6 +209,7 @@ def test_tensorboard_holds_curves_and_figures(pair: Pair) -> None:
     assert sorted(events.Tags()["images"]) == PICTURES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_figures_are_pictures(split: str, pair: Pair) -> None:
     with Image.open(pair.folder / "figures" / f"hidden_space_{split}.png") as picture:
@@ -212,6 +220,7 @@ def test_figures_are_pictures(split: str, pair: Pair) -> None:
     assert (low < 100, high) == (True, 255)
 
 
+@pytest.mark.slow
 def test_run_into_a_used_folder_is_refused(pair: Pair, command: Command) -> None:
     names = ("metrics.json", "config.yaml", "checkpoints/last.ckpt")
     before = [(pair.folder / name).read_bytes() for name in names]
@@ -240,6 +249,7 @@ def test_options_run(mixup: str, option: str, command: Command, tmp_path: Path) 
     assert (tmp_path / "run" / "tensorboard").is_dir() == (option != "logger=csv")
 
 
+@pytest.mark.slow
 def test_sweep_gives_each_run_its_folder(command: Command, tmp_path: Path) -> None:
     finished = command(*BRIEF, "-m", "mixup=none,manifold", "seed=0,1", "hydra.sweep.dir=sweep")
     assert (finished.code, finished.err) == (0, "")
@@ -466,12 +476,14 @@ def test_mistake_stops_a_sweep(command: Command, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("sweep/*/metrics.json"))
 
 
+@pytest.mark.slow
 def test_checkpoint_of_other_sizes_is_refused(pair: Pair, command: Command) -> None:
     path = pair.folder / "checkpoints" / "last.ckpt"
     pattern = r"ckpt_path '.*' is of another model: .*\(1024, 784\) there and \(16, 784\) here\..*config\.yaml.*"
     refused(command(*BRIEF, f"ckpt_path={path}"), pattern)
 
 
+@pytest.mark.slow
 def test_real_command_answers_in_one_line_unless_asked_for_the_traceback(tmp_path: Path) -> None:
     brief = start("mixup.alpha=-1", cwd=tmp_path)
     full = start("mixup.alpha=-1", cwd=tmp_path, HYDRA_FULL_ERROR="1")

@@ -168,6 +168,7 @@ def test_misuse_is_named(make_trainer: Callable[..., Trainer]):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_two_processes_see_the_rows_of_both(tmp_path: Path):
     subprocess.run([sys.executable, str(SCRIPT), str(tmp_path)], check=True, cwd=tmp_path)
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
