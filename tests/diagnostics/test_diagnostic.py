@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mm_lightning import ManifoldMixupCallback
 from mm_lightning.data.tensor_data_module import TensorDataModule
-from mm_lightning.diagnostics import Calibration, HiddenSpace, Spectrum
+from mm_lightning.diagnostics import Calibration, ConfidenceMap, HiddenSpace, Spectrum
 from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Rows, is_last_validation
 from mm_lightning.diagnostics.training_rows import overhear_training
 
@@ -574,3 +574,12 @@ def test_a_layer_named_twice_is_looked_at_once(make_trainer: MakeTrainer) -> Non
     spy = Spy(("body", "input", "body"))
     make_trainer(spy).test(Net(), loader(), verbose=False)
     assert list(spy.seen[0].hidden) == ["body", "input"]
+
+
+@pytest.mark.parametrize(
+    ("diagnostic", "period"),
+    [(HiddenSpace("0"), 5), (Calibration(), 5), (ConfidenceMap(), 1), (Spectrum("0"), None)],
+    ids=lambda value: type(value).__name__,
+)
+def test_periods_are_those_of_the_documentation(diagnostic: Diagnostic, period: int | None) -> None:
+    assert diagnostic.every_n_epochs == period
