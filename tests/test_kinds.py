@@ -683,27 +683,6 @@ def test_nodes_are_no_rows_where_targets_are_those_of_graphs(make_trainer: MakeT
 # ------------------------------------------------------------------------------------------ inputs that are targets too
 
 
-def test_two_inputs_that_are_targets_too_are_mixed_where_they_enter_together(make_trainer: MakeTrainer) -> None:
-    past, observed = X[:, :3], (X[:, 3:] / 9 + 1).abs()  # scaled by the past, and weighed by what was observed
-
-    def loss(net: Any, entering: Tensor, past: Tensor, observed: Tensor, y: Tensor) -> Tensor:
-        predicted = net(entering).sum(1) * past.mean(1)
-        return (observed.mean(1) * (predicted - y) ** 2).mean()
-
-    def half(net: Any, plan: MixPlan, order: Tensor) -> Tensor:
-        return loss(net, mix(torch.cat([past, observed], 1), plan), past[order], observed[order], Y[order].double())
-
-    net = Net(lambda net, batch: loss(net, torch.cat(batch[:2], 1), *batch[:2], batch[2].double()))
-    assert_exact(
-        make_trainer,
-        net,
-        (past, observed, Y),
-        "input",
-        lambda net, plan: half(net, plan, torch.arange(8)),
-        lambda net, plan: half(net, plan, plan.partner),
-    )
-
-
 def test_an_autoencoder_is_mixed_at_its_input(make_trainer: MakeTrainer) -> None:
     net = Net(lambda net, batch: F.l1_loss(net(batch[0]), batch[0][:, :3]))
     assert_exact(

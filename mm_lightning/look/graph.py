@@ -103,7 +103,7 @@ class Graph:
         calls: list[Call] = []
         for leaf in leaves:
             if leaf in self.targets:
-                found = [c for c in self.flow.calls if self._takes_in(c, leaf, leaves) and c.within not in calls]
+                found = [call for call in self.flow.calls if self._takes_in(call, leaf) and call.within not in calls]
                 found = [call for call in found if not any(around in found for around in call.around)]
                 calls += [call for call in found if call not in calls]
                 if not found:
@@ -118,10 +118,10 @@ class Graph:
             problem = "nothing of the batch reaches the loss through weights that are trained"
         return Entries(pure, tuple(calls), tuple(embeddings), problem)
 
-    def _takes_in(self, call: Call, leaf: Leaf, inputs: list[Leaf]) -> bool:
-        """Whether a call takes an input that is a target too into the network, and no target that is nothing else."""
+    def _takes_in(self, call: Call, leaf: Leaf) -> bool:
+        """Whether a call takes an input that is a target too into the network, and nothing else of the targets."""
         above = closure(call.results)
-        others = {node for node in above if isinstance(node, Leaf)} & self.targets - {*inputs}
+        others = {node for node in above if isinstance(node, Leaf)} & self.targets - {leaf}
         met = [node for node in self.all_weights if node in above]
         earlier = any(node.within is None or not _is_in(node.within, call) for node in met)  # padding has none
         return leaf in above and not others and not earlier and any(not node.is_lookup for node in met)
