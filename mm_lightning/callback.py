@@ -6,15 +6,14 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from mm_lightning.fit import Batch, Fit, Settings
 from mm_lightning.mixup import BetaRatio, LayerSpec, MixPlan, PlanSource
 from mm_lightning.mixup.plan import Pairing, PlansAhead, check_probability, check_seed
+from mm_lightning.namespaces import CallbackOfBoth, LightningModule, Trainer, classes
 from mm_lightning.step.named_losses import LossSpec
 from mm_lightning.summary import Summary
 
@@ -24,7 +23,7 @@ UNMIXED = "unmixed"
 """Key of the summary for batches that were not mixed."""
 
 
-class ManifoldMixupCallback(pl.Callback):
+class ManifoldMixupCallback(CallbackOfBoth):
     """Trains an unmodified LightningModule with manifold mixup (Verma et al., ICML 2019).
 
     In every training step one eligible layer is drawn, its output is mixed row by row with a partner's,
@@ -94,7 +93,7 @@ class ManifoldMixupCallback(pl.Callback):
         RuntimeError: In a training step, if features and targets would not be mixed alike.
 
     Example:
-        >>> trainer = pl.Trainer(callbacks=[ManifoldMixupCallback(layers=["input", "layer1", "layer2"])])
+        >>> trainer = Trainer(callbacks=[ManifoldMixupCallback(layers=["input", "layer1", "layer2"])])
     """
 
     def __init__(
@@ -154,7 +153,7 @@ class ManifoldMixupCallback(pl.Callback):
         counts = self._summary.counts
         return {name: counts[name] for name in (*self._summary.layers, UNMIXED)}
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a second callback of this kind: the batch would be mixed twice."""
         count = sum(isinstance(callback, ManifoldMixupCallback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         if count > 1:
@@ -162,7 +161,7 @@ class ManifoldMixupCallback(pl.Callback):
                 f"The trainer has {count} ManifoldMixupCallbacks, which would mix every batch more than once."
             )
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook the eligible layers. Here, because the module is complete now and nothing has run or compiled yet."""
         self._release()
         self._summary.begin()
@@ -176,9 +175,7 @@ class ManifoldMixupCallback(pl.Callback):
         if self._fit.layers:
             self._draw_from(self._fit)
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Draw the batch's plan. Of the first batch's layers one may not know yet: see :class:`Fit`."""
         fit, self._batch = self._fit, None
         if fit is None:
@@ -202,7 +199,7 @@ class ManifoldMixupCallback(pl.Callback):
             self._draw(fit)
         self._batch.is_measured = _is_logged(trainer, steps_ahead=1)
 
-    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Let forward passes that activation checkpointing recomputes repeat the mix."""
         batch = self._batch
         if batch is not None and batch.has_no_loss:
@@ -210,13 +207,13 @@ class ManifoldMixupCallback(pl.Callback):
         if self._fit is not None and batch is not None and batch.is_mixed and batch.plan is not None:
             self._fit.begin_backward(batch.plan)
 
-    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End what :meth:`on_before_backward` began."""
         if self._fit is not None and self._batch is not None and self._batch.plan is not None:
             self._fit.end_backward(self._batch.plan)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the plan, in the steps that reach the loggers: Lightning's log costs more than drawing the plan."""
         fit, current = self._fit, self._batch
@@ -236,42 +233,38 @@ class ManifoldMixupCallback(pl.Callback):
             keyed = {f"mixup/{name}": value for name, value in values.items()}
             pl_module.log_dict(keyed, on_step=True, on_epoch=False)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give TensorBoard the histograms of the epoch's ``lam`` and layers."""
         if self._batch is not None:
             self._batch.is_armed = False  # also where a hook ended the epoch before its batch
         if self._fit is None:
             return
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and self._fit.epoch:
+            if isinstance(logger, classes("loggers.TensorBoardLogger")) and self._fit.epoch:
                 for name, values in zip(("lam", "layer"), np.array(self._fit.epoch).T, strict=True):
                     logger.experiment.add_histogram(f"mixup/{name}_of_epoch", values, trainer.global_step)
         self._fit.epoch.clear()
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put everything back."""
         self._release()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Put everything back."""
         self._release()
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put everything back."""
         self._release()
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the settings that a resumed run is compared with. Plans need no state.
 
         Not as the callback's state: of two callbacks with one, Lightning would say that their keys must differ.
         """
         checkpoint["mm_lightning"] = self._settings or self._restored
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Remember the checkpoint's settings until fit starts."""
         self._restored = checkpoint.get("mm_lightning", {})
 
@@ -364,13 +357,13 @@ def _refuse_unseen_loss() -> None:
     )
 
 
-def _data_rank(trainer: pl.Trainer) -> int:
+def _data_rank(trainer: Trainer) -> int:
     """Which part of the data this process trains on: processes that share a forward pass must share the plan."""
     settings = trainer.distributed_sampler_kwargs or {}
     return int(settings.get("rank", trainer.global_rank))
 
 
-def _is_logged(trainer: pl.Trainer, steps_ahead: int = 0) -> bool:
+def _is_logged(trainer: Trainer, steps_ahead: int = 0) -> bool:
     """Whether what is logged after this step, or so many steps ahead, reaches a logger."""
     if not trainer.loggers:
         return False

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -16,6 +15,7 @@ from mm_lightning.look.look import Look
 from mm_lightning.look.proof import Proof
 from mm_lightning.mixup import INPUT, Layer, LayerSpec, Mixer, MixPlan, has_auto, resolve_layers
 from mm_lightning.mixup.batch import Layout, guess_layout, signature_of
+from mm_lightning.namespaces import LightningModule
 from mm_lightning.step.attach import Attached, is_compiled
 from mm_lightning.step.host import Host
 from mm_lightning.step.loss_modes import Measuring
@@ -91,7 +91,7 @@ class Fit:
     """
 
     def __init__(
-        self, module: pl.LightningModule, settings: Settings, per_sample: bool, agree: Callable[[bool], bool]
+        self, module: LightningModule, settings: Settings, per_sample: bool, agree: Callable[[bool], bool]
     ) -> None:
         self.module, self.settings, self.per_sample, self.agree = module, settings, per_sample, agree
         self.host = Host(module)

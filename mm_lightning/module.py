@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from mm_lightning.mixup import INPUT, MixPoint, mixed_accuracy
+from mm_lightning.namespaces import ModuleOfBoth
 
 __all__ = ["MixableModule"]
 
@@ -23,7 +23,7 @@ Block = tuple[nn.Module, bool]
 _MANY = 1000  # batches after which accuracies are summed up
 
 
-class MixableModule(pl.LightningModule):
+class MixableModule(ModuleOfBoth):
     """A classifier made of blocks that run one after the other.
 
     ``(block, True)`` says that the batch may be mixed just before that block: a :class:`MixPoint` stands in front of

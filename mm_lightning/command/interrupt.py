@@ -8,14 +8,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from mm_lightning.namespaces import CallbackOfBoth, LightningModule, Trainer, classes
 
 __all__ = ["StopAfterStep"]  # of conf/callbacks/default.yaml
 
+_SIGTERM = classes("utilities.exceptions.SIGTERMException")
 
-class StopAfterStep(pl.Callback):
+
+class StopAfterStep(CallbackOfBoth):
     """Turns the first Ctrl-C during fit into a KeyboardInterrupt after the training step in progress, and saves there.
 
     Python would raise it anywhere, in the middle of an optimizer step too, and a checkpoint of half-updated weights
@@ -33,7 +35,7 @@ class StopAfterStep(pl.Callback):
         self._is_between_steps = False
         self._previous: Any = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen for Ctrl-C. Not before: Lightning puts back the handlers of the moment just before training."""
         self._requested = self._is_between_steps = False
         try:
@@ -41,20 +43,23 @@ class StopAfterStep(pl.Callback):
         except ValueError:  # not in the main thread, where Ctrl-C never arrives
             self._previous = None
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Stop here if asked to, on all processes after the same step."""
         if trainer.world_size > 1:
             self._requested = trainer.strategy.reduce_boolean_decision(self._requested, all=False)
         self._stop_if_requested()
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop listening. A request that came after the last step stops here."""
         self._stop_if_requested()
         self._stop_listening()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save where a resumed run can continue, and stop listening."""
-        is_terminated = isinstance(exception, SIGTERMException) and trainer.state.fn == TrainerFn.FITTING
+        is_terminated = (
+            isinstance(exception, classes("utilities.exceptions.SIGTERMException"))
+            and trainer.state.fn == TrainerFn.FITTING
+        )
         if self._is_between_steps or is_terminated:
             self._is_between_steps = False
             trainer.save_checkpoint(self.path)
@@ -62,7 +67,7 @@ class StopAfterStep(pl.Callback):
                 print(f"Saved {self.path}. To go on, repeat the command with ckpt_path={self.path}", file=sys.stderr)
         self._stop_listening()
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop listening."""
         self._stop_listening()
 

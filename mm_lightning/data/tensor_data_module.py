@@ -4,17 +4,17 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DistributedSampler, TensorDataset
 
 from mm_lightning.data.tensor_batches import TensorBatches
+from mm_lightning.namespaces import DataModuleOfBoth
 
 # The sampler adds the epoch to its seed. Without a stride, seed 0 in epoch 1 would repeat seed 1 in epoch 0.
 _SEED_STRIDE = 1_000_003
 
 
-class TensorDataModule(LightningDataModule, ABC):
+class TensorDataModule(DataModuleOfBoth, ABC):
     """Three splits held as tensors on the trainer's device. A subclass loads them in :meth:`load_splits`.
 
     Batches are ``(inputs, targets)``; ``predict`` sees the test set. The training order is a function of ``seed`` and

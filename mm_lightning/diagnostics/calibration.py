@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from matplotlib.figure import Figure
 from typing_extensions import Unpack
 
@@ -14,6 +13,7 @@ from mm_lightning.diagnostics.reliability import (
     draw_reliability_diagrams,
     reliability,
 )
+from mm_lightning.namespaces import LightningModule, Trainer
 
 
 class Calibration(Diagnostic):

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from matplotlib.figure import Figure
@@ -33,6 +32,7 @@ from mm_lightning.diagnostics.plane import (
     plane_axes,
 )
 from mm_lightning.diagnostics.plane_numbers import plane_numbers
+from mm_lightning.namespaces import LightningModule, Trainer
 
 
 class ConfidenceMap(Diagnostic):

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from matplotlib.figure import Figure
@@ -20,6 +19,7 @@ from torch import Tensor
 from mm_lightning.diagnostics.drawing import figures_folder, publish
 from mm_lightning.diagnostics.hidden_states import HiddenStates
 from mm_lightning.diagnostics.training_rows import overhear_training, run_on_first_entry
+from mm_lightning.namespaces import CallbackOfBoth, LightningModule, Trainer
 
 Forward = Callable[[LightningModule, Any], Any]
 
@@ -51,7 +51,7 @@ class SharedArguments(TypedDict, total=False):
     forward: Forward | None
 
 
-class Diagnostic(Callback, ABC):
+class Diagnostic(CallbackOfBoth, ABC):
     """Overhears layers while the module is validated and tested, measures, draws, logs.
 
     A subclass says what is measured (:meth:`measure`, by every process) and drawn (:meth:`draw`, by rank zero). Where
@@ -100,7 +100,7 @@ class Diagnostic(Callback, ABC):
         if shown and "SharedArguments" in str(shown[-1].annotation):
             known = inspect.signature(Diagnostic.__init__).parameters
             shown[-1:] = [known[key].replace(kind=shown[-1].KEYWORD_ONLY) for key in SharedArguments.__annotations__]
-        cls.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+        cls.__signature__ = inspect.Signature(shown)
 
     def __init__(
         self,

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mm_lightning.files import whole_file
+from mm_lightning.namespaces import Trainer, classes
 
 ClassNames = Mapping[int, str] | Sequence[str]
 
@@ -144,7 +143,7 @@ def log_figure(trainer: Trainer, tag: str, figure: Figure) -> None:
     """
     step = trainer.global_step
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
+        if isinstance(logger, classes("loggers.TensorBoardLogger")):
             # nothing to close: the figure was not made by pyplot
             logger.experiment.add_figure(tag, figure, global_step=step, close=False)
         elif callable(log_image := getattr(logger, "log_image", None)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
 from typing_extensions import Unpack
@@ -21,6 +20,7 @@ from mm_lightning.diagnostics.drawing import (
     write_titles,
 )
 from mm_lightning.diagnostics.hidden_states import checked
+from mm_lightning.namespaces import LightningModule, Trainer
 
 CAPTIONS = {  # of the picture; the arrow points to the better value
     "davies_bouldin": ("Davies–Bouldin ↓", "{:.2f}"),

@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from mm_lightning.mixup import resolve_layers
 from mm_lightning.mixup.batch import tensors_of
+from mm_lightning.namespaces import LightningModule
 
 INPUT, OUTPUT = "input", "output"
 

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from mm_lightning.callback import UNMIXED, ManifoldMixupCallback
 from mm_lightning.diagnostics.drawing import figures_folder, publish
 from mm_lightning.diagnostics.mixing_figure import Mixing, draw_mixing, expected_shares
+from mm_lightning.namespaces import CallbackOfBoth, LightningModule, Trainer
 
 
-class MixupMonitor(Callback):
+class MixupMonitor(CallbackOfBoth):
     """Draws after a training epoch which ratios and layers were drawn, and the loss at each layer.
 
     For trainers with a :class:`ManifoldMixupCallback`, before or after it. With several processes the picture shows

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -29,6 +28,7 @@ from mm_lightning.diagnostics.drawing import (
     write_titles,
 )
 from mm_lightning.diagnostics.hidden_states import checked
+from mm_lightning.namespaces import LightningModule, Trainer
 
 FLOOR = 1e-4  # of the largest value on an axis; smaller ones are not drawn: a log axis has no place for zero
 WIDE = 40  # ranks; more are drawn on a log axis

@@ -9,12 +9,12 @@ from itertools import islice
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from mm_lightning.diagnostics.hidden_states import HiddenStates, evaluating
+from mm_lightning.namespaces import LightningModule, Trainer
 
 
 def overhear_training(

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import lightning.pytorch as pl
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from mm_lightning.look.eligible import Proofs, choose_places
 from mm_lightning.look.look import Look
 from mm_lightning.mixup import INPUT, Layer, MixPoint
+from mm_lightning.namespaces import LightningModule, package_of
 
 __all__ = ["Inspection", "LayerReport", "inspect"]
 
@@ -74,7 +74,7 @@ class Inspection:
 
 
 def inspect(
-    module: pl.LightningModule,
+    module: LightningModule,
     batch: Any,
     *,
     batch_dim: int | Mapping[str, int] | None = None,
@@ -102,7 +102,7 @@ def inspect(
     Example:
         >>> print(mm_lightning.inspect(module, next(iter(loader))))  # doctest: +SKIP
     """
-    if not isinstance(module, pl.LightningModule):
+    if not isinstance(module, LightningModule):
         raise TypeError(f"inspect takes a LightningModule, got {type(module).__name__}.")
     with _with_a_trainer(module):
         arguments = _arguments(module, batch)
@@ -144,14 +144,14 @@ def _problem_of(proofs: Proofs, layer: Layer) -> str:
     return proofs.explain(proof) if proof.problem else ""
 
 
-def _arguments(module: pl.LightningModule, batch: Any) -> tuple[Any, ...]:
+def _arguments(module: LightningModule, batch: Any) -> tuple[Any, ...]:
     """What Lightning calls ``training_step`` with."""
     takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
     return (batch, 0) if takes_index else (batch,)
 
 
 @contextmanager
-def _with_a_trainer(module: pl.LightningModule) -> Iterator[None]:
+def _with_a_trainer(module: LightningModule) -> Iterator[None]:
     """Lend the module a trainer, if it has none: training steps ask it for the global step and the like."""
     if module._trainer is not None:  # the property raises
         yield
@@ -160,7 +160,7 @@ def _with_a_trainer(module: pl.LightningModule) -> Iterator[None]:
     level = log.level
     log.setLevel(logging.WARNING)
     try:
-        module.trainer = pl.Trainer(
+        module.trainer = package_of(module).Trainer(
             accelerator="cpu",
             devices=1,
             logger=False,

@@ -7,7 +7,6 @@ from contextlib import nullcontext, suppress
 from functools import cached_property, partial
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from mm_lightning.mixup import INPUT, Layer, named_layers
 from mm_lightning.mixup.batch import Layout, Path, guess_layout, layouts
 from mm_lightning.mixup.hook import Dims
 from mm_lightning.mixup.masks import MaskSite
+from mm_lightning.namespaces import LightningModule
 from mm_lightning.step.effects import Effects
 from mm_lightning.step.host import Host, OptimizerReached
 from mm_lightning.step.named_losses import NamedLosses
@@ -56,7 +56,7 @@ class Look:
 
     def __init__(
         self,
-        module: pl.LightningModule,
+        module: LightningModule,
         step: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],

@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from mm_lightning.look.ways import Ways
 from mm_lightning.look.without_trace import Watched, Writes, without_trace
 from mm_lightning.mixup import INPUT, Layer, Mixer, MixPlan
 from mm_lightning.mixup.batch import Path
+from mm_lightning.namespaces import LightningModule
 from mm_lightning.step.host import OptimizerReached
 from mm_lightning.step.run import MixedStep
 from mm_lightning.step.way import Way
@@ -209,7 +209,7 @@ class Prover:
         return switch
 
 
-def _plan_of(layer: str, order: Tensor, per_sample: bool, module: pl.LightningModule) -> MixPlan:
+def _plan_of(layer: str, order: Tensor, per_sample: bool, module: LightningModule) -> MixPlan:
     rows = len(order)
     if not per_sample:
         return MixPlan(layer, order, torch.zeros(1).expand(rows), order.argsort(), 0.0).to(module.device)

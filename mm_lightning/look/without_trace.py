@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mm_lightning.namespaces import LightningModule
 from mm_lightning.step.effects import Attributes, Contents, Effects, Started
 from mm_lightning.step.host import Host
 from mm_lightning.step.replay import RandomState, torch_states
@@ -180,7 +180,7 @@ class _WatchedStart(Started):
 
 
 @contextmanager
-def _kept(module: pl.LightningModule, batch: Any) -> Iterator[Writes]:
+def _kept(module: LightningModule, batch: Any) -> Iterator[Writes]:
     """Put back attributes, what they hold, buffers and gradients; and of parameters what is written into."""
     writes = Writes()
     attributes = [Attributes(part) for part in module.modules()]

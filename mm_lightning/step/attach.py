@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import lightning.pytorch as pl
 from torch import nn
+
+from mm_lightning.namespaces import LightningModule
 
 __all__ = ["Attached", "compiled_with", "is_compiled"]
 
@@ -28,7 +29,7 @@ class Attached:
         original: The module's own step.
     """
 
-    def __init__(self, module: pl.LightningModule, run: Callable[..., Any]) -> None:
+    def __init__(self, module: LightningModule, run: Callable[..., Any]) -> None:
         self.module = module
         self._replaced = vars(module).get("training_step")
         context = getattr(module, "_compiler_ctx", None)  # where Lightning keeps what it compiled
@@ -78,7 +79,7 @@ def is_compiled(module: nn.Module) -> bool:
     )
 
 
-def compiled_with(module: pl.LightningModule) -> Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]] | None:
+def compiled_with(module: LightningModule) -> Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]] | None:
     """How to compile calls of a module's parts as Lightning has compiled its step; None if it has not."""
     context = getattr(module, "_compiler_ctx", None)
     if context is None:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import lightning.pytorch as pl
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from mm_lightning.namespaces import LightningModule
 
 __all__ = ["Host", "Logged", "OptimizerReached"]
 
@@ -34,8 +35,9 @@ class Host:
         module: The LightningModule.
     """
 
-    def __init__(self, module: pl.LightningModule) -> None:
+    def __init__(self, module: LightningModule) -> None:
         self.module = module
+        self._kind: Any = type(module)  # whose methods stand behind those that are replaced
         self._dummies: list[Any] = [DummyLogger()]
 
     @contextmanager
@@ -83,11 +85,11 @@ class Host:
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """The module's own ``manual_backward``."""
-        type(self.module).manual_backward(self.module, loss, *args, **kwargs)
+        self._kind.manual_backward(self.module, loss, *args, **kwargs)
 
     def _inert_optimizers(self, use_pl_optimizer: bool = True) -> Any:
         if self.module._trainer is not None and self.module._trainer.optimizers:
-            found: Any = type(self.module).optimizers(self.module, use_pl_optimizer)
+            found: Any = self._kind.optimizers(self.module, use_pl_optimizer)
             found = found if isinstance(found, list) else [found]
         else:
             found = self._configured("optimizer")
@@ -95,7 +97,7 @@ class Host:
 
     def _inert_schedulers(self) -> Any:
         if self.module._trainer is not None and self.module._trainer.optimizers:
-            found: Any = type(self.module).lr_schedulers(self.module) or []
+            found: Any = self._kind.lr_schedulers(self.module) or []
             found = found if isinstance(found, list) else [found]
         else:
             found = self._configured("lr_scheduler")
@@ -148,7 +150,7 @@ def _stop(*_: Any) -> None:
 
 
 @contextmanager
-def _replaced(module: pl.LightningModule, attributes: dict[str, Any]) -> Iterator[None]:
+def _replaced(module: LightningModule, attributes: dict[str, Any]) -> Iterator[None]:
     """Set attributes of the instance, past ``nn.Module.__setattr__``, until the end of the ``with`` block."""
     own = vars(module)
     before = {name: own[name] for name in attributes if name in own}
