@@ -1,0 +1,112 @@
+"""Lightning under both of its names: ``lightning.pytorch`` and ``pytorch_lightning``.
+
+They are two packages with the same classes twice. A trainer of one takes objects of its own classes only, and tells by
+comparing code objects which hooks they override. What trainers are handed derives from the classes of both, therefore,
+and its inherited methods are those of its trainer's package.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import operator
+from inspect import getattr_static, isfunction
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch
+
+__all__ = [
+    "CallbackOfBoth",
+    "DataModuleOfBoth",
+    "LightningModule",
+    "ModuleOfBoth",
+    "Trainer",
+    "classes",
+    "package_of",
+]
+
+_OLDEST = (2, 2)
+
+
+def _packages() -> tuple[ModuleType, ...]:
+    """The packages that are installed; of the second one only a version whose classes are like the first one's."""
+    try:
+        second = importlib.import_module("pytorch_lightning")
+    except ImportError:
+        return (lightning.pytorch,)
+    version = tuple(map(int, second.__version__.split(".")[:2]))
+    return (lightning.pytorch, second) if version >= _OLDEST else (lightning.pytorch,)
+
+
+_PACKAGES = _packages()
+
+
+def classes(name: str) -> tuple[type[Any], ...]:
+    """The classes of that name, one of each package, for ``isinstance`` and ``except``.
+
+    Args:
+        name: Dotted, below ``lightning.pytorch``: ``"loggers.TensorBoardLogger"``.
+    """
+    path, _, attribute = name.rpartition(".")
+    modules = [importlib.import_module(".".join(filter(None, (one.__name__, path)))) for one in _PACKAGES]
+    return tuple(getattr(module, attribute) for module in modules)
+
+
+def package_of(thing: object) -> ModuleType:
+    """The package whose trainer, module, data module or callback ``thing`` is; ``lightning.pytorch`` if of both."""
+    names = ("Trainer", "LightningModule", "LightningDataModule", "Callback")
+    kinds = [(package, tuple(getattr(package, name) for name in names)) for package in _PACKAGES]
+    return next((package for package, of_it in kinds if isinstance(thing, of_it)), lightning.pytorch)
+
+
+class _OfItsTrainer:
+    """A method that looks to each trainer like the one that an object of its own package inherits."""
+
+    def __init__(self, name: str, bases: tuple[type, ...]) -> None:
+        self.name, self.bases = name, bases
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        held = {} if instance is None else vars(instance)
+        trainer = held.get("_trainer", held.get("trainer"))
+        package = package_of(trainer)
+        base = self.bases[_PACKAGES.index(package)]
+        method = getattr(base, self.name)
+        return method if instance is None else method.__get__(instance, owner)
+
+
+def _of_both(name: str) -> Any:
+    bases = classes(name)
+    if len(bases) == 1:
+        return bases[0]
+    differing = {}
+    for attribute in dir(bases[0]):
+        found = [getattr_static(base, attribute, None) for base in bases]
+        if all(map(isfunction, found)) and len({method.__code__ for method in found}) > 1:
+            differing[attribute] = _OfItsTrainer(attribute, bases)
+    return type(f"{name}OfBoth", bases, {"__module__": __name__, "__doc__": bases[0].__doc__, **differing})
+
+
+if TYPE_CHECKING:
+    import pytorch_lightning
+    from lightning.pytorch import Trainer as Trainer
+
+    LightningModule = lightning.pytorch.LightningModule | pytorch_lightning.LightningModule
+
+    # With a base of any type, so that a type checker takes them for objects of the other package as well.
+    class CallbackOfBoth(lightning.pytorch.Callback, Any):  # noqa: D101
+        pass
+
+    class ModuleOfBoth(lightning.pytorch.LightningModule, Any):  # noqa: D101
+        pass
+
+    class DataModuleOfBoth(lightning.pytorch.LightningDataModule, Any):  # noqa: D101
+        pass
+
+else:
+    Trainer, LightningModule = (
+        functools.reduce(operator.or_, classes(name)) for name in ("Trainer", "LightningModule")
+    )
+    CallbackOfBoth, ModuleOfBoth, DataModuleOfBoth = map(
+        _of_both, ("Callback", "LightningModule", "LightningDataModule")
+    )
