@@ -13,7 +13,7 @@ from torch import Tensor
 from mm_lightning.fit import Batch, Fit, Settings
 from mm_lightning.mixup import BetaRatio, LayerSpec, MixPlan, PlanSource
 from mm_lightning.mixup.plan import Pairing, PlansAhead, check_probability, check_seed
-from mm_lightning.namespaces import CallbackOfBoth, LightningModule, Trainer, classes
+from mm_lightning.namespaces import CallbackOfBoth, LightningModule, Trainer, classes, version_of
 from mm_lightning.step.named_losses import LossSpec
 from mm_lightning.summary import Summary
 
@@ -174,6 +174,15 @@ class ManifoldMixupCallback(CallbackOfBoth):
         self._rank = _data_rank(trainer)
         if self._fit.layers:
             self._draw_from(self._fit)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where the trainer itself resumes a batch too early."""
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        if version_of(trainer) < (2, 5) and progress.ready > progress.completed:
+            rank_zero_warn(
+                "lightning before 2.5 counts one batch too few when it resumes within an epoch, so a plan is drawn "
+                "twice and a batch trained twice. For an exact resume update lightning, or save at the end of epochs."
+            )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Draw the batch's plan. Of the first batch's layers one may not know yet: see :class:`Fit`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,10 +37,18 @@ def fast_products() -> Iterator[bool]:
         Whether oneDNN computes the products in the ``with`` block. False as well where the precision was not
         ``"highest"`` already, which is then the user's choice.
     """
+    if not hasattr(torch.backends.mkldnn, "matmul"):
+        warnings.warn(
+            f"fast_cpu needs torch >= 2.9 for faster matrix products, and this is {torch.__version__}: they are "
+            "computed as without it.",
+            stacklevel=3,
+        )
+        yield False
+        return
     if _chosen_precision() != "highest":
         yield False
         return
-    backends: list[Any] = [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul]  # type: ignore[attr-defined]
+    backends: list[Any] = [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul]
     before = [backend.fp32_precision for backend in backends]
 
     def put_back() -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 import operator
+import sys
 from inspect import getattr_static, isfunction
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch
+import lightning_utilities.core.rank_zero as rank_zero
 
 __all__ = [
     "CallbackOfBoth",
@@ -24,19 +26,30 @@ __all__ = [
     "Trainer",
     "classes",
     "package_of",
+    "version_of",
 ]
 
+_NAMES = ("lightning.pytorch", "pytorch_lightning")
 _OLDEST = (2, 2)
 
 
 def _packages() -> tuple[ModuleType, ...]:
-    """The packages that are installed; of the second one only a version whose classes are like the first one's."""
+    """The packages that are installed; of the second one only a version whose classes are like the first one's.
+
+    Both write to one logger that they share: to that of the package that was imported last. That stays as it was, and
+    who silences the logger of either package silences it.
+    """
+    if "pytorch_lightning" not in sys.modules:
+        importlib.import_module("lightning.pytorch")
+    log, category = rank_zero.log, rank_zero.rank_zero_deprecation_category
+    first = importlib.import_module("lightning.pytorch")
     try:
         second = importlib.import_module("pytorch_lightning")
     except ImportError:
-        return (lightning.pytorch,)
-    version = tuple(map(int, second.__version__.split(".")[:2]))
-    return (lightning.pytorch, second) if version >= _OLDEST else (lightning.pytorch,)
+        return (first,)
+    rank_zero.log, rank_zero.rank_zero_deprecation_category = log, category
+    log.addFilter(lambda record: all(record.levelno >= logging.getLogger(name).level for name in _NAMES))
+    return (first, second) if _version(second) >= _OLDEST else (first,)
 
 
 _PACKAGES = _packages()
@@ -57,7 +70,16 @@ def package_of(thing: object) -> ModuleType:
     """The package whose trainer, module, data module or callback ``thing`` is; ``lightning.pytorch`` if of both."""
     names = ("Trainer", "LightningModule", "LightningDataModule", "Callback")
     kinds = [(package, tuple(getattr(package, name) for name in names)) for package in _PACKAGES]
-    return next((package for package, of_it in kinds if isinstance(thing, of_it)), lightning.pytorch)
+    return next((package for package, of_it in kinds if isinstance(thing, of_it)), _PACKAGES[0])
+
+
+def version_of(thing: object) -> tuple[int, ...]:
+    """Major and minor version of :func:`package_of` ``thing``."""
+    return _version(package_of(thing))
+
+
+def _version(package: ModuleType) -> tuple[int, ...]:
+    return tuple(map(int, package.__version__.split(".")[:2]))
 
 
 class _OfItsTrainer:
@@ -88,6 +110,7 @@ def _of_both(name: str) -> Any:
 
 
 if TYPE_CHECKING:
+    import lightning.pytorch
     import pytorch_lightning
     from lightning.pytorch import Trainer as Trainer
 

@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ SECONDS_TO_INSTALL, SECONDS_TO_RUN = 420, 600
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
+from environments import installed  # noqa: E402
 from third_party.packages import BY_NAME, PACKAGES, Package  # noqa: E402
 
 HEAD = """# Modules of public packages
@@ -59,8 +59,12 @@ def main() -> None:
     for name in arguments.packages or BY_NAME:
         package = BY_NAME[name]
         began = time.monotonic()
-        python = installed(package, arguments.folder)
-        found = run(package, python) if isinstance(python, Path) else {"version": "", "results": [], "problem": python}
+        wanted = [*package.requirements, "lightning", "torchmetrics", package.distribution]
+        python = installed(arguments.folder / package.name, sys.executable, wanted, SECONDS_TO_INSTALL)
+        if isinstance(python, Path):
+            found = run(package, python)
+        else:
+            found = {"version": "", "results": [], "problem": f"skipped: {python}"}
         record[name] = found
         counts = Counter(result["outcome"] for result in found["results"])
         told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or found.get("problem")
@@ -87,26 +91,6 @@ def parse() -> argparse.Namespace:
     if unknown := set(arguments.packages) - BY_NAME.keys():
         parser.error(f"unknown packages: {', '.join(sorted(unknown))}; there are {', '.join(BY_NAME)}")
     return arguments
-
-
-def installed(package: Package, folder: Path) -> Path | str:
-    """The interpreter of the package's environment; or what went wrong."""
-    environment = folder / package.name
-    python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
-    wanted = [*package.requirements, "lightning", "torchmetrics", package.distribution]
-    marker = environment / "installed.json"
-    if marker.exists() and json.loads(marker.read_text()) == wanted:
-        return python
-    venv.create(environment, with_pip=True, clear=True)
-    try:
-        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
-        subprocess.run(command, check=True, timeout=SECONDS_TO_INSTALL, capture_output=True, text=True)
-    except subprocess.TimeoutExpired:
-        return f"skipped: it needs more than {SECONDS_TO_INSTALL // 60} minutes to install"
-    except subprocess.CalledProcessError as error:
-        return f"skipped: it cannot be installed here ({(error.stderr.strip().splitlines() or ['?'])[-1]})"
-    marker.write_text(json.dumps(wanted))
-    return python
 
 
 def run(package: Package, python: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
+from versions import compiles
 
 from mm_lightning import BetaRatio, ManifoldMixupCallback, MixPlan, PlanSource
 
@@ -135,6 +136,7 @@ def test_eager_steps_are_measured_under_both_settings_where_nothing_compiles(
     assert torch.get_float32_matmul_precision() == before
 
 
+@compiles
 # What the compiler itself does, with hidden states that are no leaves for example.
 @pytest.mark.filterwarnings(
     "ignore:.*should not be instantiated:DeprecationWarning", "ignore:.*grad attribute of a Tensor that is not a leaf"
@@ -343,6 +345,7 @@ def test_written_by_hand_draws_places_lam_and_partners_and_records_the_batch() -
     assert recorded[0][1] is targets
 
 
+@compiles
 def test_compiled_steps_by_hand_equal_eager_ones() -> None:
     competitors = import_module("bench.competitors")
     network = _network("mlp")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy as imported_by_name
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
+from versions import answers, compiles
 
 from mm_lightning import ManifoldMixupCallback, MixPlan, MixPoint, Roll
 
@@ -184,7 +185,7 @@ def test_everything_is_put_back_after_a_failure(
     monkeypatch.setattr(Failing, where, fail)
     model = Failing()
     keys, step = list(model.state_dict()), model.training_step.__func__
-    with pytest.raises(SystemExit if error is KeyboardInterrupt else error):  # Lightning's answer to Ctrl-C
+    with answers(error):
         make_trainer(ManifoldMixupCallback(layers=LAYERS)).fit(model, loader(), loader())
     _assert_untouched(model, keys, step)
 
@@ -230,7 +231,7 @@ def test_no_global_random_state_is_read_or_moved(make_trainer: MakeTrainer) -> N
 
     losses = []
     for seed in (1, 2):
-        pl.seed_everything(seed, verbose=False)
+        pl.seed_everything(seed)
         before = states()
         model = Classifier()
         callback = ManifoldMixupCallback(layers=LAYERS, seed=3)
@@ -370,6 +371,7 @@ def test_manual_optimization_equals_automatic(make_trainer: MakeTrainer) -> None
         assert torch.equal(wanted, got)
 
 
+@compiles
 @pytest.mark.filterwarnings("default")  # the compiler warns of what it does itself
 @pytest.mark.parametrize("what", ["net", "module", "in place"])
 def test_compiled_equals_eager(make_trainer: MakeTrainer, what: str) -> None:

@@ -12,12 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from classifier import Network, Plans, assert_no_trace
-from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.tuner import Tuner
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchmetrics.classification import MulticlassAccuracy
+from versions import WeightAveraging, answers, averages, compiles
 
 from mm_lightning import ManifoldMixupCallback, MixPlan, PlanSource, mixed_accuracy
 from mm_lightning.diagnostics.drawing import log_figure
@@ -188,6 +188,7 @@ def test_pytorch_lightning_17424_a_second_pass_in_training_step_is_refused(make_
         fit_one(make_trainer, step)
 
 
+@averages
 @pytest.mark.parametrize("mixup_first", [True, False])
 def test_pytorch_lightning_21069_order_beside_weight_averaging_is_free(
     make_trainer: MakeTrainer, mixup_first: bool
@@ -261,7 +262,7 @@ def test_fastai_1997_the_loss_is_the_same_object_after_a_failure(
 
     net = Net()
     criterion, function, wanted = net.criterion, F.cross_entropy, plain(net, (X, Y))
-    with pytest.raises(SystemExit if error is KeyboardInterrupt else error):
+    with answers(error):
         make_trainer(ManifoldMixupCallback(layers="first", loss="criterion"), Failing()).fit(net, Batches([(X, Y)]))
     assert net.criterion is criterion
     assert F.cross_entropy is function
@@ -726,7 +727,7 @@ def test_pytorch_lightning_16166_ranks_draw_their_own_partners() -> None:
 
 
 def test_pytorch_lightning_20412_epochs_draw_anew(make_trainer: MakeTrainer) -> None:
-    pl.seed_everything(1, verbose=False)
+    pl.seed_everything(1)
     steps = fit_all(make_trainer, Net(), [(X, Y)] * 2, {"max_epochs": 3})
     assert len({float(plan.lam[0]) for plan, _ in steps}) == 6
 
@@ -770,6 +771,7 @@ def test_cutmix_4_a_lam_for_each_row_weighs_that_row(make_trainer: MakeTrainer) 
 # G. Compilers and checkpointing: pytorch#117758, #81296, #190758
 
 
+@compiles
 @pytest.mark.filterwarnings("default")  # the compiler warns of what it does itself
 def test_pytorch_117758_a_compiled_network_is_mixed(make_trainer: MakeTrainer) -> None:
     torch._dynamo.reset()

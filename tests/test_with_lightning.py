@@ -31,13 +31,13 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     ModelCheckpoint,
     StochasticWeightAveraging,
-    WeightAveraging,
 )
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
+from versions import WeightAveraging, averages
 
 MakeTrainer = Callable[..., pl.Trainer]
 
@@ -273,6 +273,7 @@ def test_stochastic_weight_averaging_averages_what_a_hand_loop_does(
     assert_no_trace(model)
 
 
+@averages
 @pytest.mark.parametrize("ours_first", [True, False], ids=["before", "after"])
 def test_weight_averaging_averages_what_a_hand_loop_does(make_trainer: MakeTrainer, ours_first: bool) -> None:
     callback, averaging = mixup(), RunningAverage()

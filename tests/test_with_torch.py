@@ -33,6 +33,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 )
 from torch.nn.utils.parametrizations import weight_norm
 from torch.testing import assert_close
+from versions import compiles
 
 MakeTrainer = Callable[..., pl.Trainer]
 NET_LAYERS = ["input", "net.first", "net.second"]
@@ -194,9 +195,13 @@ def graphs() -> Iterator[Graphs]:
 
 
 # What the compiler itself does, with hidden states that are no leaves for example.
-compiled = pytest.mark.filterwarnings(
+_quiet = pytest.mark.filterwarnings(
     "ignore:.*should not be instantiated:DeprecationWarning", "ignore:.*grad attribute of a Tensor that is not a leaf"
 )
+
+
+def compiled(test: Callable[..., None]) -> Callable[..., None]:
+    return compiles(_quiet(test))
 
 
 def _compile(model: Holder, way: str, graphs: Graphs) -> Any:

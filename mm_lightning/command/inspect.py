@@ -24,7 +24,7 @@ def main(overrides: Sequence[str] | None = None) -> None:
             quieten()
             with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
                 config = compose("train", overrides=list(sys.argv[1:] if overrides is None else overrides))
-            pl.seed_everything(config.seed, verbose=False)
+            pl.seed_everything(config.seed)
             data: pl.LightningDataModule = instantiate(config.data)
             module: pl.LightningModule = instantiate(config.model)
             data.prepare_data()

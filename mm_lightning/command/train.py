@@ -52,7 +52,7 @@ def run(config: DictConfig) -> dict[str, float]:
     if not isinstance(config.fast_cpu, bool):
         raise ValueError(f"fast_cpu must be true or false, got {config.fast_cpu!r}.")
     rank_zero_only(claim_folder)(folder, OmegaConf.to_yaml(config, resolve=True))
-    pl.seed_everything(config.seed, workers=True, verbose=False)
+    pl.seed_everything(config.seed, workers=True)
     data: pl.LightningDataModule = instantiate(config.data)
     model: pl.LightningModule = instantiate(config.model)
     if config.ckpt_path is not None:
@@ -61,6 +61,8 @@ def run(config: DictConfig) -> dict[str, float]:
     trainer = build_trainer(config)
     with _fast_cpu(trainer) if config.fast_cpu else nullcontext():
         trainer.fit(model, data, ckpt_path=config.ckpt_path)
+        if trainer.interrupted:  # of which lightning before 2.4 says nothing else
+            raise KeyboardInterrupt
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
         fit_seconds = time.monotonic() - begin
         trainer.test(model, data, verbose=False)
@@ -102,8 +104,8 @@ def _instantiate_all(configs: dict[str, Any]) -> list[Any]:
 
 def quieten() -> None:
     """Leave out Lightning's remarks on hardware and products; its warnings stay."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*", category=FutureWarning)
     # A resumed run has a folder of its own, where the best checkpoint is the best since it resumed.
     warnings.filterwarnings("ignore", message="The dirpath has changed")

@@ -14,7 +14,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from typing_extensions import Unpack
 
 from mm_lightning.diagnostics.clouds import square_frame
@@ -275,7 +274,7 @@ def _digest(module: LightningModule, row: Tensor | None) -> bytes:
     """Tell weights apart, and rows; to be called by every process, for each gets the whole of sharded weights."""
     digest = hashlib.sha256()
     for tensor in (*module.parameters(), *module.buffers(), *([] if row is None else [row])):
-        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        tensor = gather() if (gather := getattr(tensor, "full_tensor", None)) else tensor  # of a DTensor
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.digest()
 

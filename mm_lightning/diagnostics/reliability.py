@@ -191,7 +191,9 @@ def _draw_bars(axes: Axes, bins: Reliability) -> None:
     too_unsure.set_label("gap: too unsure")
     for bars, colour in ((too_sure, TOO_SURE), (too_unsure, TOO_UNSURE)):
         for bar in bars:
-            bar.set(facecolor="none", edgecolor=colour, linewidth=1.0, hatch_linewidth=0.8)
+            bar.set(facecolor="none", edgecolor=colour, linewidth=1.0)
+            if hasattr(bar, "set_hatch_linewidth"):  # since matplotlib 3.10; before it is always 1
+                bar.set_hatch_linewidth(0.8)
     axes.plot([0, 1], [0, 1], color=INK, lw=1.0, ls=(0, (4, 3)))
     axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
 

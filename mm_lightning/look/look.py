@@ -23,6 +23,7 @@ from mm_lightning.mixup.batch import Layout, Path, guess_layout, layouts
 from mm_lightning.mixup.hook import Dims
 from mm_lightning.mixup.masks import MaskSite
 from mm_lightning.namespaces import LightningModule
+from mm_lightning.step.attach import check_compiler
 from mm_lightning.step.effects import Effects
 from mm_lightning.step.host import Host, OptimizerReached
 from mm_lightning.step.named_losses import NamedLosses
@@ -52,6 +53,7 @@ class Look:
 
     Raises:
         LookFailed: If the step fails.
+        RuntimeError: If the module is compiled and this torch is too old.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Look:
         named: NamedLosses | None = None,
         agree: Callable[[bool], bool] = bool,
     ) -> None:
+        check_compiler(module)
         self.module, self.step, self.args, self.kwargs = module, step, args, kwargs
         self.batch_dim, self.named, self.agree = batch_dim, named, agree
         self.host = Host(module)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 __all__ = ["LookFailed"]
@@ -28,7 +29,12 @@ class LookFailed(RuntimeError):
         failed: LookFailed = kind.__new__(kind)
         failed.args = (
             f"Manifold mixup could not look at training_step of {type(module).__name__}, which fails with "
-            f"{type(error).__name__}: {error} (see above); repair it if it does so without ManifoldMixupCallback, too, "
-            "else train without it.",
+            f"{type(error).__name__}: {error} (see above); {_way_out(error)}.",
         )
         return failed
+
+
+def _way_out(error: Exception) -> str:
+    if torch.__version__ < "2.8" and type(error).__module__.startswith("torch._dynamo"):
+        return f"with torch.compile it needs torch >= 2.8, and this is {torch.__version__}"
+    return "repair it if it does so without ManifoldMixupCallback, too, else train without it"

@@ -42,7 +42,8 @@ def without_trace(host: Host, batch: Any, backward: Callable[..., Any]) -> Itera
         writes = stack.enter_context(_kept(module, batch))
         stack.enter_context(host.silent(backward))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if hasattr(torch.compiler, "set_stance"):  # since torch 2.6; below, nothing compiled is mixed
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(writes)
         yield writes
 

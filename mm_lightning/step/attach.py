@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from mm_lightning.namespaces import LightningModule
 
-__all__ = ["Attached", "compiled_with", "is_compiled"]
+__all__ = ["Attached", "check_compiler", "compiled_with", "is_compiled"]
 
 
 class Attached:
@@ -77,6 +78,19 @@ def is_compiled(module: nn.Module) -> bool:
     return wrapped or any(
         isinstance(part, dynamo.OptimizedModule) or part._compiled_call_impl is not None for part in module.modules()
     )
+
+
+def check_compiler(module: nn.Module) -> None:
+    """Refuse what is compiled by a torch whose compiler does not take what mixing does.
+
+    Raises:
+        RuntimeError: Below torch 2.8.
+    """
+    if torch.__version__ < "2.8" and is_compiled(module):
+        raise RuntimeError(
+            f"{type(module).__name__} is compiled, and manifold mixup with torch.compile needs torch >= 2.8; this is "
+            f"{torch.__version__}. Update torch, or train without torch.compile."
+        )
 
 
 def compiled_with(module: LightningModule) -> Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]] | None:

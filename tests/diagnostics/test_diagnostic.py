@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import CombinedLoader
 from matplotlib.figure import Figure
@@ -22,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
+from versions import WeightAveraging, averages
 
 from mm_lightning import ManifoldMixupCallback
 from mm_lightning.data.tensor_data_module import TensorDataModule
@@ -312,6 +313,7 @@ def test_early_stop_still_looks_at_the_training_data(make_trainer: MakeTrainer) 
     assert spy.splits == ["train"]
 
 
+@averages
 def test_averaged_weights_are_looked_at_where_the_averaging_stands_before(make_trainer: MakeTrainer) -> None:
     net, spy = Net(), Spy(train_points=100)
     make_trainer(WeightAveraging(), spy, max_epochs=2).fit(net, loader())

@@ -6,6 +6,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, Architecture, cuts, run_once
 from torch.utils._pytree import tree_leaves
+from versions import compiles
 
 import mm_lightning
 
@@ -38,6 +39,7 @@ def test_the_early_stages_are_chosen(architecture: Architecture) -> None:
     assert {row.name for row in inspection.layers if row.chosen} - {"input"} == set(architecture.chosen) - {"input"}
 
 
+@compiles
 def test_compiling_a_part_changes_no_choice() -> None:
     (mlp,) = [architecture for architecture in ARCHITECTURES if architecture.name == "mlp"]
     module = mlp.make()

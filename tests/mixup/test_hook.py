@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
+from versions import compiles
 
 from mm_lightning.mixup import BetaRatio, Layer, Mixer, MixPlan, PlanSource, mix, resolve_layers
 
@@ -389,6 +390,7 @@ def fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
+@compiles
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by dynamo itself
 @pytest.mark.parametrize("per_sample", [False, True], ids=["per_batch", "per_sample"])
@@ -420,6 +422,7 @@ def test_compiled_module_is_mixed_as_planned_with_a_graph_a_layer(
     assert len(graphs) <= 4  # |S| + 1
 
 
+@compiles
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by dynamo itself
 @pytest.mark.parametrize("keep", [False, True])

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 from torch.autograd import forward_ad
 from torch.testing import assert_close
+from versions import compiles
 
 from mm_lightning.mixup import BetaRatio, MixPlan, PlanSource, linear, mix, mixed_cross_entropy
 
@@ -239,6 +240,7 @@ def fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
+@compiles
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by dynamo itself
 @per_batch_and_per_sample
@@ -257,6 +259,7 @@ def test_compiled_mix_equals_eager(per_sample: bool, permuted: bool) -> None:
     assert_close(results[1], results[0], rtol=0, atol=1e-15)
 
 
+@compiles
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler of graphs needs a compiler of C++")
 @pytest.mark.usefixtures("fresh_compiler")

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
+from versions import compiles
 
 from mm_lightning.mixup import BetaRatio, MixPlan, PlanSource, mixed_cross_entropy
 
@@ -367,6 +368,7 @@ def test_infinite_losses_stay_infinite() -> None:
         assert mixed_cross_entropy(logits, torch.tensor([0, 0]), plan) == math.inf
 
 
+@compiles
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by dynamo itself
 def test_compiled_loss_is_one_graph_for_every_lam() -> None:
     graphs = []
