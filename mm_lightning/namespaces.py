@@ -12,7 +12,7 @@ import importlib
 import logging
 import operator
 import sys
-from inspect import getattr_static, isfunction
+from inspect import getattr_static, isfunction, unwrap
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,10 @@ __all__ = [
 
 _NAMES = ("lightning.pytorch", "pytorch_lightning")
 _OLDEST = (2, 2)
+
+
+def _version(package: ModuleType) -> tuple[int, ...]:
+    return tuple(map(int, package.__version__.split(".")[:2]))
 
 
 def _packages() -> tuple[ModuleType, ...]:
@@ -78,10 +82,6 @@ def version_of(thing: object) -> tuple[int, ...]:
     return _version(package_of(thing))
 
 
-def _version(package: ModuleType) -> tuple[int, ...]:
-    return tuple(map(int, package.__version__.split(".")[:2]))
-
-
 class _OfItsTrainer:
     """A method that looks to each trainer like the one that an object of its own package inherits."""
 
@@ -104,7 +104,7 @@ def _of_both(name: str) -> Any:
     differing = {}
     for attribute in dir(bases[0]):
         found = [getattr_static(base, attribute, None) for base in bases]
-        if all(map(isfunction, found)) and len({method.__code__ for method in found}) > 1:
+        if all(map(isfunction, found)) and len({unwrap(method).__code__ for method in found}) > 1:
             differing[attribute] = _OfItsTrainer(attribute, bases)
     return type(f"{name}OfBoth", bases, {"__module__": __name__, "__doc__": bases[0].__doc__, **differing})
 
