@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -11,6 +13,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from versions import has_onednn
 
 from mm_lightning import fast_cpu
 from mm_lightning.command import train
@@ -37,12 +40,23 @@ def test_products_within_the_block_have_the_error_of_float32() -> None:
 
 
 @pytest.mark.usefixtures("precision")
+def test_a_torch_without_the_setting_computes_as_always_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.backends.mkldnn, "matmul", raising=False)
+    said = rf"fast_cpu needs torch >= 2\.9 for faster matrix products, and this is {re.escape(torch.__version__)}: they"
+    with ExitStack() as stack:
+        with pytest.warns(UserWarning, match=said):
+            assert not stack.enter_context(fast_cpu.fast_products())
+        assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.usefixtures("precision")
 def test_setting_is_put_back_after_an_exception() -> None:
     with pytest.raises(KeyError), fast_cpu.fast_products():
         raise KeyError
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+@has_onednn
 @pytest.mark.usefixtures("precision")
 @pytest.mark.parametrize("exact", [False, True], ids=["rounded", "exact"])
 def test_setting_is_switched_on_where_products_stay_exact(monkeypatch: pytest.MonkeyPatch, exact: bool) -> None:
@@ -63,6 +77,7 @@ def test_setting_is_switched_on_where_products_stay_exact(monkeypatch: pytest.Mo
     assert [backend.fp32_precision for backend in backends] == before
 
 
+@has_onednn
 @pytest.mark.usefixtures("precision")
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("wanted", [True, False], ids=["fast", "plain"])

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from versions import has_onednn
 
 from mm_lightning import ManifoldMixupCallback, fast_cpu
 
@@ -82,6 +83,7 @@ def test_the_diagnostics_example_draws(tmp_path: Path, monkeypatch: pytest.Monke
     assert set(tags.split()) <= set(names["trainer"].callback_metrics)
 
 
+@has_onednn
 def test_the_fast_cpu_example_trains_with_the_faster_products(
     make_trainer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,7 +37,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
-from versions import WeightAveraging, averages
+from versions import WeightAveraging, averages, resumes
 
 MakeTrainer = Callable[..., pl.Trainer]
 
@@ -341,7 +341,7 @@ def test_a_finder_callback_measures_unmixed_and_fit_goes_on_as_without_it(
             pass
 
         def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
-            if trainer.global_step == 5 * epoch and self.optimal_lr is None:
+            if trainer.global_step == 5 * epoch and getattr(self, "optimal_lr", None) is None:
                 plain, steps = Network(), len(module.losses)
                 plain.load_state_dict(module.state_dict())
                 self.lr_find(trainer, module)
@@ -366,12 +366,14 @@ def test_the_batch_size_scaler_finds_as_without_the_callback_and_leaves_nothing(
 
     tuned, straight = Classifier(), Classifier()
     found, trainer, data = scale(tuned, mixup())
-    assert found == scale(Classifier())[0] == data.batch_size == 4
+    plainly, _, plain_data = scale(Classifier())
+    assert found == plainly == 4
+    assert data.batch_size == plain_data.batch_size  # 4; 8 below lightning 2.3
     assert_close(weights_of(tuned), weights_of(Network()), rtol=0, atol=0)
     assert_no_trace(tuned)
 
     trainer.fit(tuned, datamodule=data)
-    fit(make_trainer, straight, loader(batch_size=4), max_epochs=2)
+    fit(make_trainer, straight, loader(batch_size=data.batch_size), max_epochs=2)
     assert_same_weights(tuned, straight, atol=0)
 
 
@@ -519,6 +521,7 @@ def test_a_callback_that_the_module_brings_takes_the_trainers_place(make_trainer
     assert_same_weights(model, train_by_hand(plans.plans, batches()))
 
 
+@resumes
 @pytest.mark.parametrize("steps", [3, 5, 7], ids=["in mid-epoch", "at an epoch's end", "in the second epoch"])
 def test_a_run_resumed_from_a_checkpoint_equals_the_straight_run(
     make_trainer: MakeTrainer, tmp_path: Any, steps: int

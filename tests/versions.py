@@ -12,12 +12,16 @@ import torch
 LIGHTNING = tuple(map(int, pl.__version__.split(".")[:2]))
 
 compiles = pytest.mark.skipif(torch.__version__ < "2.8", reason="torch.compile is refused below torch 2.8")
+has_onednn = pytest.mark.skipif(torch.__version__ < "2.9", reason="products are as without fast_cpu below torch 2.9")
+resumes = pytest.mark.skipif(LIGHTNING < (2, 5), reason="lightning below 2.5 trains a batch twice when it resumes")
 WeightAveraging = getattr(pl.callbacks, "WeightAveraging", pl.Callback)
 averages = pytest.mark.skipif(LIGHTNING < (2, 6), reason="WeightAveraging is of lightning 2.6")
 
+OF_WEIGHTS: dict[str, Any] = {"weights_only": True} if LIGHTNING >= (2, 6) else {}  # an argument since then
 
-def answers(error: type[BaseException]) -> AbstractContextManager[Any]:
+
+def answers(error: type[BaseException], **expected: Any) -> AbstractContextManager[Any]:
     """What a trainer answers an exception with: a Ctrl-C with ``SystemExit``, and before lightning 2.4 with nothing."""
     if error is KeyboardInterrupt:
-        return pytest.raises(SystemExit) if LIGHTNING >= (2, 4) else nullcontext()
-    return pytest.raises(error)
+        return pytest.raises(SystemExit, **expected) if LIGHTNING >= (2, 4) else nullcontext()
+    return pytest.raises(error, **expected)

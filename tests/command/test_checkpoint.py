@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from versions import OF_WEIGHTS
 
 from mm_lightning.command.checkpoint import WholeCheckpointIO, check_checkpoint
 
@@ -99,7 +100,7 @@ def test_whole_checkpoint_is_read_back_and_alone_in_its_folder(tmp_path: Path) -
     path = tmp_path / "checkpoints" / "last.ckpt"
     model = nn.Linear(3, 2)
     WholeCheckpointIO().save_checkpoint(content_of(model), path)
-    loaded = WholeCheckpointIO().load_checkpoint(path, weights_only=True)
+    loaded = WholeCheckpointIO().load_checkpoint(path, **OF_WEIGHTS)
     assert_close(loaded["state_dict"], model.state_dict(), rtol=0, atol=0)
     assert loaded["global_step"] == 3
     assert os.listdir(path.parent) == ["last.ckpt"]

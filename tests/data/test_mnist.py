@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from torch import Tensor, nn
 from torch.testing import assert_close
+from versions import OF_WEIGHTS, resumes
 
 from mm_lightning.data import MNISTDataModule, load_mnist, mnist
 from mm_lightning.data.mnist import MNIST, PACKAGED_FILES, SHA256
@@ -364,7 +365,7 @@ def make_datamodule(**settings: Any) -> MNISTDataModule:
 def assert_resumes_like(straight: Recorder, checkpoint: Path, num_done: int, folder: Path, **settings: Any) -> None:
     resumed = Recorder()
     trainer = make_trainer(folder, **settings)
-    trainer.fit(resumed, datamodule=make_datamodule(), ckpt_path=checkpoint, weights_only=True)
+    trainer.fit(resumed, datamodule=make_datamodule(), ckpt_path=checkpoint, **OF_WEIGHTS)
     assert resumed.seen == straight.seen[num_done:]
     assert trainer.global_step == len(straight.seen)
     assert torch.equal(resumed.linear.weight, straight.linear.weight)
@@ -401,11 +402,15 @@ def test_evaluation_sees_the_sets_in_order(tmp_path: Path, data: MNIST) -> None:
 @pytest.mark.parametrize(
     ("when", "settings", "steps"),
     [
-        pytest.param({"every_n_train_steps": 5}, {}, [5, 10, 15, 20], id="mid-epoch"),
+        pytest.param({"every_n_train_steps": 5}, {}, [5, 10, 15, 20], id="mid-epoch", marks=resumes),
         pytest.param(
-            {"every_n_train_steps": 5}, {"max_epochs": -1, "max_steps": 24}, [5, 10], id="mid-epoch, max_steps"
+            {"every_n_train_steps": 5},
+            {"max_epochs": -1, "max_steps": 24},
+            [5, 10],
+            id="mid-epoch, max_steps",
+            marks=resumes,
         ),
-        pytest.param({"every_n_train_steps": 8}, {}, [8, 16], id="last batch"),
+        pytest.param({"every_n_train_steps": 8}, {}, [8, 16], id="last batch", marks=resumes),
         pytest.param({"every_n_epochs": 1, "save_on_train_epoch_end": True}, {}, [8, 16], id="epoch end"),
         pytest.param(
             {"every_n_epochs": 1, "save_on_train_epoch_end": False},
@@ -418,9 +423,14 @@ def test_evaluation_sees_the_sets_in_order(tmp_path: Path, data: MNIST) -> None:
             {"limit_val_batches": 1, "num_sanity_val_steps": 1, "val_check_interval": 3},
             [3, 6, 11, 14, 19],
             id="validation mid-epoch",
+            marks=resumes,
         ),
         pytest.param(
-            {"every_n_train_steps": 5}, {"reload_dataloaders_every_n_epochs": 1}, [5, 15], id="reloaded loader"
+            {"every_n_train_steps": 5},
+            {"reload_dataloaders_every_n_epochs": 1},
+            [5, 15],
+            id="reloaded loader",
+            marks=resumes,
         ),
     ],
 )
@@ -435,6 +445,7 @@ def test_resumed_run_equals_the_straight_run(
         assert_resumes_like(straight, tmp_path / f"step={step}.ckpt", step, tmp_path, **settings)
 
 
+@resumes
 @pytest.mark.usefixtures("loaded_once")
 @pytest.mark.parametrize(
     ("callback", "fail_at"),

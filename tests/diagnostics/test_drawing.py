@@ -47,8 +47,8 @@ def test_only_outer_panels_are_labelled(is_left: bool, is_lowest: bool):
     axes.set(xlabel="x", ylabel="y")
     label_outer(axes, is_left, is_lowest)
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("x" if is_lowest else "", "y" if is_left else "")
-    assert axes.xaxis.get_tick_params()["labelbottom"] == is_lowest
-    assert axes.yaxis.get_tick_params()["labelleft"] == is_left
+    assert axes.xaxis.get_major_ticks()[0].label1.get_visible() == is_lowest
+    assert axes.yaxis.get_major_ticks()[0].label1.get_visible() == is_left
 
 
 def test_classes_are_named_by_their_index_unless_told():

@@ -14,6 +14,7 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.functional.clustering import davies_bouldin_score
+from versions import answers
 
 from mm_lightning.diagnostics import HiddenSpace
 from mm_lightning.diagnostics.drawing import PALETTE
@@ -312,7 +313,7 @@ def test_last_validation_is_drawn_when_epochs_are_skipped(tmp_path: Path):
 @pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()], ids=["exception", "ctrl-c"])
 def test_hook_is_gone_after_an_interruption(tmp_path: Path, error: BaseException):
     net, callback = _net(fail=error), HiddenSpace("body.2", every_n_epochs=1)
-    with pytest.raises((RuntimeError, SystemExit), match=r"boom|1"):
+    with answers(type(error), match=r"boom|1"):
         _trainer(tmp_path, callback).fit(net, _loader(), _loader())
     assert net.hooked[-1] == (0, True)  # it was on when the error struck
     assert not net.body[2]._forward_hooks

@@ -62,7 +62,7 @@ def test_histogram_and_density_share_their_scale():
     assert [bar.get_height() for bar in axes.patches] == pytest.approx([2.5, 0, 1.25, 0, 1.25])
     assert [bar.get_x() for bar in axes.patches] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
     x, density = axes.lines[0].get_data()
-    assert_close(density, (6 * x * (1 - x)).astype(np.float32))  # Beta(2, 2)
+    assert_close(density, np.asarray(6 * x * (1 - x), np.float32))  # Beta(2, 2)
     assert axes.get_ylim()[1] > 2.5
     assert axes.get_legend().get_texts()[0].get_text() == "Beta(2, 2)"
     assert axes.get_title("right") == "4 draws"
