@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 from mm_lightning.arguments import plain, refusal
 
-__all__ = ["INPUT", "Layer", "LayerSpec", "MixPoint", "check_layers", "has_auto", "named_layers", "resolve_layers"]
+__all__ = [
+    "INPUT",
+    "Hook",
+    "Layer",
+    "LayerSpec",
+    "MixPoint",
+    "check_layers",
+    "has_auto",
+    "named_layers",
+    "resolve_layers",
+]
 
 INPUT = "input"
 """Name of layer k = 0: the batch itself."""
@@ -37,6 +47,18 @@ class MixPoint(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Return ``hidden`` itself, of any shape."""
         return hidden
+
+
+class Hook:
+    """What the hooks that stay on modules during a fit have in common."""
+
+    @property
+    def __name__(self) -> str:
+        # TorchScript alone asks for it, in order to compile the hook. To all others this is a hook without a name.
+        raise AttributeError(
+            "torch.jit.script cannot compile a module that manifold mixup has hooked. Script the module itself after "
+            "the fit, or use torch.jit.trace or torch.export, which take it unmixed."
+        )
 
 
 @dataclass(frozen=True, eq=False)
