@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
@@ -20,6 +21,8 @@ from mm_lightning.mixup import INPUT, MixPoint, mixed_accuracy
 __all__ = ["MixableModule"]
 
 Block = tuple[nn.Module, bool]
+# It returns a tensor; but a return type would let LightningCLI take that, and no module that computes one.
+Loss = Callable[[Tensor, Tensor], Any]
 
 _MANY = 1000  # batches after which accuracies are summed up
 
@@ -69,9 +72,9 @@ class MixableModule(pl.LightningModule):
     def __init__(
         self,
         blocks: Iterable[Block],
-        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        loss: Loss | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
-        scheduler: Callable[[Optimizer], Any] | None = None,
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         scheduler_interval: str = "epoch",
         num_classes: int | None = None,
     ) -> None:
