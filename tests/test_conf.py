@@ -1,4 +1,5 @@
 import inspect
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ import hydra
 import lightning.pytorch as pl
 import pytest
 import torch
+from classifier import Classifier, loader
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -287,3 +289,40 @@ def test_callbacks_beyond_the_configuration_come_after_it(compose: Compose) -> N
         "HiddenSpace EpochLines StopAfterStep ManifoldMixupCallback Extra ModelCheckpoint".split()
     )
     assert names.index("Extra") > names.index("ManifoldMixupCallback")
+
+
+@pytest.mark.parametrize("convert", ["none", "all"])
+def test_lists_and_mappings_of_ones_own_configuration_are_taken(
+    convert: str, make_trainer: Callable[..., pl.Trainer], tmp_path: Path
+) -> None:
+    settings = {
+        "layers": ["input", "first"],
+        "layer_weights": [0, 2],
+        "loss": ["loss", "other"],
+        "batch_dim": {"first": 0},
+    }
+    node = {"_target_": "mm_lightning.ManifoldMixupCallback", "_convert_": convert, **settings}
+    pairing = {"pairing": {"_target_": "mm_lightning.Roll"}}
+    config = OmegaConf.create({"trainer": {"_target_": "builtins.dict", "callbacks": [{**node, **pairing}]}})
+    (callback,) = instantiate(config).trainer["callbacks"]
+    assert {name: getattr(callback, name) for name in settings} == settings
+    assert [type(getattr(callback, name)) for name in settings] == [list, list, list, dict]
+    trainer = make_trainer(callback)
+    trainer.fit(TwoLosses(), loader())
+    assert callback.summary() == {"input": 0, "first": 5, "unmixed": 0}
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)["mm_lightning"]
+    assert (saved["layers"], saved["layer_weights"], saved["pairing"]) == (["input", "first"], [0.0, 2.0], "Roll()")
+    assert pickle.loads(pickle.dumps(callback)).batch_dim == {"first": 0}
+
+
+class TwoLosses(Classifier):
+    """Its losses are attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss, self.other = torch.nn.CrossEntropyLoss(), torch.nn.CrossEntropyLoss(label_smoothing=0.1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        logits = self(batch[0])
+        return self.loss(logits, batch[1]) + self.other(logits, batch[1])
