@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, StepLR
 
-from mm_lightning import ManifoldMixupCallback
+from mm_lightning import BetaRatio, ManifoldMixupCallback
 from mm_lightning.command.checkpoint import WholeCheckpointIO
 from mm_lightning.command.configuration import CONF
 from mm_lightning.command.train import build_trainer
@@ -97,6 +97,7 @@ def test_misspelt_key_is_refused(compose: Compose) -> None:
         pytest.param(["seed=3"], {"data.seed": 3, "mixup.seed": 3}, id="seed"),
         pytest.param(["seed=3", "mixup=input"], {"mixup.seed": 3, "mixup.layers": "input"}, id="seed of input"),
         pytest.param(["mixup.alpha=0.5"], {"mixup.alpha": 0.5}, id="alpha"),
+        pytest.param(["alpha=0.5", "mixup=input"], {"mixup.alpha": 0.5}, id="alpha of input"),
         pytest.param(["mixup.layers=[input,blocks.1]"], {"mixup.layers": ["input", "blocks.1"]}, id="layers"),
         pytest.param(
             ["max_epochs=2", "scheduler=cosine"], {"trainer.max_epochs": 2, "scheduler.T_max": 2}, id="epochs"
@@ -141,6 +142,21 @@ def test_mixup_options_give_a_callback_with_its_layers(
     mixing = [callback for callback in trainer.callbacks if isinstance(callback, ManifoldMixupCallback)]
     assert [callback.layer_names for callback in mixing] == layers
     assert trainer.global_step == 15
+
+
+def test_there_is_one_default_of_each_mixup_setting(compose: Compose) -> None:
+    configured, in_code = instantiate(compose().mixup), ManifoldMixupCallback()
+    assert in_code.alpha == BetaRatio().alpha == 2.0  # Verma et al. (2019) on CIFAR and SVHN
+    names = [name for name in inspect.signature(ManifoldMixupCallback).parameters if name != "seed"]
+    assert {name: getattr(configured, name) for name in names} == {name: getattr(in_code, name) for name in names}
+
+
+@pytest.mark.parametrize(("experiment", "alpha"), [("spiral", 1.0), ("mnist_bottleneck", 1.0), ("mnist_flatness", 2.0)])
+def test_experiments_keep_the_alpha_of_their_results(experiment: str, alpha: float, compose: Compose) -> None:
+    for mixup in ("manifold", "input"):
+        assert instantiate(compose(f"+experiment={experiment}", f"mixup={mixup}").mixup).alpha == alpha
+    assert instantiate(compose(f"+experiment={experiment}", "mixup.alpha=0.5").mixup).alpha == 0.5
+    assert compose(f"+experiment={experiment}", "mixup=none").mixup == {}
 
 
 def test_mixup_settings_arrive(compose: Compose) -> None:
