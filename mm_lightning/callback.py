@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from inspect import signature
 from operator import is_
 from typing import Any
 
@@ -294,6 +295,17 @@ class ManifoldMixupCallback(pl.Callback):
         """Remember the checkpoint's settings until fit starts."""
         self._restored = checkpoint.get("mm_lightning", {})
 
+    def __repr__(self) -> str:
+        """The call that makes such a callback: alpha, layers, and what is not at its default."""
+        defaults = {name: p.default for name, p in signature(ManifoldMixupCallback.__init__).parameters.items()}
+        values = {name: getattr(self, name) for name in defaults if name != "self"}
+        shown = [
+            f"{name}={_shown(value)}"
+            for name, value in values.items()
+            if name in ("alpha", "layers") or value != defaults[name]
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit."""
         return {**self.__dict__, "_fit": None, "_plans": None, "_batch": None, "_drawn_by": []}
@@ -384,6 +396,12 @@ class ManifoldMixupCallback(pl.Callback):
             self._fit.release()
             self._summary.end()
         self._fit = self._plans = None
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    return str(getattr(value, "__name__", repr(value)))  # of a class or a function its name
 
 
 def _refuse_unseen_loss() -> None:

@@ -598,3 +598,44 @@ def test_numbers_of_numpy_and_torch_are_taken_and_saved_as_those_of_python(
         "layer_weights": [1.0, 2.0, 3.0],
         "pairing": "RandomPermutation()",
     }
+
+
+@pytest.mark.parametrize(
+    ("callback", "shown"),
+    [
+        (ManifoldMixupCallback(), "ManifoldMixupCallback(alpha=2.0, layers='auto')"),
+        (
+            ManifoldMixupCallback(
+                1.0,
+                ("input", nn.Linear),
+                True,
+                0.5,
+                3,
+                pairing=Roll(),
+                layer_weights=(1, 2),
+                loss=["loss", nn.functional.mse_loss],
+                batch_dim={"first": 0},
+                batch_size=8,
+                union_masks=False,
+                strict=True,
+            ),
+            "ManifoldMixupCallback(alpha=1.0, layers=['input', Linear], per_sample=True, probability=0.5, seed=3, "
+            "pairing=Roll(), layer_weights=[1, 2], loss=['loss', mse_loss], batch_dim={'first': 0}, batch_size=8, "
+            "union_masks=False, strict=True)",
+        ),
+    ],
+    ids=["defaults", "everything"],
+)
+def test_repr_is_the_call_that_makes_it(callback: ManifoldMixupCallback, shown: str) -> None:
+    assert repr(callback) == shown
+    names = {"Linear": nn.Linear, "mse_loss": nn.functional.mse_loss, "Roll": Roll}
+    assert repr(eval(shown, {**names, "ManifoldMixupCallback": ManifoldMixupCallback})) == shown
+
+
+def test_repr_shows_what_was_changed_and_the_class() -> None:
+    class Mine(ManifoldMixupCallback):
+        pass
+
+    callback = Mine(layers="first")
+    callback.alpha, callback.probability = 0.5, 0.25
+    assert repr(callback) == "Mine(alpha=0.5, layers='first', probability=0.25)"
