@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from inspect import signature
@@ -86,6 +87,9 @@ class ManifoldMixupCallback(pl.Callback):
         union_masks: Give a mixed row the tokens of both its parents: from the mixed layer on, modules that are handed a
             mask of padded sequences get the union of both rows' masks. Without masks it changes nothing.
         strict: Refuse layers that a path leads around, instead of warning of them.
+
+    ``alpha``, ``probability``, ``pairing``, ``layer_weights`` and ``seed`` may be set during a fit. Lists and mappings
+    are taken of any kind, OmegaConf's say.
 
     Attributes:
         plan: The current batch's :class:`MixPlan`; None before the first.
@@ -369,7 +373,7 @@ class ManifoldMixupCallback(pl.Callback):
             "seed": source.seed,
             "layers": list(names),
             "layer_weights": None if weights is None else list(map(float, weights)),
-            "pairing": repr(source.pairing),
+            "pairing": re.sub(r" at 0x\w+", "", _shown(source.pairing)),  # the same in another process
         }
         now, then = self._settings, self._restored
         changes = [f"{key}={now[key]!r} (was {then[key]!r})" for key in now if key in then and then[key] != now[key]]

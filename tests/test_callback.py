@@ -281,6 +281,35 @@ def test_resuming_with_the_same_settings_is_silent(
     assert not [str(warning.message) for warning in recwarn if "Manifold mixup" in str(warning.message)]
 
 
+def _reversed(rng: np.random.Generator, batch_size: int) -> np.ndarray:
+    return np.arange(batch_size)[::-1]
+
+
+class Reversed:
+    def __call__(self, rng: np.random.Generator, batch_size: int) -> np.ndarray:
+        return _reversed(rng, batch_size)
+
+
+@pytest.mark.parametrize(
+    ("make", "saved"),
+    [
+        (lambda: lambda rng, n: _reversed(rng, n), "<lambda>"),
+        (Reversed, f"<{__name__}.Reversed object>"),
+    ],
+    ids=["function", "object"],
+)
+def test_resuming_with_the_same_pairing_of_ones_own_is_silent(
+    make_trainer: MakeTrainer, tmp_path: Any, recwarn: pytest.WarningsRecorder, make: Any, saved: str
+) -> None:
+    pairings = [make(), make()]  # of the first and of the second process
+    for pairing, epochs, path in zip(pairings, (1, 2), (None, tmp_path / "a.ckpt"), strict=True):
+        trainer = make_trainer(ManifoldMixupCallback(layers=LAYERS, seed=1, pairing=pairing), max_epochs=epochs)
+        trainer.fit(Classifier(), loader(), ckpt_path=path)
+        trainer.save_checkpoint(tmp_path / "a.ckpt")
+    assert torch.load(tmp_path / "a.ckpt", weights_only=True)["mm_lightning"]["pairing"] == saved
+    assert not [str(warning.message) for warning in recwarn if "Manifold mixup" in str(warning.message)]
+
+
 def test_seed_everything_gives_the_default_seed(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
     def layers_and_lams(seed: int | None) -> list[tuple[str | None, float]]:
         callback = ManifoldMixupCallback(layers=LAYERS, seed=seed)

@@ -54,3 +54,8 @@ def test_what_cannot_draw_is_refused(pairing: object) -> None:
         f"pairing must be a function of a numpy.random.Generator and the number of rows, got {pairing!r} of type "
         f"{type(pairing).__name__}. Give RandomPermutation() or Roll()."
     )
+
+
+@pytest.mark.parametrize("pairing", [RandomPermutation(), Roll()], ids=["permutation", "roll"])
+def test_repr_is_the_call_that_makes_it(pairing: RandomPermutation | Roll) -> None:
+    assert eval(repr(pairing)) == pairing

@@ -102,3 +102,7 @@ def test_per_sample_of_another_type_is_refused(per_sample: object) -> None:
 def test_numbers_and_booleans_of_numpy_and_torch_are_as_good(alpha: float, yes: bool) -> None:
     drawn = BetaRatio(alpha, yes)(np.random.default_rng(0), 5)
     assert drawn.tolist() == draw(2.0, 5).tolist()
+
+
+def test_repr_is_the_call_that_makes_it() -> None:
+    assert repr(BetaRatio(0.5, per_sample=True)) == "BetaRatio(alpha=0.5, per_sample=True)"
