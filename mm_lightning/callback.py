@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from inspect import signature
+from operator import is_
 from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from mm_lightning.arguments import plain
 from mm_lightning.fit import Batch, Fit, Settings
 from mm_lightning.mixup import BetaRatio, LayerSpec, MixPlan, PlanSource
-from mm_lightning.mixup.plan import Pairing, PlansAhead, check_probability, check_seed
+from mm_lightning.mixup.pairing import Pairing, RandomPermutation, check_pairing
+from mm_lightning.mixup.plan import PlansAhead, check_probability, check_seed, check_weights
 from mm_lightning.namespaces import CallbackOfBoth, LightningModule, Trainer, classes, version_of
 from mm_lightning.step.named_losses import LossSpec
 from mm_lightning.summary import Summary
@@ -81,13 +87,18 @@ class ManifoldMixupCallback(CallbackOfBoth):
             mask of padded sequences get the union of both rows' masks. Without masks it changes nothing.
         strict: Refuse layers that a path leads around, instead of warning of them.
 
+    ``alpha``, ``probability``, ``pairing``, ``layer_weights`` and ``seed`` may be set during a fit. Lists and mappings
+    are taken of any kind, OmegaConf's say.
+
     Attributes:
         plan: The current batch's :class:`MixPlan`; None before the first.
         layer_names: Names of the eligible layers; empty before fit.
 
     Raises:
-        ValueError: At construction, if ``alpha``, ``probability`` or ``seed`` is out of range. At the start of fit, if
-            ``layers`` names something that is not there.
+        TypeError: At construction, if an argument is of a wrong type; one that may change during a fit, also when it is
+            next used.
+        ValueError: So, too, if it has a wrong value. At the start of fit, if ``layers`` names something that is not
+            there.
         ValueError: In the first training step, if ``layers="auto"`` finds no place to mix, or with ``strict`` if a path
             leads around a layer.
         RuntimeError: In a training step, if features and targets would not be mixed alike.
@@ -114,29 +125,40 @@ class ManifoldMixupCallback(CallbackOfBoth):
     ) -> None:
         super().__init__()
         self.ratio = BetaRatio(alpha, per_sample)
-        check_probability(probability)
-        if seed is not None:
-            check_seed(seed)
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be >= 1, got {batch_size}.")
-        self.layers = layers
+        self.layers = plain(layers)
         self.probability = probability
         self.seed = seed
         self.pairing = pairing
-        self.layer_weights = layer_weights
-        self.loss = loss
-        self.batch_dim = batch_dim
+        self.layer_weights = plain(layer_weights)
+        self.loss = plain(loss)
+        self.batch_dim = plain(batch_dim)
         self.batch_size = batch_size
         self.union_masks = union_masks
         self.strict = strict
+        self._check_changeable_settings()
+        self._fixed_settings()
         self._fit: Fit | None = None
         self._plans: PlansAhead | None = None
         self._batch: Batch | None = None
         self._summary = Summary()
         self._rank = 0
-        self._drawn_by: tuple[Any, ...] = ()
+        self._drawn_by: list[Any] = []
         self._settings: dict[str, Any] = {}
         self._restored: dict[str, Any] = {}
+
+    @property
+    def alpha(self) -> float:
+        """Parameter of ``lam ~ Beta(alpha, alpha)``; may be set during a fit."""
+        return self.ratio.alpha
+
+    @alpha.setter
+    def alpha(self, alpha: float) -> None:
+        self.ratio = replace(self.ratio, alpha=alpha)
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether each row has a ``lam`` of its own."""
+        return self.ratio.per_sample
 
     @property
     def plan(self) -> MixPlan | None:
@@ -169,7 +191,7 @@ class ManifoldMixupCallback(CallbackOfBoth):
         def agree(says_so: bool) -> bool:
             return trainer.strategy.reduce_boolean_decision(says_so) if trainer.world_size > 1 else says_so
 
-        self._fit = Fit(pl_module, self._fixed_settings(), self.ratio.per_sample, agree)
+        self._fit = Fit(pl_module, self._fixed_settings(), agree)
         self._fit.attach(self._step)
         self._rank = _data_rank(trainer)
         if self._fit.layers:
@@ -191,13 +213,15 @@ class ManifoldMixupCallback(CallbackOfBoth):
             return
         place = {"epoch": trainer.current_epoch, "batch_index": batch_idx, "rank": self._rank}
         self._batch = Batch(place, size=1)
+        if fit.layers:
+            self._draw_from(fit)
         if self.ratio.alpha == 0 or self.probability == 0:
             self._batch.plan = MixPlan.unmixed(1) if fit.layers else None
             return
         if fit.settings.differ(self):
             raise RuntimeError(
-                "layers, loss, batch_dim, batch_size, union_masks and strict of ManifoldMixupCallback must not change "
-                "during a fit; alpha, probability, pairing, layer_weights and seed may."
+                "layers, per_sample, loss, batch_dim, batch_size, union_masks and strict of ManifoldMixupCallback must "
+                "not change during a fit; alpha, probability, pairing, layer_weights and seed may."
             )
         self._batch.size = fit.rows_of(batch)
         self._batch.is_armed = True
@@ -277,9 +301,20 @@ class ManifoldMixupCallback(CallbackOfBoth):
         """Remember the checkpoint's settings until fit starts."""
         self._restored = checkpoint.get("mm_lightning", {})
 
+    def __repr__(self) -> str:
+        """The call that makes such a callback: alpha, layers, and what is not at its default."""
+        defaults = {name: p.default for name, p in signature(ManifoldMixupCallback.__init__).parameters.items()}
+        values = {name: getattr(self, name) for name in defaults if name != "self"}
+        shown = [
+            f"{name}={_shown(value)}"
+            for name, value in values.items()
+            if name in ("alpha", "layers") or value != defaults[name]
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit."""
-        return {**self.__dict__, "_fit": None, "_plans": None, "_batch": None, "_drawn_by": ()}
+        return {**self.__dict__, "_fit": None, "_plans": None, "_batch": None, "_drawn_by": []}
 
     def _step(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What runs in the place of ``training_step``."""
@@ -316,29 +351,31 @@ class ManifoldMixupCallback(CallbackOfBoth):
 
     def _draw_from(self, fit: Fit) -> None:
         """Take over the layers, and settings that were changed."""
-        key = (fit.layers, self.ratio, self.layer_weights, self.probability, self.seed, self.pairing)
-        if self._plans is not None and key == self._drawn_by:
+        weights = plain(self.layer_weights)  # a copy, for a list may be changed in place
+        key = [fit.layers, self.ratio, self.probability, self.seed, self.pairing, weights]
+        if self._plans is not None and key[-1] == self._drawn_by[-1] and all(map(is_, key[:-1], self._drawn_by)):
             return
-        self._drawn_by = key
         names = tuple(layer.name for layer in fit.layers)
+        self._check_changeable_settings(len(names))
         source = PlanSource(
             names,
             ratio=self.ratio,
-            weights=self.layer_weights,
+            pairing=RandomPermutation() if self.pairing is None else self.pairing,
+            weights=weights,
             probability=self.probability,
             seed=_global_seed() if self.seed is None else int(self.seed),
-            **({} if self.pairing is None else {"pairing": self.pairing}),
         )
+        self._drawn_by = key
         self._plans = PlansAhead(source)
         self._summary.layers = names
-        self._settings = {
-            "alpha": float(self.ratio.alpha),
-            "per_sample": self.ratio.per_sample,
-            "probability": self.probability,
+        self._settings = {  # of Python's own types, or a checkpoint would not load with weights_only
+            "alpha": float(self.alpha),
+            "per_sample": bool(self.per_sample),
+            "probability": float(self.probability),
             "seed": source.seed,
             "layers": list(names),
-            "layer_weights": None if self.layer_weights is None else list(self.layer_weights),
-            "pairing": repr(source.pairing),
+            "layer_weights": None if weights is None else list(map(float, weights)),
+            "pairing": re.sub(r" at 0x\w+", "", _shown(source.pairing)),  # the same in another process
         }
         now, then = self._settings, self._restored
         changes = [f"{key}={now[key]!r} (was {then[key]!r})" for key in now if key in then and then[key] != now[key]]
@@ -346,8 +383,16 @@ class ManifoldMixupCallback(CallbackOfBoth):
             rank_zero_warn(f"Manifold mixup resumes with other settings than the checkpoint's: {', '.join(changes)}.")
         self._restored = {}
 
+    def _check_changeable_settings(self, num_layers: int | None = None) -> None:
+        check_probability(self.probability)
+        if self.seed is not None:
+            check_seed(self.seed)
+        if self.pairing is not None:
+            check_pairing(self.pairing)
+        check_weights(self.layer_weights, num_layers, "layer_weights")
+
     def _fixed_settings(self) -> Settings:
-        return Settings(self.layers, self.loss, self.batch_dim, self.batch_size, self.union_masks, self.strict)
+        return Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
 
     def _release(self) -> None:
         """Remove the hooks and the wrapper. Safe to call at any time, any number of times."""
@@ -357,6 +402,12 @@ class ManifoldMixupCallback(CallbackOfBoth):
             self._fit.release()
             self._summary.end()
         self._fit = self._plans = None
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    return str(getattr(value, "__name__", repr(value)))  # of a class or a function its name
 
 
 def _refuse_unseen_loss() -> None:

@@ -10,16 +10,18 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from mm_lightning.arguments import check_flag
 from mm_lightning.look.eligible import Proofs, check, judge, settle_auto
-from mm_lightning.look.look import Look
+from mm_lightning.look.look import Look, check_batch_dim
 from mm_lightning.look.proof import Proof
 from mm_lightning.mixup import INPUT, Layer, LayerSpec, Mixer, MixPlan, has_auto, resolve_layers
-from mm_lightning.mixup.batch import Layout, guess_layout, signature_of
+from mm_lightning.mixup.batch import Layout, check_batch_size, guess_layout, signature_of
+from mm_lightning.mixup.layers import check_layers
 from mm_lightning.namespaces import LightningModule
 from mm_lightning.step.attach import Attached, is_compiled
 from mm_lightning.step.host import Host
 from mm_lightning.step.loss_modes import Measuring
-from mm_lightning.step.named_losses import LossSpec, NamedLosses
+from mm_lightning.step.named_losses import LossSpec, NamedLosses, check_loss
 from mm_lightning.step.run import MixedStep
 from mm_lightning.step.way import Way
 
@@ -31,14 +33,30 @@ _TRIES_FOR_POWER = 5
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the callback that must not change during a fit."""
+    """Settings of the callback that must not change during a fit.
+
+    Raises:
+        TypeError: If one is of a wrong type.
+        ValueError: If one is of a wrong value.
+    """
 
     layers: LayerSpec
+    per_sample: bool
     loss: LossSpec | None
     batch_dim: int | Mapping[str, int] | None
     batch_size: int | None
     union_masks: bool
     strict: bool
+
+    def __post_init__(self) -> None:
+        check_layers(self.layers)
+        if self.loss is not None:
+            check_loss(self.loss)
+        check_batch_dim(self.batch_dim)
+        if self.batch_size is not None:
+            check_batch_size(self.batch_size)
+        check_flag("union_masks", self.union_masks, "False leaves masks as they are.")
+        check_flag("strict", self.strict, "False warns of layers that a path leads around.")
 
     def differ(self, owner: Any) -> bool:
         """Whether an attribute of the callback is another object now."""
@@ -80,7 +98,6 @@ class Fit:
     Args:
         module: The module.
         settings: Those of the callback.
-        per_sample: Whether each row has a ``lam`` of its own.
         agree: Whether all processes that train together say so.
 
     Attributes:
@@ -90,10 +107,8 @@ class Fit:
         measured: Names of what was measured in this fit.
     """
 
-    def __init__(
-        self, module: LightningModule, settings: Settings, per_sample: bool, agree: Callable[[bool], bool]
-    ) -> None:
-        self.module, self.settings, self.per_sample, self.agree = module, settings, per_sample, agree
+    def __init__(self, module: LightningModule, settings: Settings, agree: Callable[[bool], bool]) -> None:
+        self.module, self.settings, self.agree = module, settings, agree
         self.host = Host(module)
         self.named = NamedLosses(module, settings.loss) if settings.loss is not None else None
         self.layers: tuple[Layer, ...] = ()
@@ -147,7 +162,7 @@ class Fit:
             return False
         self._layout = look.layout
         batch.size = look.rows
-        proofs = Proofs(look, self.per_sample)
+        proofs = Proofs(look, bool(self.settings.per_sample))
         if not self.is_settled:
             self._settle(proofs)
         known = next(iter(self._ways.values()), {})
@@ -253,7 +268,7 @@ class Fit:
             return
         self._epoch_of_last_look = epoch
         layer = next(layer for layer in self.layers if layer.name == name)
-        proofs = Proofs(self._look(step, args, kwargs), self.per_sample)
+        proofs = Proofs(self._look(step, args, kwargs), bool(self.settings.per_sample))
         if not proofs.look.has_loss:
             return
         place = None if name == INPUT else proofs.look.places.get(name)  # a module may be called so

@@ -10,15 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
+from mm_lightning.arguments import check_integer, is_flag, refusal
 from mm_lightning.mixup import INPUT, MixPoint, mixed_accuracy
 from mm_lightning.namespaces import ModuleOfBoth
 
 __all__ = ["MixableModule"]
 
 Block = tuple[nn.Module, bool]
+# It returns a tensor; but a return type would let LightningCLI take that, and no module that computes one.
+Loss = Callable[[Tensor, Tensor], Any]
 
 _MANY = 1000  # batches after which accuracies are summed up
 
@@ -55,8 +59,9 @@ class MixableModule(ModuleOfBoth):
         num_classes: Number of classes, K. None takes it from the last Linear layer.
 
     Raises:
-        TypeError: If ``blocks`` is not a list of ``(module, eligible)``.
-        ValueError: If it is empty, or ``num_classes`` is None and cannot be told from the blocks.
+        TypeError: If ``blocks`` is not a list of ``(module, eligible)``, or another argument is of a wrong type.
+        ValueError: If it is empty, ``num_classes`` is below 2, or None and cannot be told from the blocks, or
+            ``scheduler_interval`` is another one.
 
     Example:
         >>> model = MixableModule([(nn.Linear(784, 100), True), (nn.ReLU(), False), (nn.Linear(100, 10), True)])
@@ -67,14 +72,23 @@ class MixableModule(ModuleOfBoth):
     def __init__(
         self,
         blocks: Iterable[Block],
-        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        loss: Loss | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
-        scheduler: Callable[[Optimizer], Any] | None = None,
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         scheduler_interval: str = "epoch",
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
         blocks = _checked(blocks)
+        _check_functions(loss, optimizer, scheduler)
+        if num_classes is not None:
+            check_integer(
+                "num_classes",
+                num_classes,
+                "an integer >= 2",
+                lambda count: count >= 2,
+                "None takes it from the blocks.",
+            )
         if scheduler_interval not in ("epoch", "step"):
             raise ValueError(f"scheduler_interval must be 'epoch' or 'step', got {scheduler_interval!r}.")
         self.blocks = nn.ModuleList(module for module, _ in blocks)
@@ -82,11 +96,11 @@ class MixableModule(ModuleOfBoth):
             {str(i): MixPoint() for i, (_, eligible) in enumerate(blocks) if eligible and i}
         )
         self.add_module(INPUT, MixPoint() if blocks[0][1] else None)
-        self.loss = loss or nn.CrossEntropyLoss()
-        self.optimizer = optimizer or partial(torch.optim.Adam, lr=1e-3)
+        self.loss = nn.CrossEntropyLoss() if loss is None else loss
+        self.optimizer = partial(torch.optim.Adam, lr=1e-3) if optimizer is None else optimizer
         self.scheduler = scheduler
         self.scheduler_interval = scheduler_interval
-        num_classes = num_classes or _num_outputs(self.blocks)
+        num_classes = _num_outputs(self.blocks) if num_classes is None else int(num_classes)
         self.train_accuracy = MeanMetric()
         self._accuracies: list[tuple[Tensor, int]] = []  # a scalar and its rows for each of the last batches
         self.val_metrics, self.test_metrics = _Metrics("val/", num_classes), _Metrics("test/", num_classes)
@@ -207,17 +221,32 @@ class _Metrics(nn.Module):
         }
 
 
-def _checked(blocks: Iterable[Block]) -> list[Block]:
+def _checked(blocks: Any) -> list[Block]:
     checked: list[Block] = []
+    if not isinstance(blocks, Iterable):
+        raise refusal("blocks", blocks, "a list of (module, eligible)", "Give at least one.")
     for block in blocks:
         match block:
-            case [nn.Module() as module, bool() as eligible]:
-                checked.append((module, eligible))
+            case [nn.Module() as module, eligible] if is_flag(eligible):
+                checked.append((module, bool(eligible)))
             case _:
                 raise TypeError(f"Each block must be (module, True or False), got {block!r}.")
     if not checked:
         raise ValueError("blocks is empty. Give at least one (module, eligible).")
     return checked
+
+
+def _check_functions(loss: Any, optimizer: Any, scheduler: Any) -> None:
+    if isinstance(loss, type) or not (loss is None or callable(loss)):
+        raise refusal(
+            "loss", loss, "a loss module or a function of (logits, targets)", "None is nn.CrossEntropyLoss()."
+        )
+    if not (optimizer is None or callable(optimizer)):
+        expected = "a function that makes an optimizer from parameters"
+        raise refusal("optimizer", optimizer, expected, "Give functools.partial(torch.optim.SGD, lr=0.1), say.")
+    if not (scheduler is None or callable(scheduler)):
+        expected = "a function that makes a scheduler from an optimizer"
+        raise refusal("scheduler", scheduler, expected, "None keeps the learning rate constant.")
 
 
 def _num_outputs(blocks: nn.ModuleList) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import csv
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 from versions import answers, compiles
 
-from mm_lightning import ManifoldMixupCallback, MixPlan, MixPoint, Roll
+from mm_lightning import BetaRatio, ManifoldMixupCallback, MixPlan, MixPoint, Roll
 
 MakeTrainer = Callable[..., pl.Trainer]
 LAYERS = ["input", "first", "second"]
@@ -280,6 +282,35 @@ def test_resuming_with_the_same_settings_is_silent(
     assert not [str(warning.message) for warning in recwarn if "Manifold mixup" in str(warning.message)]
 
 
+def _reversed(rng: np.random.Generator, batch_size: int) -> np.ndarray:
+    return np.arange(batch_size)[::-1]
+
+
+class Reversed:
+    def __call__(self, rng: np.random.Generator, batch_size: int) -> np.ndarray:
+        return _reversed(rng, batch_size)
+
+
+@pytest.mark.parametrize(
+    ("make", "saved"),
+    [
+        (lambda: lambda rng, n: _reversed(rng, n), "<lambda>"),
+        (Reversed, f"<{__name__}.Reversed object>"),
+    ],
+    ids=["function", "object"],
+)
+def test_resuming_with_the_same_pairing_of_ones_own_is_silent(
+    make_trainer: MakeTrainer, tmp_path: Any, recwarn: pytest.WarningsRecorder, make: Any, saved: str
+) -> None:
+    pairings = [make(), make()]  # of the first and of the second process
+    for pairing, epochs, path in zip(pairings, (1, 2), (None, tmp_path / "a.ckpt"), strict=True):
+        trainer = make_trainer(ManifoldMixupCallback(layers=LAYERS, seed=1, pairing=pairing), max_epochs=epochs)
+        trainer.fit(Classifier(), loader(), ckpt_path=path)
+        trainer.save_checkpoint(tmp_path / "a.ckpt")
+    assert torch.load(tmp_path / "a.ckpt", weights_only=True)["mm_lightning"]["pairing"] == saved
+    assert not [str(warning.message) for warning in recwarn if "Manifold mixup" in str(warning.message)]
+
+
 def test_seed_everything_gives_the_default_seed(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
     def layers_and_lams(seed: int | None) -> list[tuple[str | None, float]]:
         callback = ManifoldMixupCallback(layers=LAYERS, seed=seed)
@@ -434,3 +465,208 @@ def test_fit_twice_mixes_twice(make_trainer: MakeTrainer) -> None:
     trainer.fit(twice, loader())
     for wanted, got in zip(once.parameters(), twice.parameters(), strict=True):
         assert torch.equal(wanted, got)
+
+
+FUNCTION = "a function of a numpy.random.Generator and the number of rows"
+LAYER_KINDS = "'auto', 'input', module names, module classes, module objects or a list of these"
+LAYERS_HINT = "mm_lightning.inspect(module, batch) lists the names."
+LOSS_KINDS = "an attribute's name, a loss module, a function or a list of these"
+LOSS_HINT = "None mixes what training_step returns."
+ONE_EACH = "one number for each of the eligible layers"
+DIMENSIONS = "a dimension >= 0 or a dict of layers' names to dimensions >= 0"
+
+REFUSED = [
+    ("alpha", "1", TypeError, "a finite number >= 0, got '1' of type str. 0 switches mixing off."),
+    ("alpha", True, TypeError, "a finite number >= 0, got True of type bool. 0 switches mixing off."),
+    ("alpha", math.nan, ValueError, "a finite number >= 0, got nan. 0 switches mixing off."),
+    ("alpha", math.inf, ValueError, "a finite number >= 0, got inf. 0 switches mixing off."),
+    ("per_sample", "yes", TypeError, "True or False, got 'yes' of type str. False draws one lam for the batch."),
+    ("probability", "1", TypeError, "a number in [0, 1], got '1' of type str. 0 switches mixing off."),
+    ("probability", True, TypeError, "a number in [0, 1], got True of type bool. 0 switches mixing off."),
+    ("probability", False, TypeError, "a number in [0, 1], got False of type bool. 0 switches mixing off."),
+    ("probability", 1.5, ValueError, "a number in [0, 1], got 1.5. 0 switches mixing off."),
+    ("seed", 1.5, TypeError, "an integer in [0, 2**64), got 1.5 of type float. Give 0, for example."),
+    ("seed", -1, ValueError, "an integer in [0, 2**64), got -1. Give 0, for example."),
+    ("pairing", "roll", TypeError, f"{FUNCTION}, got 'roll' of type str. Give RandomPermutation() or Roll()."),
+    ("pairing", Roll, TypeError, f"{FUNCTION}, got {Roll!r} of type type. Give RandomPermutation() or Roll()."),
+    ("layer_weights", "abc", TypeError, f"{ONE_EACH}, got 'abc' of type str. None draws all layers alike."),
+    ("layer_weights", 1.0, TypeError, f"{ONE_EACH}, got 1.0 of type float. None draws all layers alike."),
+    ("layer_weights", ["1"], TypeError, f"{ONE_EACH}, got ['1'] of type list. None draws all layers alike."),
+    (
+        "layer_weights",
+        {"first": 1},
+        TypeError,
+        f"{ONE_EACH}, got {{'first': 1}} of type dict. None draws all layers alike.",
+    ),
+    *(
+        ("layer_weights", w, ValueError, f"finite, >= 0 and not all zero, got {w}. None draws all layers alike.")
+        for w in ([-1], [0, 0, 0], [], [math.nan, 1, 1], [math.inf, 1, 1])
+    ),
+    ("layers", 3, TypeError, f"{LAYER_KINDS}, got 3 of type int. {LAYERS_HINT}"),
+    ("layers", ["first", None], TypeError, f"{LAYER_KINDS}, got None of type NoneType. {LAYERS_HINT}"),
+    ("layers", {"first": 1}, TypeError, f"{LAYER_KINDS}, got {{'first': 1}} of type dict. {LAYERS_HINT}"),
+    ("loss", 3, TypeError, f"{LOSS_KINDS}, got 3 of type int. {LOSS_HINT}"),
+    ("loss", nn.MSELoss, TypeError, f"{LOSS_KINDS}, got {nn.MSELoss!r} of type type. {LOSS_HINT}"),
+    ("loss", ["loss", 3], TypeError, f"{LOSS_KINDS}, got 3 of type int. {LOSS_HINT}"),
+    ("batch_dim", "x", TypeError, f"{DIMENSIONS}, got 'x' of type str. None learns it."),
+    ("batch_dim", True, TypeError, f"{DIMENSIONS}, got True of type bool. None learns it."),
+    ("batch_dim", -1, ValueError, f"{DIMENSIONS}, got -1. None learns it."),
+    ("batch_dim", {"first": "x"}, TypeError, f"{DIMENSIONS}, got 'x' of type str. None learns it."),
+    ("batch_dim", {"first": -1}, ValueError, f"{DIMENSIONS}, got -1. None learns it."),
+    ("batch_dim", {0: 1}, TypeError, f"{DIMENSIONS}, got {{0: 1}} of type dict. None learns it."),
+    ("batch_size", "a", TypeError, "an integer >= 1, got 'a' of type str. Give the number of rows."),
+    ("batch_size", 8.0, TypeError, "an integer >= 1, got 8.0 of type float. Give the number of rows."),
+    ("batch_size", 0, ValueError, "an integer >= 1, got 0. Give the number of rows."),
+    ("union_masks", "no", TypeError, "True or False, got 'no' of type str. False leaves masks as they are."),
+    ("strict", 1, TypeError, "True or False, got 1 of type int. False warns of layers that a path leads around."),
+]
+
+
+def _name(value: Any) -> str | None:
+    return (
+        value.__name__ if isinstance(value, type) else None if isinstance(value, str) and " " in value else repr(value)
+    )
+
+
+@pytest.mark.parametrize(("name", "value", "error", "message"), REFUSED, ids=_name)
+def test_a_wrong_argument_is_refused_at_construction(
+    name: str, value: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error) as refusal:
+        ManifoldMixupCallback(**{name: value})
+    assert str(refusal.value) == f"{name} must be {message}"
+
+
+@pytest.mark.parametrize(("argument", "kind"), [("layers", "layer"), ("loss", "loss")])
+def test_an_empty_list_is_refused_at_construction(argument: str, kind: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{argument} must name at least one {kind}, got \[\]\. "):
+        ManifoldMixupCallback(**{argument: []})
+
+
+CHANGEABLE = ("alpha", "probability", "pairing", "layer_weights", "seed")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"), [case for case in REFUSED if case[0] in CHANGEABLE], ids=_name
+)
+def test_a_wrong_value_set_during_a_fit_is_refused_in_the_same_words(
+    make_trainer: MakeTrainer, name: str, value: Any, error: type[Exception], message: str
+) -> None:
+    class Changing(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 1:
+                setattr(callback, name, value)
+
+    callback, model = ManifoldMixupCallback(layers=LAYERS, layer_weights=[1, 1, 1], seed=1), Classifier()
+    with pytest.raises(error) as refusal:
+        make_trainer(callback, Changing()).fit(model, loader())
+    assert str(refusal.value) == f"{name} must be {message}".replace("the eligible", "the 3 eligible")
+    assert len(model.seen) == 2  # no third step has trained
+
+
+def test_weights_that_are_changed_in_place_are_looked_at_again(make_trainer: MakeTrainer) -> None:
+    class Changing(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            callback.layer_weights[:] = weights[batch_idx]  # type: ignore[index]
+
+    weights = [[0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 0, -1]]
+    callback = ManifoldMixupCallback(layers=LAYERS, layer_weights=[1, 0, 0])
+    plans = Plans(callback)
+    with pytest.raises(ValueError, match=r"^layer_weights must be finite, >= 0 and not all zero, got \[0, 0, -1\]\."):
+        make_trainer(callback, plans, Changing()).fit(Classifier(), loader())
+    assert [plan.layer for plan in plans.plans] == ["input", "first", "second", "input"]
+
+
+def test_alpha_may_be_set_during_a_fit(make_trainer: MakeTrainer) -> None:
+    class Off(pl.Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            callback.alpha = 0
+
+    callback = ManifoldMixupCallback(layers=LAYERS)
+    plans = Plans(callback)
+    make_trainer(callback, plans, Off()).fit(Classifier(), loader())
+    assert callback.ratio == BetaRatio(0)
+    assert [plan.mixes for plan in plans.plans] == [True, False, False, False, False]
+
+
+def test_per_sample_must_not_change_during_a_fit(make_trainer: MakeTrainer) -> None:
+    class Changing(pl.Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            callback.ratio = BetaRatio(2.0, per_sample=True)
+
+    callback = ManifoldMixupCallback(layers=LAYERS)
+    with pytest.raises(RuntimeError, match=r"^layers, per_sample, loss, .* must not change during a fit"):
+        make_trainer(callback, Changing()).fit(Classifier(), loader())
+
+
+@pytest.mark.parametrize("batch_dim", [{"frist": 0}, {"first": 0, "frist": 0}], ids=["one", "one-of-two"])
+def test_a_batch_dim_of_no_layer_is_refused(make_trainer: MakeTrainer, batch_dim: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"^batch_dim must name layers of Classifier, got 'frist'\. mm_lightning\.ins"):
+        make_trainer(ManifoldMixupCallback(layers=LAYERS, batch_dim=batch_dim)).fit(Classifier(), loader())
+
+
+def test_numbers_of_numpy_and_torch_are_taken_and_saved_as_those_of_python(
+    make_trainer: MakeTrainer, tmp_path: Any
+) -> None:
+    settings: dict[str, Any] = {
+        "alpha": np.float32(2.0),
+        "per_sample": np.bool_(False),
+        "probability": np.float64(1.0),
+        "seed": np.int64(3),
+        "layer_weights": np.array([1.0, 2.0, 3.0]),
+        "batch_size": np.int64(8),
+        "union_masks": torch.tensor(True),
+    }
+    trainer = make_trainer(ManifoldMixupCallback(layers=LAYERS, **settings))
+    trainer.fit(Classifier(), loader())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    assert torch.load(tmp_path / "a.ckpt", weights_only=True)["mm_lightning"] == {
+        "alpha": 2.0,
+        "per_sample": False,
+        "probability": 1.0,
+        "seed": 3,
+        "layers": LAYERS,
+        "layer_weights": [1.0, 2.0, 3.0],
+        "pairing": "RandomPermutation()",
+    }
+
+
+@pytest.mark.parametrize(
+    ("callback", "shown"),
+    [
+        (ManifoldMixupCallback(), "ManifoldMixupCallback(alpha=2.0, layers='auto')"),
+        (
+            ManifoldMixupCallback(
+                1.0,
+                ("input", nn.Linear),
+                True,
+                0.5,
+                3,
+                pairing=Roll(),
+                layer_weights=(1, 2),
+                loss=["loss", nn.functional.mse_loss],
+                batch_dim={"first": 0},
+                batch_size=8,
+                union_masks=False,
+                strict=True,
+            ),
+            "ManifoldMixupCallback(alpha=1.0, layers=['input', Linear], per_sample=True, probability=0.5, seed=3, "
+            "pairing=Roll(), layer_weights=[1, 2], loss=['loss', mse_loss], batch_dim={'first': 0}, batch_size=8, "
+            "union_masks=False, strict=True)",
+        ),
+    ],
+    ids=["defaults", "everything"],
+)
+def test_repr_is_the_call_that_makes_it(callback: ManifoldMixupCallback, shown: str) -> None:
+    assert repr(callback) == shown
+    names = {"Linear": nn.Linear, "mse_loss": nn.functional.mse_loss, "Roll": Roll}
+    assert repr(eval(shown, {**names, "ManifoldMixupCallback": ManifoldMixupCallback})) == shown
+
+
+def test_repr_shows_what_was_changed_and_the_class() -> None:
+    class Mine(ManifoldMixupCallback):
+        pass
+
+    callback = Mine(layers="first")
+    callback.alpha, callback.probability = 0.5, 0.25
+    assert repr(callback) == "Mine(alpha=0.5, layers='first', probability=0.25)"

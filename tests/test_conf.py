@@ -1,4 +1,5 @@
 import inspect
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ import hydra
 import lightning.pytorch as pl
 import pytest
 import torch
+from classifier import Classifier, loader
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -15,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, StepLR
 
-from mm_lightning import ManifoldMixupCallback
+from mm_lightning import BetaRatio, ManifoldMixupCallback
 from mm_lightning.command.checkpoint import WholeCheckpointIO
 from mm_lightning.command.configuration import CONF
 from mm_lightning.command.train import build_trainer
@@ -95,6 +97,7 @@ def test_misspelt_key_is_refused(compose: Compose) -> None:
         pytest.param(["seed=3"], {"data.seed": 3, "mixup.seed": 3}, id="seed"),
         pytest.param(["seed=3", "mixup=input"], {"mixup.seed": 3, "mixup.layers": "input"}, id="seed of input"),
         pytest.param(["mixup.alpha=0.5"], {"mixup.alpha": 0.5}, id="alpha"),
+        pytest.param(["alpha=0.5", "mixup=input"], {"mixup.alpha": 0.5}, id="alpha of input"),
         pytest.param(["mixup.layers=[input,blocks.1]"], {"mixup.layers": ["input", "blocks.1"]}, id="layers"),
         pytest.param(
             ["max_epochs=2", "scheduler=cosine"], {"trainer.max_epochs": 2, "scheduler.T_max": 2}, id="epochs"
@@ -139,6 +142,21 @@ def test_mixup_options_give_a_callback_with_its_layers(
     mixing = [callback for callback in trainer.callbacks if isinstance(callback, ManifoldMixupCallback)]
     assert [callback.layer_names for callback in mixing] == layers
     assert trainer.global_step == 15
+
+
+def test_there_is_one_default_of_each_mixup_setting(compose: Compose) -> None:
+    configured, in_code = instantiate(compose().mixup), ManifoldMixupCallback()
+    assert in_code.alpha == BetaRatio().alpha == 2.0  # Verma et al. (2019) on CIFAR and SVHN
+    names = [name for name in inspect.signature(ManifoldMixupCallback).parameters if name != "seed"]
+    assert {name: getattr(configured, name) for name in names} == {name: getattr(in_code, name) for name in names}
+
+
+@pytest.mark.parametrize(("experiment", "alpha"), [("spiral", 1.0), ("mnist_bottleneck", 1.0), ("mnist_flatness", 2.0)])
+def test_experiments_keep_the_alpha_of_their_results(experiment: str, alpha: float, compose: Compose) -> None:
+    for mixup in ("manifold", "input"):
+        assert instantiate(compose(f"+experiment={experiment}", f"mixup={mixup}").mixup).alpha == alpha
+    assert instantiate(compose(f"+experiment={experiment}", "mixup.alpha=0.5").mixup).alpha == 0.5
+    assert compose(f"+experiment={experiment}", "mixup=none").mixup == {}
 
 
 def test_mixup_settings_arrive(compose: Compose) -> None:
@@ -287,3 +305,40 @@ def test_callbacks_beyond_the_configuration_come_after_it(compose: Compose) -> N
         "HiddenSpace EpochLines StopAfterStep ManifoldMixupCallback Extra ModelCheckpoint".split()
     )
     assert names.index("Extra") > names.index("ManifoldMixupCallback")
+
+
+@pytest.mark.parametrize("convert", ["none", "all"])
+def test_lists_and_mappings_of_ones_own_configuration_are_taken(
+    convert: str, make_trainer: Callable[..., pl.Trainer], tmp_path: Path
+) -> None:
+    settings = {
+        "layers": ["input", "first"],
+        "layer_weights": [0, 2],
+        "loss": ["loss", "other"],
+        "batch_dim": {"first": 0},
+    }
+    node = {"_target_": "mm_lightning.ManifoldMixupCallback", "_convert_": convert, **settings}
+    pairing = {"pairing": {"_target_": "mm_lightning.Roll"}}
+    config = OmegaConf.create({"trainer": {"_target_": "builtins.dict", "callbacks": [{**node, **pairing}]}})
+    (callback,) = instantiate(config).trainer["callbacks"]
+    assert {name: getattr(callback, name) for name in settings} == settings
+    assert [type(getattr(callback, name)) for name in settings] == [list, list, list, dict]
+    trainer = make_trainer(callback)
+    trainer.fit(TwoLosses(), loader())
+    assert callback.summary() == {"input": 0, "first": 5, "unmixed": 0}
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)["mm_lightning"]
+    assert (saved["layers"], saved["layer_weights"], saved["pairing"]) == (["input", "first"], [0.0, 2.0], "Roll()")
+    assert pickle.loads(pickle.dumps(callback)).batch_dim == {"first": 0}
+
+
+class TwoLosses(Classifier):
+    """Its losses are attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss, self.other = torch.nn.CrossEntropyLoss(), torch.nn.CrossEntropyLoss(label_smoothing=0.1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        logits = self(batch[0])
+        return self.loss(logits, batch[1]) + self.other(logits, batch[1])

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -226,6 +227,52 @@ def test_a_class_without_an_output_is_named(make_trainer: MakeTrainer, mixup: bo
 def test_blocks_that_are_none_are_refused(blocks: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         MixableModule(blocks)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (
+            {"loss": "mse"},
+            TypeError,
+            "a loss module or a function of (logits, targets), got 'mse' of type str. None is nn.CrossEntropyLoss().",
+        ),
+        (
+            {"loss": nn.NLLLoss},
+            TypeError,
+            "a loss module or a function of (logits, targets), got <class 'torch.nn.modules.loss.NLLLoss'> of type "
+            "type. None is nn.CrossEntropyLoss().",
+        ),
+        (
+            {"optimizer": 0},
+            TypeError,
+            "a function that makes an optimizer from parameters, got 0 of type int. "
+            "Give functools.partial(torch.optim.SGD, lr=0.1), say.",
+        ),
+        (
+            {"scheduler": "cosine"},
+            TypeError,
+            "a function that makes a scheduler from an optimizer, got 'cosine' of type str. "
+            "None keeps the learning rate constant.",
+        ),
+        ({"num_classes": 0}, ValueError, "an integer >= 2, got 0. None takes it from the blocks."),
+        ({"num_classes": -3}, ValueError, "an integer >= 2, got -3. None takes it from the blocks."),
+        ({"num_classes": "3"}, TypeError, "an integer >= 2, got '3' of type str. None takes it from the blocks."),
+        ({"num_classes": True}, TypeError, "an integer >= 2, got True of type bool. None takes it from the blocks."),
+        ({"blocks": 3}, TypeError, "a list of (module, eligible), got 3 of type int. Give at least one."),
+    ],
+    ids=lambda value: "_".join(map(str, *value.items())) if isinstance(value, dict) else "",
+)
+def test_arguments_that_are_none_are_refused(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as refusal:
+        MixableModule(**{"blocks": [(nn.Linear(2, 2), True)], **arguments})
+    assert str(refusal.value) == f"{next(iter(arguments))} must be {message}"
+
+
+def test_numbers_and_booleans_of_numpy_are_as_good() -> None:
+    module = MixableModule([(nn.Flatten(), np.bool_(True))], num_classes=np.int64(3))
+    assert module.val_metrics.accuracy.num_classes == 3
+    assert list(module.named_children())[2][0] == "input"
 
 
 def test_an_unknown_interval_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from classifier import (
+    LAYERS,
     LR,
     Classifier,
     Network,
@@ -350,3 +352,71 @@ def _inside(plans: list[Any]) -> list[Any]:
 
 def _renamed(plans: list[Any], names: dict[str, str]) -> list[Any]:
     return [type(plan)(names.get(plan.layer), plan.partner, plan.lam, plan.inverse) for plan in plans]
+
+
+# Exports during a fit.
+
+
+class Exporting(pl.Callback):
+    """Exports at the end of every epoch, and keeps what is made and the logits that were to come."""
+
+    def __init__(self, export: Callable[[nn.Module, Tensor], Any]) -> None:
+        self.export = export
+        self.found: list[tuple[Tensor, Tensor]] = []
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        x = batches()[0][0]
+        made = self.export(pl_module, x)
+        with torch.no_grad():
+            self.found.append((made(x), Network.forward(pl_module, x)))
+
+
+def _saved_and_loaded(module: nn.Module, x: Tensor) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+EXPORTS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
+    "trace": lambda module, x: torch.jit.trace(module, x),
+    "export": lambda module, x: torch.export.export(module, (x,)).module(),
+    "fx": lambda module, x: torch.fx.symbolic_trace(module),
+    "save": _saved_and_loaded,
+    "copy": lambda module, x: copy.deepcopy(module),
+    "script": lambda module, x: torch.jit.script(module),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The TorchScript type system")  # of an attribute of Classifier
+@pytest.mark.parametrize(
+    ("export", "layers"),
+    [(name, ["input"] if name == "script" else LAYERS) for name in EXPORTS],
+    ids=[*EXPORTS],
+)
+def test_a_network_exported_during_fit_is_unmixed_and_trains_on(
+    make_trainer: MakeTrainer, export: str, layers: list[str]
+) -> None:
+    model, exporting = Classifier(), Exporting(EXPORTS[export])
+    callback = mixup(layers=layers)
+    plans = Plans(callback)
+    make_trainer(exporting, callback, plans, max_epochs=2).fit(model, loader())
+    for got, wanted in exporting.found:
+        assert_close(got, wanted, rtol=0, atol=1e-12)
+    assert len(exporting.found) == 2
+    assert_same_weights(model, train_by_hand(plans.plans, 2 * batches()))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The TorchScript type system")  # of an attribute of Classifier
+def test_a_hooked_network_says_why_it_cannot_be_scripted(make_trainer: MakeTrainer) -> None:
+    model, exporting = Classifier(), Exporting(EXPORTS["script"])
+    with pytest.raises(AttributeError) as refusal:
+        make_trainer(exporting, mixup()).fit(model, loader())
+    assert str(refusal.value) == (
+        "torch.jit.script cannot compile a module that manifold mixup has hooked. Script the module itself after the "
+        "fit, or use torch.jit.trace or torch.export, which take it unmixed."
+    )
+    x = batches()[0][0]
+    assert_close(torch.jit.script(model)(x), model(x))

@@ -6,12 +6,14 @@ import lzma
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from os import PathLike
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mm_lightning.arguments import check_integer, refusal
 from mm_lightning.data.tensor_data_module import TensorDataModule
 
 PACKAGED_FILES = Path(__file__).with_name("mnist_files")
@@ -69,11 +71,12 @@ class MNISTDataModule(TensorDataModule):
         batch_size: Training images per batch, on each device.
         eval_batch_size: Images per batch in validation, test and prediction, on each device.
         num_validation: Training images set aside for validation, 0 to 59,999.
-        seed: Seed of the training order.
+        seed: Seed of the training order, in [0, 2**32).
         limit: Keep only the first ``limit`` images of the training, the validation and the test set, for a quick
             run. Empty keeps all.
 
     Raises:
+        TypeError: If an argument is of a wrong type.
         ValueError: If a number is outside its range.
     """
 
@@ -91,10 +94,17 @@ class MNISTDataModule(TensorDataModule):
         limit: int | None = None,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, seed)
-        if not 0 <= num_validation < 60_000:
-            raise ValueError(f"num_validation must be in [0, 59999], got {num_validation}. 0 trains on all 60,000.")
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit must be >= 1, got {limit}. Leave it empty to use all images.")
+        if root is not None and not isinstance(root, (str, PathLike)):
+            raise refusal("root", root, "a folder", "Leave it empty to use the packaged copy.")
+        check_integer(
+            "num_validation",
+            num_validation,
+            "an integer in [0, 59999]",
+            lambda count: 0 <= count < 60_000,
+            "0 trains on all 60,000.",
+        )
+        if limit is not None:
+            check_integer("limit", limit, "an integer >= 1", lambda count: count >= 1, "None keeps all images.")
         self.root = root
         self.num_validation = num_validation
         self.limit = limit

@@ -1,14 +1,14 @@
 """Two spirals: a small data set in the plane, drawn from a seed, and its LightningDataModule."""
 
 import math
-from numbers import Integral
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mm_lightning.data.tensor_data_module import TensorDataModule
+from mm_lightning.arguments import check_integer, check_number
+from mm_lightning.data.tensor_data_module import TensorDataModule, check_seed
 
 _ARM_END = math.radians(780)  # the angle at an arm's end, and its distance from the origin there
 
@@ -36,6 +36,7 @@ def two_spirals(num_points: int, noise: float, seed: int) -> tuple[Tensor, Tenso
         Points float32 (2 * num_points, 2), and targets int64 (2 * num_points,): all of class 0, then all of class 1.
 
     Raises:
+        TypeError: If an argument is of a wrong type.
         ValueError: If an argument is outside its range.
 
     Example:
@@ -43,10 +44,9 @@ def two_spirals(num_points: int, noise: float, seed: int) -> tuple[Tensor, Tenso
         >>> torch.equal(points[1], -points[0]), targets
         (True, tensor([0, 1]))
     """
-    if num_points < 1:
-        raise ValueError(f"num_points must be >= 1, got {num_points}. It counts the points of one class.")
+    _check_num_points(num_points, 1, "It counts the points of one class.")
     _check_noise(noise)
-    _check_seed("seed", seed)
+    check_seed("seed", seed)
     u, v, w = _rng(seed, _POINTS_STREAM).random((num_points, 3)).T
     angle = np.sqrt(u) * _ARM_END
     arm = np.stack([-np.cos(angle) * angle + noise * v, np.sin(angle) * angle + noise * w], axis=1)
@@ -70,6 +70,7 @@ class SpiralsDataModule(TensorDataModule):
             None takes ``seed``.
 
     Raises:
+        TypeError: If an argument is of a wrong type.
         ValueError: If a number is outside its range.
     """
 
@@ -87,12 +88,11 @@ class SpiralsDataModule(TensorDataModule):
         data_seed: int | None = None,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, seed)
-        if num_points < 3:  # 6 points are 4 to train, 1 to validate and 1 to test
-            raise ValueError(f"num_points must be >= 3, got {num_points}. Fewer leave a split without points.")
+        # 6 points are 4 to train, 1 to validate and 1 to test
+        _check_num_points(num_points, 3, "Fewer leave a split without points.")
         _check_noise(noise)
-        _check_seed("seed", seed)
         if data_seed is not None:
-            _check_seed("data_seed", data_seed)
+            check_seed("data_seed", data_seed)
         self.num_points = num_points
         self.noise = noise
         self.data_seed = data_seed
@@ -112,11 +112,10 @@ def _rng(seed: int, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.array([seed, stream], dtype=np.uint64)))
 
 
-def _check_noise(noise: float) -> None:
-    if not 0 <= noise < math.inf:
-        raise ValueError(f"noise must be a finite number >= 0, got {noise}. 0 leaves the points on the spirals.")
+def _check_num_points(num_points: Any, least: int, way_out: str) -> None:
+    check_integer("num_points", num_points, f"an integer >= {least}", lambda count: count >= least, way_out)
 
 
-def _check_seed(name: str, seed: int) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**32:
-        raise ValueError(f"{name} must be an integer in [0, 2**32), got {seed!r}.")
+def _check_noise(noise: Any) -> None:
+    way_out = "0 leaves the points on the spirals."
+    check_number("noise", noise, "a finite number >= 0", lambda noise: 0 <= noise < math.inf, way_out)

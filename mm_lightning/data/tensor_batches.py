@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
+from mm_lightning.arguments import check_flag, check_integer
+
 
 class TensorBatches:
     """Cut tensors that are already in memory into batches.
@@ -26,6 +28,7 @@ class TensorBatches:
         first_batch: Number of the batch to begin with, counted from 0, asked for once per iteration.
 
     Raises:
+        TypeError: If ``batch_size`` is no integer, or ``drop_last`` neither True nor False.
         ValueError: If there is no tensor, the lengths differ or ``batch_size`` is below 1.
 
     Example:
@@ -56,8 +59,8 @@ class TensorBatches:
                 f"sampler must order as many rows as tensors have, got {num_rows} and {lengths[0]}."
                 " Build it from the same data."
             )
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be >= 1, got {batch_size}. 1 yields single rows.")
+        check_integer("batch_size", batch_size, "an integer >= 1", lambda size: size >= 1, "1 yields single rows.")
+        check_flag("drop_last", drop_last, "False keeps a last batch of fewer rows.")
         self.tensors = tuple(tensors)
         self.batch_size = batch_size
         self.sampler = sampler

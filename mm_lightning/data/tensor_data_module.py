@@ -1,12 +1,13 @@
 """A LightningDataModule for data that fit into memory: tensors on the trainer's device, cut into batches."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler, TensorDataset
 
+from mm_lightning.arguments import check_integer
 from mm_lightning.data.tensor_batches import TensorBatches
 from mm_lightning.namespaces import DataModuleOfBoth
 
@@ -23,21 +24,20 @@ class TensorDataModule(DataModuleOfBoth, ABC):
     Args:
         batch_size: Training rows per batch, on each device.
         eval_batch_size: Rows per batch in validation, test and prediction, on each device.
-        seed: Seed of the training order.
+        seed: Seed of the training order, in [0, 2**32).
 
     Raises:
-        ValueError: If a batch size is below 1.
+        TypeError: If an argument is no integer.
+        ValueError: If a batch size is below 1, or the seed out of range.
     """
 
     row_name: ClassVar[str] = "row"  # what error messages call one
 
     def __init__(self, batch_size: int, eval_batch_size: int, seed: int) -> None:
         super().__init__()
-        if batch_size < 1 or eval_batch_size < 1:
-            raise ValueError(
-                f"batch_size and eval_batch_size must be >= 1, got {batch_size} and {eval_batch_size}."
-                f" 1 yields single {self.row_name}s."
-            )
+        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            check_integer(name, value, "an integer >= 1", lambda size: size >= 1, f"1 yields single {self.row_name}s.")
+        check_seed("seed", seed)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.seed = seed
@@ -101,3 +101,8 @@ class TensorDataModule(DataModuleOfBoth, ABC):
         if self.trainer is None or not self.trainer.training:
             return 0
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+
+def check_seed(name: str, seed: Any) -> None:
+    """Raise TypeError unless ``seed`` is an integer, and ValueError unless it is in [0, 2**32)."""
+    check_integer(name, seed, "an integer in [0, 2**32)", lambda seed: 0 <= seed < 2**32, "Give 0, for example.")

@@ -11,8 +11,9 @@ from typing import Any
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from mm_lightning.look.eligible import Proofs, choose_places
-from mm_lightning.look.look import Look
+from mm_lightning.look.look import Look, check_batch_dim
 from mm_lightning.mixup import INPUT, Layer, MixPoint
+from mm_lightning.mixup.batch import check_batch_size
 from mm_lightning.namespaces import LightningModule, package_of
 
 __all__ = ["Inspection", "LayerReport", "inspect"]
@@ -96,7 +97,9 @@ def inspect(
         The report.
 
     Raises:
-        TypeError: If ``module`` is no LightningModule, or the batch has no tensors.
+        TypeError: If ``module`` is no LightningModule, ``batch_dim`` or ``batch_size`` no integer, or the batch has no
+            tensors.
+        ValueError: If ``batch_dim`` is negative or names no layer, or ``batch_size`` is below 1.
         LookFailed: If ``training_step`` fails. It is of the class of what the step raised, too.
 
     Example:
@@ -104,6 +107,9 @@ def inspect(
     """
     if not isinstance(module, LightningModule):
         raise TypeError(f"inspect takes a LightningModule, got {type(module).__name__}.")
+    check_batch_dim(batch_dim)
+    if batch_size is not None:
+        check_batch_size(batch_size)
     with _with_a_trainer(module):
         arguments = _arguments(module, batch)
         look = Look(module, module.training_step, arguments, {}, batch_dim=batch_dim, batch_size=batch_size)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mm_lightning.arguments import check_integer, refusal
 from mm_lightning.look.flow import Flow
 from mm_lightning.look.graph import Entries, Graph
 from mm_lightning.look.look_failed import LookFailed
@@ -30,7 +31,7 @@ from mm_lightning.step.named_losses import NamedLosses
 from mm_lightning.step.run import loss_of
 from mm_lightning.step.way import Way
 
-__all__ = ["Look"]
+__all__ = ["Look", "check_batch_dim"]
 
 BatchDim = int | Mapping[str, int] | None
 
@@ -52,6 +53,7 @@ class Look:
         agree: Whether all processes that train together say so.
 
     Raises:
+        ValueError: If ``batch_dim`` names a layer that is not there.
         LookFailed: If the step fails.
         RuntimeError: If the module is compiled and this torch is too old.
     """
@@ -77,6 +79,7 @@ class Look:
         for name, part in self.modules.items():  # a module with two names is one
             if not any(part is other for other in self.watched.values()):
                 self.watched[name] = part
+        self._check_names(batch_dim)
         guess_layout(args[0], batch_size)  # a batch without rows is refused in its own words
         self._candidates = layouts(args[0], batch_size)
         sizes = {layout.rows_of(args[0]) for layout in self._candidates}
@@ -277,6 +280,14 @@ class Look:
             dtypes.add(torch.bfloat16)
         return tolerance_of(*dtypes)
 
+    def _check_names(self, batch_dim: BatchDim) -> None:
+        names = batch_dim if isinstance(batch_dim, Mapping) else {}
+        if unknown := next((name for name in names if name != INPUT and name not in self.modules), None):
+            raise ValueError(
+                f"batch_dim must name layers of {type(self.module).__name__}, got {unknown!r}. "
+                "mm_lightning.inspect(module, batch) lists them."
+            )
+
     def _dims(self, name: str, call: Call) -> Dims:
         given = self.batch_dim.get(name) if isinstance(self.batch_dim, Mapping) else self.batch_dim
         if given is not None:
@@ -367,3 +378,20 @@ def _with_inner(call: Call) -> Iterator[Call]:
     yield call
     for inner in call.inner:
         yield from _with_inner(inner)
+
+
+def check_batch_dim(batch_dim: Any) -> None:
+    """Refuse what is no dimension.
+
+    Raises:
+        TypeError: Unless it is None, an integer, or a mapping of layers' names to integers.
+        ValueError: If one is negative.
+    """
+    if batch_dim is None:
+        return
+    expected = "a dimension >= 0 or a dict of layers' names to dimensions >= 0"
+    is_mapping = isinstance(batch_dim, Mapping)
+    if is_mapping and not all(isinstance(name, str) for name in batch_dim):
+        raise refusal("batch_dim", batch_dim, expected, "None learns it.")
+    for dim in batch_dim.values() if is_mapping else [batch_dim]:
+        check_integer("batch_dim", dim, expected, lambda dim: dim >= 0, "None learns it.")

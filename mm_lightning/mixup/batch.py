@@ -12,9 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mm_lightning.arguments import check_integer
+
 __all__ = [
     "Layout",
     "Path",
+    "check_batch_size",
     "fresh",
     "guess_layout",
     "layouts",
@@ -171,6 +174,11 @@ def leaf_at(batch: Any, path: Path) -> Any:
     for key in path:
         batch = _at(batch, key)
     return batch
+
+
+def check_batch_size(batch_size: Any) -> None:
+    """Raise TypeError unless ``batch_size`` is an integer, and ValueError unless it is positive."""
+    check_integer("batch_size", batch_size, "an integer >= 1", lambda size: size >= 1, "Give the number of rows.")
 
 
 def guess_layout(batch: Any, size: int | None = None) -> Layout:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mm_lightning.mixup.interpolation import mix_rows
-from mm_lightning.mixup.layers import Layer
+from mm_lightning.mixup.layers import Hook, Layer
 from mm_lightning.mixup.masks import MaskSite, UnionHook
 from mm_lightning.mixup.plan import MixPlan
 from mm_lightning.mixup.trees import map_tensors
@@ -134,7 +134,7 @@ class Mixer:
         return [hook for hooks in self._hooks for hook in hooks]
 
 
-class _MixHook:
+class _MixHook(Hook):
     """The forward hook of one layer; a class, not a closure, so that a hooked module stays picklable.
 
     Attributes:

@@ -9,7 +9,19 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-__all__ = ["INPUT", "Layer", "LayerSpec", "MixPoint", "has_auto", "named_layers", "resolve_layers"]
+from mm_lightning.arguments import plain, refusal
+
+__all__ = [
+    "INPUT",
+    "Hook",
+    "Layer",
+    "LayerSpec",
+    "MixPoint",
+    "check_layers",
+    "has_auto",
+    "named_layers",
+    "resolve_layers",
+]
 
 INPUT = "input"
 """Name of layer k = 0: the batch itself."""
@@ -37,6 +49,18 @@ class MixPoint(nn.Module):
         return hidden
 
 
+class Hook:
+    """What the hooks that stay on modules during a fit have in common."""
+
+    @property
+    def __name__(self) -> str:
+        # TorchScript alone asks for it, in order to compile the hook. To all others this is a hook without a name.
+        raise AttributeError(
+            "torch.jit.script cannot compile a module that manifold mixup has hooked. Script the module itself after "
+            "the fit, or use torch.jit.trace or torch.export, which take it unmixed."
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Layer:
     """A place where the batch may be mixed.
@@ -48,6 +72,23 @@ class Layer:
 
     name: str
     modules: tuple[nn.Module, ...] = ()
+
+
+def check_layers(spec: LayerSpec) -> None:
+    """Refuse a specification of layers that is none in any network.
+
+    Raises:
+        ValueError: If it is empty.
+        TypeError: If a part of it is no name, module class or module object.
+    """
+    parts = _parts(spec)
+    if not parts:
+        raise ValueError(f"layers must name at least one layer, got {spec!r}. Give 'auto', or 'input' for the batch.")
+    for part in parts:
+        is_class = isinstance(part, type) and issubclass(part, nn.Module)
+        if not is_class and not isinstance(part, (str, nn.Module)):
+            expected = "'auto', 'input', module names, module classes, module objects or a list of these"
+            raise refusal("layers", part, expected, "mm_lightning.inspect(module, batch) lists the names.")
 
 
 def has_auto(root: nn.Module, spec: LayerSpec) -> bool:
@@ -74,11 +115,9 @@ def resolve_layers(root: nn.Module, spec: LayerSpec, chosen: Sequence[str] | Non
         TypeError: If a part of ``spec`` is none of the above.
     """
     modules = named_layers(root)
-    parts = _parts(spec)
-    if not parts:
-        raise ValueError("layers is empty. Name at least one layer, or use 'auto' or 'input'.")
+    check_layers(spec)
     found: set[str] = set()
-    for part in parts:
+    for part in _parts(spec):
         found.update(_match(root, modules, part, chosen))
     layers = [Layer(INPUT)] if INPUT in found else []
     for name, module in modules.items():  # a module with two names is one layer
@@ -97,7 +136,8 @@ def named_layers(root: nn.Module) -> dict[str, nn.Module]:
 
 
 def _parts(spec: LayerSpec) -> list[object]:
-    return list(spec) if isinstance(spec, Iterable) and not isinstance(spec, (str, nn.Module)) else [spec]
+    parts = plain(spec)
+    return parts if isinstance(parts, list) else [parts]
 
 
 def _match(root: nn.Module, modules: dict[str, nn.Module], part: object, chosen: Sequence[str] | None) -> Iterable[str]:
@@ -118,13 +158,9 @@ def _match(root: nn.Module, modules: dict[str, nn.Module], part: object, chosen:
         )
     if isinstance(part, nn.Module):
         return _where(modules, lambda module: module is part) or _refuse(root, modules, type(part).__name__)
-    if isinstance(part, type) and issubclass(part, nn.Module):
-        cls = part
-        return _where(modules, lambda module: isinstance(module, cls)) or _refuse(root, modules, cls.__name__)
-    raise TypeError(
-        "layers takes 'auto', 'input', module names, module classes, module objects or a list of these, "
-        f"got {part!r} of type {type(part).__name__}."
-    )
+    assert isinstance(part, type)
+    cls = part
+    return _where(modules, lambda module: isinstance(module, cls)) or _refuse(root, modules, cls.__name__)
 
 
 def _display_name(name: str, module: nn.Module) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mm_lightning.mixup.layers import Hook
 from mm_lightning.mixup.plan import MixPlan
 
 __all__ = ["MaskSite", "UnionHook", "keep_value", "masks_in", "union"]
@@ -127,7 +128,7 @@ def _argument(module: nn.Module, key: int | str) -> str:
     return key if isinstance(key, str) else (names[key] if key < len(names) else "")
 
 
-class UnionHook:
+class UnionHook(Hook):
     """A pre-hook that hands a module the union of masks while certain layers are mixed."""
 
     def __init__(self, sites: Mapping[int, Sequence[MaskSite]]) -> None:

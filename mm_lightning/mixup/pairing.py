@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-__all__ = ["RandomPermutation", "Roll"]
+from mm_lightning.arguments import refusal
+
+__all__ = ["Pairing", "RandomPermutation", "Roll", "check_pairing"]
+
+# It returns an ndarray; but a return type would let LightningCLI take that, and no instance of a class that draws.
+Pairing = Callable[[np.random.Generator, int], Any]
 
 
 @dataclass(frozen=True)
@@ -40,3 +47,10 @@ class Roll:
         """Draw partners, as :meth:`RandomPermutation.__call__`."""
         shift = int(rng.integers(1, batch_size)) if batch_size > 1 else 0
         return (np.arange(batch_size) + shift) % batch_size
+
+
+def check_pairing(pairing: Any) -> None:
+    """Raise TypeError unless ``pairing`` can be called; a class such as ``Roll`` in the place of ``Roll()`` is none."""
+    if isinstance(pairing, type) or not callable(pairing):
+        expected = "a function of a numpy.random.Generator and the number of rows"
+        raise refusal("pairing", pairing, expected, "Give RandomPermutation() or Roll().")

@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mm_lightning.mixup.pairing import RandomPermutation
+from mm_lightning.arguments import check_integer, check_number, plain, refusal
+from mm_lightning.mixup.batch import check_batch_size
+from mm_lightning.mixup.pairing import Pairing, RandomPermutation, check_pairing
 from mm_lightning.mixup.ratio import BetaRatio
 
-__all__ = ["MixPlan", "PlanSource", "PlansAhead"]
+__all__ = ["MixPlan", "PlanSource", "PlansAhead", "check_probability", "check_seed", "check_weights"]
 
 Ratio = Callable[[np.random.Generator, int], np.ndarray]
-Pairing = Callable[[np.random.Generator, int], np.ndarray]
 
 # The layer is drawn alike on every rank, ratio and partners are not: two independent streams of one seed.
 _SHARED_STREAM, _RANK_STREAM = 0, 1
@@ -93,7 +94,8 @@ class PlanSource:
         seed: Integer in [0, 2**64).
 
     Raises:
-        ValueError: If an argument is out of its range or ``weights`` does not fit ``layers``.
+        TypeError: If an argument is of a wrong type.
+        ValueError: If one is out of its range or ``weights`` does not fit ``layers``.
     """
 
     layers: Sequence[str]
@@ -104,8 +106,15 @@ class PlanSource:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.layers, str) or len(self.layers) == 0:
-            raise ValueError(f"layers must be a sequence of at least one layer name, got {self.layers!r}.")
+        names = plain(self.layers)
+        if not isinstance(names, list) or any(not isinstance(name, str) for name in names):
+            raise refusal("layers", self.layers, "a sequence of layer names", "Give for example ['input'].")
+        if not names:
+            raise ValueError(f"layers must hold at least one layer name, got {self.layers!r}. Give ['input'], say.")
+        if isinstance(self.ratio, type) or not callable(self.ratio):
+            expected = "a function of a numpy.random.Generator and the number of rows"
+            raise refusal("ratio", self.ratio, expected, "Give BetaRatio(alpha).")
+        check_pairing(self.pairing)
         check_weights(self.weights, len(self.layers))
         check_probability(self.probability)
         check_seed(self.seed)
@@ -123,10 +132,13 @@ class PlanSource:
             The plan, the same for the same arguments.
 
         Raises:
-            ValueError: If ``batch_size`` is below 1, or if ``pairing`` draws something else than rows of the batch.
+            TypeError: If an argument is no integer.
+            ValueError: If ``batch_size`` is below 1, another one negative, or if ``pairing`` draws something else than
+                rows of the batch.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be >= 1, got {batch_size}.")
+        check_batch_size(batch_size)
+        for name, value in (("epoch", epoch), ("batch_index", batch_index), ("rank", rank)):
+            check_integer(name, value, "an integer in [0, 2**64)", lambda n: 0 <= n < 2**64, "Count from 0.")
         shared = self._rng(_SHARED_STREAM, epoch, batch_index, 0)
         layer = self.layers[self._draw_layer(shared)]
         if batch_size == 1 or shared.random() >= self.probability:
@@ -150,7 +162,7 @@ class PlanSource:
     def _draw_layer(self, rng: np.random.Generator) -> int:
         if self.weights is None:
             return int(rng.integers(len(self.layers)))
-        cumulative = np.cumsum(self.weights)
+        cumulative = np.cumsum(plain(self.weights))
         return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
 
     def _rng(self, stream: int, epoch: int, batch_index: int, rank: int) -> np.random.Generator:
@@ -190,26 +202,38 @@ class PlansAhead:
         return self._plans.pop((batch_size, epoch, batch_index, rank))
 
 
-def check_weights(weights: Sequence[float] | None, num_layers: int) -> None:
-    """Raise ValueError unless ``weights`` is None or one finite weight >= 0 a layer with a positive sum."""
+def check_weights(weights: Any, num_layers: int | None = None, name: str = "weights") -> None:
+    """Refuse weights of layers that are none.
+
+    Args:
+        weights: Any sequence of numbers, or None.
+        num_layers: How many there must be, where that is known.
+        name: What the user calls them.
+
+    Raises:
+        TypeError: If it is no sequence of numbers.
+        ValueError: If one is negative or not finite, all are zero, or there are not as many as layers.
+    """
     if weights is None:
         return
-    if len(weights) != num_layers:
-        raise ValueError(f"weights must hold one number for each of the {num_layers} eligible layers, got {weights!r}.")
-    if any(not math.isfinite(w) or w < 0 for w in weights) or sum(weights) <= 0:
-        raise ValueError(f"weights must be finite, >= 0 and not all zero, got {weights!r}.")
+    expected = f"one number for each of the {num_layers or ''} eligible layers".replace("  ", " ")
+    numbers, way_out = plain(weights), "None draws all layers alike."
+    if not isinstance(numbers, list) or any(isinstance(w, bool) or not isinstance(w, Real) for w in numbers):
+        raise refusal(name, weights, expected, way_out)
+    if any(not 0 <= w < math.inf for w in numbers) or sum(numbers) <= 0:
+        raise ValueError(f"{name} must be finite, >= 0 and not all zero, got {weights!r}. {way_out}")
+    if num_layers not in (None, len(numbers)):
+        raise ValueError(f"{name} must be {expected}, got {weights!r}. {way_out}")
 
 
-def check_probability(probability: float) -> None:
-    """Raise ValueError unless ``probability`` is in [0, 1]."""
-    if not 0.0 <= probability <= 1.0:
-        raise ValueError(f"probability must be in [0, 1], got {probability}. 0 switches mixing off.")
+def check_probability(probability: Any) -> None:
+    """Raise TypeError unless ``probability`` is a number, and ValueError unless it is in [0, 1]."""
+    check_number("probability", probability, "a number in [0, 1]", lambda p: 0 <= p <= 1, "0 switches mixing off.")
 
 
-def check_seed(seed: int) -> None:
-    """Raise ValueError unless ``seed`` is an integer in [0, 2**64)."""
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be an integer in [0, 2**64), got {seed!r}.")
+def check_seed(seed: Any) -> None:
+    """Raise TypeError unless ``seed`` is an integer, and ValueError unless it is in [0, 2**64)."""
+    check_integer("seed", seed, "an integer in [0, 2**64)", lambda seed: 0 <= seed < 2**64, "Give 0, for example.")
 
 
 def _inverse(partner: np.ndarray) -> np.ndarray | None:

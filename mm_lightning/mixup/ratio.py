@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Real
 
 import numpy as np
+
+from mm_lightning.arguments import check_flag, check_number
 
 __all__ = ["BetaRatio"]
 
@@ -24,17 +25,17 @@ class BetaRatio:
 
     Raises:
         ValueError: If ``alpha`` is negative, infinite or not a number.
-        TypeError: If ``alpha`` is not a real number.
+        TypeError: If ``alpha`` is not a real number, or ``per_sample`` neither True nor False.
     """
 
     alpha: float = 2.0
     per_sample: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.alpha, bool) or not isinstance(self.alpha, Real):
-            raise TypeError(f"alpha must be a number >= 0, got {self.alpha!r} of type {type(self.alpha).__name__}.")
-        if not math.isfinite(self.alpha) or self.alpha < 0:
-            raise ValueError(f"alpha must be a finite number >= 0, got {self.alpha}. 0 switches mixing off.")
+        check_number(
+            "alpha", self.alpha, "a finite number >= 0", lambda alpha: 0 <= alpha < math.inf, "0 switches mixing off."
+        )
+        check_flag("per_sample", self.per_sample, "False draws one lam for the batch.")
 
     def __call__(self, rng: np.random.Generator, batch_size: int) -> np.ndarray:
         """Draw the ratios of one batch.

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mm_lightning.arguments import plain, refusal
 from mm_lightning.mixup.trees import map_tensors, tensors_in
 
-__all__ = ["LossSpec", "NamedLosses"]
+__all__ = ["LossSpec", "NamedLosses", "check_loss"]
 
 LossSpec = str | Callable[..., Any] | Sequence[str | Callable[..., Any]]
 
@@ -46,10 +47,9 @@ class NamedLosses:
     """
 
     def __init__(self, module: nn.Module, spec: LossSpec) -> None:
-        parts: list[Any] = [spec] if isinstance(spec, (str, nn.Module)) or callable(spec) else list(spec)
         self.sites = [
             site
-            for part in parts
+            for part in _parts(spec)
             for site in (_by_name(module, part) if isinstance(part, str) else _by_object(module, part))
         ]
         self._values: list[list[Any]] = [[], []]
@@ -136,6 +136,27 @@ class _Stand:
         return getattr(self._loss, name)
 
 
+def check_loss(spec: Any) -> None:
+    """Refuse a specification of losses that is none in any module.
+
+    Raises:
+        TypeError: If a part of it is neither a name nor a function or module; a class is none.
+        ValueError: If it is empty.
+    """
+    parts = _parts(spec)
+    if not parts:
+        raise ValueError(f"loss must name at least one loss, got {spec!r}. None mixes what training_step returns.")
+    for part in parts:
+        if isinstance(part, type) or not (isinstance(part, str) or callable(part)):
+            expected = "an attribute's name, a loss module, a function or a list of these"
+            raise refusal("loss", part, expected, "None mixes what training_step returns.")
+
+
+def _parts(spec: Any) -> list[Any]:
+    parts = plain(spec)
+    return parts if isinstance(parts, list) else [parts]
+
+
 def _by_name(module: nn.Module, name: str) -> list[LossSite]:
     holder: Any = module
     *path, last = name.split(".")
@@ -151,8 +172,6 @@ def _by_name(module: nn.Module, name: str) -> list[LossSite]:
 
 def _by_object(module: nn.Module, loss: Callable[..., Any]) -> list[LossSite]:
     name = getattr(loss, "__name__", type(loss).__name__)
-    if not callable(loss):
-        raise TypeError(f"loss takes names of attributes and functions, got {loss!r}.")
     if isinstance(loss, nn.Module):
         return _sites_of_module(module, loss, name)
     if (owner := getattr(loss, "__self__", None)) is not None and hasattr(owner, "__dict__"):

@@ -283,15 +283,35 @@ def test_classes_are_the_digits() -> None:
 
 
 def test_arguments_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^batch_size and eval_batch_size must be >= 1, got 0 and 1000\."):
+    with pytest.raises(ValueError, match=r"^batch_size must be an integer >= 1, got 0\."):
         MNISTDataModule(batch_size=0)
-    with pytest.raises(ValueError, match=r"^batch_size and eval_batch_size must be >= 1, got 100 and 0\."):
+    with pytest.raises(ValueError, match=r"^eval_batch_size must be an integer >= 1, got 0\."):
         MNISTDataModule(eval_batch_size=0)
     for num_validation in (-1, 60_000):
-        with pytest.raises(ValueError, match=rf"^num_validation must be in \[0, 59999\], got {num_validation}\."):
+        with pytest.raises(
+            ValueError, match=rf"^num_validation must be an integer in \[0, 59999\], got {num_validation}\."
+        ):
             MNISTDataModule(num_validation=num_validation)
-    with pytest.raises(ValueError, match=r"^limit must be >= 1, got 0\."):
+    with pytest.raises(ValueError, match=r"^limit must be an integer >= 1, got 0\."):
         MNISTDataModule(limit=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"root": 3}, "a folder, got 3 of type int. Leave it empty to use the packaged copy."),
+        ({"batch_size": "8"}, "an integer >= 1, got '8' of type str. 1 yields single images."),
+        ({"eval_batch_size": 8.0}, "an integer >= 1, got 8.0 of type float. 1 yields single images."),
+        ({"num_validation": True}, "an integer in [0, 59999], got True of type bool. 0 trains on all 60,000."),
+        ({"seed": "a"}, "an integer in [0, 2**32), got 'a' of type str. Give 0, for example."),
+        ({"limit": 10.5}, "an integer >= 1, got 10.5 of type float. None keeps all images."),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_arguments_of_another_type_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError) as refusal:
+        MNISTDataModule(**arguments)
+    assert str(refusal.value) == f"{next(iter(arguments))} must be {message}"
 
 
 def test_loader_before_setup_is_refused() -> None:
@@ -300,7 +320,7 @@ def test_loader_before_setup_is_refused() -> None:
 
 
 def test_messages_of_the_common_part_speak_of_mnist() -> None:
-    with pytest.raises(ValueError, match=r"^batch_size and eval_batch_size must be .* 1 yields single images\.$"):
+    with pytest.raises(ValueError, match=r"^batch_size must be .* 1 yields single images\.$"):
         MNISTDataModule(batch_size=0)
     with pytest.raises(RuntimeError, match=r"^MNISTDataModule holds no data yet\. Call setup\(\) before asking"):
         MNISTDataModule().test_dataloader()

@@ -147,5 +147,9 @@ def test_arguments_out_of_range_are_refused() -> None:
         TensorBatches([ROWS, SQUARES[:9]], 4, make_sampler())
     with pytest.raises(ValueError, match=r"^sampler must order as many rows as tensors have, got 9 and 10\."):
         TensorBatches([ROWS], 4, make_sampler(num_rows=9))
-    with pytest.raises(ValueError, match=r"^batch_size must be >= 1, got 0\."):
+    with pytest.raises(ValueError, match=r"^batch_size must be an integer >= 1, got 0\. 1 yields single rows\.$"):
         TensorBatches([ROWS], 0, make_sampler())
+    with pytest.raises(TypeError, match=r"^batch_size must be an integer >= 1, got '4' of type str\."):
+        TensorBatches([ROWS], "4", make_sampler())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^drop_last must be True or False, got 'no' of type str\."):
+        TensorBatches([ROWS], 4, make_sampler(), drop_last="no")  # type: ignore[arg-type]

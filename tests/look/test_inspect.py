@@ -138,3 +138,19 @@ def test_a_mistake_is_answered_in_one_line(command: Callable[..., subprocess.Com
     assert finished.stderr.startswith("error: There is no 'data.batch_sice'. Names there: ")
     assert finished.stderr.endswith("Did you mean 'batch_size'?\n")
     assert finished.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"batch_dim": "x"}, TypeError, r"^batch_dim must be a dimension >= 0 or a dict .*, got 'x' of type str\."),
+        ({"batch_dim": -1}, ValueError, r"^batch_dim must be a dimension >= 0 or a dict .*, got -1\."),
+        ({"batch_dim": {"frist": 0}}, ValueError, r"^batch_dim must name layers of \w+, got 'frist'\."),
+        ({"batch_size": "a"}, TypeError, r"^batch_size must be an integer >= 1, got 'a' of type str\."),
+        ({"batch_size": 0}, ValueError, r"^batch_size must be an integer >= 1, got 0\."),
+    ],
+    ids=["name", "negative", "no layer", "text", "zero"],
+)
+def test_settings_that_are_none_are_refused(settings: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        inspect(Classifier(), rows(6), **settings)

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from mm_lightning import MixPlan
-from mm_lightning.mixup.masks import keep_value, masks_in, union
+from mm_lightning.mixup.masks import UnionHook, keep_value, masks_in, union
 
 MakeTrainer = Callable[..., pl.Trainer]
 PARTNER = torch.tensor([1, 2, 0])
@@ -258,3 +258,11 @@ def test_bert_attends_to_both_parents(make_trainer: MakeTrainer, attention: str,
     plans = fit(make_trainer, module, batch, layers="model.bert.encoder.layer.0", union_masks=has_union)
     for got, plan in zip(seen[-2:], plans[-2:], strict=True):  # before the second step it is looked at again
         assert torch.equal(got, MASK | MASK[plan.partner] if has_union else MASK)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_module_with_the_hook_says_why_it_cannot_be_scripted() -> None:
+    module = nn.Linear(2, 2)
+    module.register_forward_pre_hook(UnionHook({}), with_kwargs=True)
+    with pytest.raises(AttributeError, match=r"^torch\.jit\.script cannot compile a module that"):
+        torch.jit.script(module)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mm_lightning.mixup import RandomPermutation, Roll
+from mm_lightning.mixup.pairing import check_pairing
 
 SIZES = (1, 2, 3, 7, 100)
 
@@ -43,3 +44,18 @@ def test_partners_come_from_the_given_generator_alone(pairing: RandomPermutation
     drawn = [pairing(np.random.default_rng(seed), 100).tolist() for seed in (5, 5, 6)]
     assert drawn[0] == drawn[1]
     assert drawn[0] != drawn[2]
+
+
+@pytest.mark.parametrize("pairing", ["roll", 3, Roll], ids=["name", "number", "class"])
+def test_what_cannot_draw_is_refused(pairing: object) -> None:
+    with pytest.raises(TypeError) as refusal:
+        check_pairing(pairing)
+    assert str(refusal.value) == (
+        f"pairing must be a function of a numpy.random.Generator and the number of rows, got {pairing!r} of type "
+        f"{type(pairing).__name__}. Give RandomPermutation() or Roll()."
+    )
+
+
+@pytest.mark.parametrize("pairing", [RandomPermutation(), Roll()], ids=["permutation", "roll"])
+def test_repr_is_the_call_that_makes_it(pairing: RandomPermutation | Roll) -> None:
+    assert eval(repr(pairing)) == pairing

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from mm_lightning.mixup import BetaRatio
 
@@ -80,5 +81,28 @@ def test_alpha_out_of_range_is_refused(alpha: float) -> None:
     ],
 )
 def test_alpha_of_another_type_is_refused(alpha: object, described: str) -> None:
-    with pytest.raises(TypeError, match=f"alpha must be a number >= 0, got {described}"):
+    with pytest.raises(
+        TypeError, match=rf"^alpha must be a finite number >= 0, got {described}\. 0 switches mixing off\.$"
+    ):
         BetaRatio(alpha)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("per_sample", ["yes", 1, None], ids=str)
+def test_per_sample_of_another_type_is_refused(per_sample: object) -> None:
+    with pytest.raises(TypeError) as refusal:
+        BetaRatio(1.0, per_sample)  # type: ignore[arg-type]
+    assert str(refusal.value) == (
+        f"per_sample must be True or False, got {per_sample!r} of type {type(per_sample).__name__}. "
+        "False draws one lam for the batch."
+    )
+
+
+@pytest.mark.parametrize("alpha", [np.float32(2.0), np.int64(2), 2], ids=["float32", "int64", "int"])
+@pytest.mark.parametrize("yes", [np.bool_(True), torch.tensor(True)], ids=["numpy", "torch"])
+def test_numbers_and_booleans_of_numpy_and_torch_are_as_good(alpha: float, yes: bool) -> None:
+    drawn = BetaRatio(alpha, yes)(np.random.default_rng(0), 5)
+    assert drawn.tolist() == draw(2.0, 5).tolist()
+
+
+def test_repr_is_the_call_that_makes_it() -> None:
+    assert repr(BetaRatio(0.5, per_sample=True)) == "BetaRatio(alpha=0.5, per_sample=True)"

@@ -183,7 +183,7 @@ def test_everything_is_put_back(make_trainer: MakeTrainer, fails: bool) -> None:
         ("criterium", ValueError, "loss='criterium' is no attribute of Net"),
         ("parts.nothing.loss", ValueError, "loss='parts.nothing.loss' is no attribute of Net"),
         ("lr", TypeError, "loss='lr' is a float, which cannot be called"),
-        ([3], TypeError, "loss takes names of attributes and functions, got 3"),
+        ([3], TypeError, "loss must be an attribute's name, a loss module, a function or a list of these, got 3"),
         (lambda logits, y: logits.sum(), ValueError, r"loss=<lambda> was found neither as an attribute of Net nor"),
     ],
     ids=["no attribute", "dotted", "not callable", "no function", "not found"],

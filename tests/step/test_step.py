@@ -462,7 +462,7 @@ def test_a_second_callback_is_refused(make_trainer: MakeTrainer) -> None:
     [
         ({"alpha": -1.0}, "alpha must be a finite number >= 0, got -1.0"),
         ({"alpha": float("nan")}, "alpha must be a finite number >= 0, got nan"),
-        ({"probability": 1.5}, r"probability must be in \[0, 1\], got 1.5"),
+        ({"probability": 1.5}, r"probability must be a number in \[0, 1\], got 1.5"),
         ({"seed": -1}, "seed must be an integer"),
     ],
 )
