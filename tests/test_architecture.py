@@ -19,6 +19,7 @@ import mm_lightning
 PACKAGE = Path(mm_lightning.__file__).parent
 # What each part may import of the package, from the bottom up. The entries of commands import the command alone.
 ALLOWED = {
+    "conf": set(),
     "files": set(),
     "fast_cpu": set(),
     "summary": set(),
@@ -32,7 +33,7 @@ ALLOWED = {
     "module": {"mixup"},
     "diagnostics": {"callback", "diagnostics", "files", "mixup"},
     "study": {"diagnostics", "files", "study"},
-    "command": {"command", "fast_cpu", "files", "look", "study"},
+    "command": {"command", "conf", "fast_cpu", "files", "look", "study"},
     "reproduce": {"command", "files", "study"},
     "train": {"command"},
     "compare": {"command"},
