@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import types
-from typing import Any
 
 from mm_lightning.look.inspection import Inspection, LayerReport, inspect
 
@@ -18,8 +17,7 @@ __all__ = ["Inspection", "LayerReport", "inspect"]
 class _CallableModule(types.ModuleType):
     """``mm_lightning.inspect`` names this module, for ``python -m``, and the function in it."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Inspection:
-        return inspect(*args, **kwargs)
+    __call__ = staticmethod(inspect)
 
 
 sys.modules[__name__].__class__ = _CallableModule

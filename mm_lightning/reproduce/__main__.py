@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from mm_lightning.command import failure
-from mm_lightning.command.configuration import CONF
+from mm_lightning.command.line import run_composed
 from mm_lightning.files import write_json
 from mm_lightning.study import runner
 from mm_lightning.study.collect import experiment_of, study_of
 from mm_lightning.study.form import Study
-from mm_lightning.study.jobs import chosen, jobs_of
+from mm_lightning.study.jobs import Job, chosen, jobs_of
 from mm_lightning.study.report import write_report
 from mm_lightning.study.tables import claims
 
@@ -33,7 +33,7 @@ def reproduce(config: DictConfig) -> None:
     at_once = min(runner.num_cores(), MOST_AT_ONCE) if config.jobs is None else config.jobs
     if not isinstance(at_once, int) or at_once < 1:
         raise ValueError(f"jobs must be an integer >= 1, or null for one per core, got {at_once!r}.")
-    jobs = jobs_of(config)
+    jobs = [_with_config_dir(job) for job in jobs_of(config)]
     runner.run_all(jobs, at_once)
     folder = Path(config.out, "report")
     shutil.rmtree(folder, ignore_errors=True)  # pictures of an earlier, larger or smaller study
@@ -48,6 +48,13 @@ def reproduce(config: DictConfig) -> None:
     print(_summary(study, page))
 
 
+def _with_config_dir(job: Job) -> Job:
+    """Let a run find what this command found in the folder of ``--config-dir``."""
+    sources = HydraConfig.get().runtime.config_sources
+    folders = [os.path.abspath(source.path) for source in sources if source.provider == "command-line"]
+    return replace(job, overrides=(*job.overrides, *(f'hydra.searchpath=["file://{folder}"]' for folder in folders)))
+
+
 def _summary(study: Study, page: Path) -> str:
     lines = []
     for experiment in study["experiments"]:
@@ -60,22 +67,13 @@ def _summary(study: Study, page: Path) -> str:
     return "\n".join([*lines, f"Report   {page}", f"Numbers  {page.with_name('metrics.json')}"])
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="reproduce")
-def _job(config: DictConfig) -> None:
-    try:
-        reproduce(config)
-    except Exception as error:
-        raise failure.JobFailed(error) from error
-
-
 def main() -> None:
     """Run the command line. Exit code 0 on success, 130 after Ctrl-C, 1 otherwise."""
     if "--quick" in sys.argv:
         sys.argv.remove("--quick")
         own_folder = [] if any(word.startswith("out=") for word in sys.argv) else ["out=reproduction_quick"]
         sys.argv += ["quick=true", *own_folder]
-    with failure.as_one_line():
-        _job()
+    run_composed(reproduce, "reproduce")
 
 
 if __name__ == "__main__":
