@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import types
+from typing import Any
 
 from mm_lightning.look.inspection import Inspection, LayerReport, inspect
 
@@ -17,7 +18,8 @@ __all__ = ["Inspection", "LayerReport", "inspect"]
 class _CallableModule(types.ModuleType):
     """``mm_lightning.inspect`` names this module, for ``python -m``, and the function in it."""
 
-    __call__ = staticmethod(inspect)
+    def __call__(self, module: Any, batch: Any, **settings: Any) -> Inspection:
+        return inspect(module, batch, **settings)
 
 
 sys.modules[__name__].__class__ = _CallableModule
