@@ -25,6 +25,6 @@ class _CallableModule(types.ModuleType):
 sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
-    from mm_lightning.command.inspect import main  # the command alone needs hydra
+    from mm_lightning.command.scripts import inspect as main  # the command alone needs hydra
 
     main()

@@ -34,7 +34,7 @@ ALLOWED = {
     "diagnostics": {"callback", "diagnostics", "files", "mixup"},
     "study": {"diagnostics", "files", "study"},
     "command": {"command", "conf", "fast_cpu", "files", "look", "study"},
-    "reproduce": {"command", "files", "study"},
+    "reproduce": {"command"},
     "train": {"command"},
     "compare": {"command"},
     "inspect": {"command", "look"},

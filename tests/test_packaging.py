@@ -271,6 +271,7 @@ def test_the_command_trains_from_any_folder(installed: Environment) -> None:
     (metrics,) = installed.folder.glob("outputs/mnist_bottleneck/*/metrics.json")
     assert f"Run folder   {metrics.parent}" in out
     assert '"git_revision": null' in metrics.read_text()
+    assert (metrics.parent / "train.log").is_file()
 
 
 # --- the source tree

@@ -6,11 +6,10 @@ import lightning.pytorch as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from mm_lightning.command.line import run_composed
 from mm_lightning.command.train import quieten
 from mm_lightning.look.inspection import inspect
 
-__all__ = ["main", "print_table"]
+__all__ = ["print_table"]
 
 
 def print_table(config: DictConfig) -> None:
@@ -22,8 +21,3 @@ def print_table(config: DictConfig) -> None:
     data.prepare_data()
     data.setup("fit")
     print(inspect(module, next(iter(data.train_dataloader()))))
-
-
-def main() -> None:
-    """Run the command line. Exit code 0 on success, 130 after Ctrl-C, 1 otherwise."""
-    run_composed(print_table, "inspect")

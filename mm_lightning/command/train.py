@@ -20,12 +20,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from mm_lightning.command.checkpoint import check_checkpoint
-from mm_lightning.command.line import run_composed
 from mm_lightning.command.run_folder import claim_folder, environment
 from mm_lightning.fast_cpu import fast_products, keep_freed_memory
 from mm_lightning.files import write_json
 
-__all__ = ["build_trainer", "main", "quieten", "run"]
+__all__ = ["build_trainer", "quieten", "run"]
 
 
 def run(config: DictConfig) -> dict[str, float]:
@@ -117,8 +116,3 @@ def _summary(folder: Path, metrics: dict[str, float], seconds: float) -> str:
         *(f"TensorBoard  tensorboard --logdir {folder}" for _ in folder.glob("tensorboard")),
     ]
     return "\n".join(lines)
-
-
-def main() -> None:
-    """Run the command line. Exit code 0 on success, 130 after Ctrl-C, 143 after SIGTERM, 1 otherwise."""
-    run_composed(run, "train")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,15 @@ import yaml
 from hydra._internal.utils import get_args_parser
 
 import mm_lightning
-from mm_lightning.command import compare, inspect, line, train
+from mm_lightning.command import compare, line, scripts
 from mm_lightning.study import runner
 from mm_lightning.study.jobs import Job
 
 COMMANDS: dict[str, Callable[[], None]] = {
-    "train": train.main,
-    "inspect": inspect.main,
+    "train": scripts.train,
+    "inspect": scripts.inspect,
     "compare": compare.main,
-    "reproduce": import_module("mm_lightning.reproduce.__main__").main,
+    "reproduce": scripts.reproduce,
 }
 
 
@@ -139,3 +140,19 @@ def test_the_runs_of_a_study_find_its_folder_of_options(
     code, out, err = call("train", *jobs[0].arguments, "--cfg", "job")
     assert (code, err, yaml.safe_load(out)["max_epochs"]) == (0, "", 3)
     assert f'hydra.searchpath=["file://{own}"]' in jobs[0].command
+
+
+@pytest.mark.parametrize("name", ["train", "inspect", "reproduce"])
+def test_completion_and_help_wait_for_hydra_alone(name: str, tmp_path: Path) -> None:
+    words = {"--help": "", "--version": "", "-sc query=bash": f"mm-{name} mixup="}
+    for flags, line_so_far in words.items():
+        code = f"import sys; from mm_lightning.command.scripts import {name}\n"
+        code += f"sys.argv = 'mm-{name} {flags}'.split()\ntry: {name}()\n"
+        code += "except SystemExit: pass\nprint('loaded', *sys.modules)"
+        environment = {**os.environ, "COMP_LINE": line_so_far}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        out, _, loaded = done.stdout.rpartition("loaded ")
+        assert out
+        assert not {"torch", "lightning", "pytorch_lightning", "matplotlib", "numpy"} & set(loaded.split())
+    assert out == "mixup=input mixup=manifold mixup=none\n"

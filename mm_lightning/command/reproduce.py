@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from mm_lightning.command.line import run_composed
 from mm_lightning.files import write_json
 from mm_lightning.study import runner
 from mm_lightning.study.collect import experiment_of, study_of
@@ -20,7 +18,9 @@ from mm_lightning.study.jobs import Job, chosen, jobs_of
 from mm_lightning.study.report import write_report
 from mm_lightning.study.tables import claims
 
-MOST_AT_ONCE = 8  # by default: a run takes up to 1 GB
+__all__ = ["reproduce"]
+
+_MOST_AT_ONCE = 8  # by default: a run takes up to 1 GB
 
 
 def reproduce(config: DictConfig) -> None:
@@ -30,7 +30,7 @@ def reproduce(config: DictConfig) -> None:
         ValueError: If a setting does not fit.
         RuntimeError: If a run fails.
     """
-    at_once = min(runner.num_cores(), MOST_AT_ONCE) if config.jobs is None else config.jobs
+    at_once = min(runner.num_cores(), _MOST_AT_ONCE) if config.jobs is None else config.jobs
     if not isinstance(at_once, int) or at_once < 1:
         raise ValueError(f"jobs must be an integer >= 1, or null for one per core, got {at_once!r}.")
     jobs = [_with_config_dir(job) for job in jobs_of(config)]
@@ -65,16 +65,3 @@ def _summary(study: Study, page: Path) -> str:
     if study["quick"]:
         lines.append("A quick study shows that all works; it is too small to judge the claims.")
     return "\n".join([*lines, f"Report   {page}", f"Numbers  {page.with_name('metrics.json')}"])
-
-
-def main() -> None:
-    """Run the command line. Exit code 0 on success, 130 after Ctrl-C, 1 otherwise."""
-    if "--quick" in sys.argv:
-        sys.argv.remove("--quick")
-        own_folder = [] if any(word.startswith("out=") for word in sys.argv) else ["out=reproduction_quick"]
-        sys.argv += ["quick=true", *own_folder]
-    run_composed(reproduce, "reproduce")
-
-
-if __name__ == "__main__":
-    main()
