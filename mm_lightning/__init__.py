@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mm_lightning import inspect as inspect
     from mm_lightning.callback import ManifoldMixupCallback
+    from mm_lightning.look.inspection import inspect
     from mm_lightning.mixup import (
         BetaRatio,
         MixPlan,
@@ -38,6 +38,8 @@ __all__ = [
     "mixed_target_entropy",
 ]
 
+__version__ = "0.1.0"
+
 _HOMES = {"ManifoldMixupCallback": "mm_lightning.callback", "MixableModule": "mm_lightning.module"}
 
 
@@ -51,4 +53,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "__version__"])

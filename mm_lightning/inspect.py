@@ -18,13 +18,13 @@ __all__ = ["Inspection", "LayerReport", "inspect"]
 class _CallableModule(types.ModuleType):
     """``mm_lightning.inspect`` names this module, for ``python -m``, and the function in it."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Inspection:
-        return inspect(*args, **kwargs)
+    def __call__(self, module: Any, batch: Any, **settings: Any) -> Inspection:
+        return inspect(module, batch, **settings)
 
 
 sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
-    from mm_lightning.command.inspect import main  # the command alone needs hydra
+    from mm_lightning.command.scripts import inspect as main  # the command alone needs hydra
 
     main()

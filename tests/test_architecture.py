@@ -20,6 +20,7 @@ PACKAGE = Path(mm_lightning.__file__).parent
 # What each part may import of the package, from the bottom up. The entries of commands import the command alone.
 ALLOWED = {
     "arguments": set(),
+    "conf": set(),
     "files": set(),
     "fast_cpu": set(),
     "namespaces": set(),
@@ -34,8 +35,8 @@ ALLOWED = {
     "module": {"arguments", "mixup", "namespaces"},
     "diagnostics": {"callback", "diagnostics", "files", "mixup", "namespaces"},
     "study": {"diagnostics", "files", "study"},
-    "command": {"command", "fast_cpu", "files", "look", "namespaces", "study"},
-    "reproduce": {"command", "files", "study"},
+    "command": {"command", "conf", "fast_cpu", "files", "look", "namespaces", "study"},
+    "reproduce": {"command"},
     "train": {"command"},
     "compare": {"command"},
     "inspect": {"command", "look"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,21 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from versions import has_onednn
 
+import mm_lightning
 from mm_lightning import ManifoldMixupCallback, fast_cpu
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+HEADINGS = [line for line in README.splitlines() if line.startswith("## ")]
+_SETUP = ConfigParser()
+_SETUP.read(ROOT / "setup.cfg", encoding="utf-8")
+SETTINGS = _SETUP["metadata"]
+REPOSITORY = SETTINGS["url"]
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -133,8 +141,30 @@ def test_the_tables_are_those_of_the_study() -> None:
         assert table in README
 
 
-def test_every_picture_is_there() -> None:
-    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
-    assert len(pictures) == 3
-    for picture in pictures:
-        assert (ROOT / picture).stat().st_size < 600_000
+def test_links_and_pictures_resolve_anywhere_and_name_files_that_are_there() -> None:
+    # a package index shows this page too, where a relative link leads nowhere
+    files: dict[str, list[Path]] = {"blob": [], "raw": []}
+    for shown, link in re.findall(r"(!?)\[[^]]*\]\(([^)]+)\)", README):
+        if link.startswith("#"):
+            assert f"## {link[1:]}".replace("-", " ") in [line.lower().replace(",", "") for line in HEADINGS]
+        elif link.startswith(REPOSITORY):
+            kind, branch, name = link.removeprefix(f"{REPOSITORY}/").split("/", 2)
+            assert (kind, branch) == ("raw" if shown else "blob", "main")
+            files[kind].append(ROOT / name)
+        else:
+            assert not shown
+            assert link.startswith("https://")
+            assert "github" not in link
+    assert (len(files["blob"]), len(files["raw"])) == (5, 3)
+    assert all(path.is_file() for path in files["blob"])
+    assert all(path.stat().st_size < 600_000 for path in files["raw"])
+
+
+def test_everything_names_one_repository_and_one_version() -> None:
+    for link in SETTINGS["project_urls"].split("\n")[1:]:
+        assert link.partition(" = ")[2] == REPOSITORY or link.partition(" = ")[2].startswith(f"{REPOSITORY}/")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["repository-code"] == REPOSITORY
+    changes = re.search(r"^## (\S+?),? ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert changes
+    assert citation["version"] == changes[1] == mm_lightning.__version__

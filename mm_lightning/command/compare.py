@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from mm_lightning.command import failure
 from mm_lightning.command.configuration import CONF
+from mm_lightning.command.line import LineParser
 from mm_lightning.files import write_json
 from mm_lightning.study.collect import measure_of, run_of, study_of
 from mm_lightning.study.form import Experiment, Measure, Method, Schedule
@@ -31,23 +32,38 @@ _SCHEDULE = "configured"  # the tables have schedules; here every run is what it
 _WATCHING = ("seed", "run_dir", "ckpt_path", "logger", "diagnostics", "callbacks")  # settings that change no result
 _NO_METHOD = ("seed=", "ckpt_path=", "hydra.", "logger", "diagnostics", "callbacks", "+experiment=")
 _MOST_SHOWN = 3  # settings in a column's title
+_ABOUT = """\
+Print tables of finished runs side by side: a row for each measure, a column for each setting.
+Runs that differ in nothing but the seed are one column, with mean and standard deviation.
+mm-compare is short for python -m mm_lightning.compare."""
+_EXAMPLES = """\
+examples:
+  mm-compare outputs/mnist_bottleneck/*
+  mm-compare multirun/mnist_bottleneck/*/* --report side_by_side
+
+Every RUN is a folder, and shells complete folders by themselves."""
 
 
-def compare(folders: Sequence[Path]) -> list[Experiment]:
+def compare(folders: Sequence[Path], config_dir: Path | None = None) -> list[Experiment]:
     """Collect runs by experiment, and within it by everything that was set but the seed.
 
     Args:
         folders: Of the runs; each holds ``metrics.json`` and ``config.yaml``.
+        config_dir: Folder with ``reproduction/EXPERIMENT.yaml`` for experiments that ``conf/`` does not describe.
 
     Returns:
         One experiment for each ``name`` in the configurations, without verdicts and pictures.
 
     Raises:
-        FileNotFoundError: If a folder holds no finished run.
+        FileNotFoundError: If a folder holds no finished run, or there is no ``config_dir``.
         ValueError: If two runs of one column have the same seed, or none has a number of a test.
     """
+    if config_dir is not None and not config_dir.is_dir():
+        raise FileNotFoundError(f"config_dir {str(config_dir)!r} is not a folder. Name one, or leave it out.")
+    known = [CONF] if config_dir is None else [CONF, config_dir]
     jobs = [_job(folder) for folder in folders]
-    return [_experiment(name, [job for job in jobs if job.experiment == name]) for name in _unique(jobs, "experiment")]
+    names = _unique(jobs, "experiment")
+    return [_experiment(name, [job for job in jobs if job.experiment == name], known) for name in names]
 
 
 def markdown(experiment: Experiment) -> str:
@@ -68,15 +84,32 @@ def markdown(experiment: Experiment) -> str:
 
 def main() -> None:
     """Run the command line. Exit code 0 on success, 1 otherwise."""
-    parser = argparse.ArgumentParser("python -m mm_lightning.compare", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
-    parser.add_argument("--report", type=Path, metavar="FOLDER", help="also write index.html, with pictures, there")
-    arguments = parser.parse_args()
     with failure.as_one_line():
-        experiments = compare(arguments.runs)
+        arguments = _parser().parse_args()
+        experiments = compare(arguments.runs, arguments.config_dir)
         print("\n\n".join(map(markdown, experiments)))
         if arguments.report:
             print(f"\nReport   {_report(experiments, arguments.runs, arguments.report)}")
+
+
+def _parser() -> LineParser:
+    parser = LineParser(
+        prog="mm-compare",
+        usage="mm-compare [options] RUN [RUN ...]",
+        description=_ABOUT,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("--report", type=Path, metavar="FOLDER", help="also write index.html, with pictures, there")
+    parser.add_argument(
+        "--config-dir",
+        "-cd",
+        type=Path,
+        metavar="FOLDER",
+        help="of your own reproduction/EXPERIMENT.yaml: its measures",
+    )
+    return parser
 
 
 def _job(folder: Path) -> Job:
@@ -113,7 +146,7 @@ def _titles(jobs: Sequence[Job]) -> dict[str, str]:
     }
 
 
-def _experiment(name: str, jobs: Sequence[Job]) -> Experiment:
+def _experiment(name: str, jobs: Sequence[Job], described_in: Sequence[Path]) -> Experiment:
     titles = _titles(jobs)
     for job in jobs:
         twins = [str(other.folder) for other in jobs if (other.method, other.seed) == (job.method, job.seed)]
@@ -122,7 +155,7 @@ def _experiment(name: str, jobs: Sequence[Job]) -> Experiment:
                 f"{' and '.join(twins)} are the same {name} with seed {job.seed}, {titles[job.method]}. Name only one."
             )
     runs = [run_of(job) for job in jobs]
-    known = {measure["key"]: measure for measure in _known_measures(name)}
+    known = {measure["key"]: measure for measure in _known_measures(name, described_in)}
     keys = list(dict.fromkeys(key for run in runs for key in run["metrics"]))
     measures = [known[key] for key in known if key in keys]
     measures += [_unknown(key) for key in keys if key.startswith("test/") and key not in known]
@@ -158,10 +191,10 @@ def _report(experiments: Sequence[Experiment], folders: Sequence[Path], folder: 
     return write_report(study, folder)
 
 
-def _known_measures(experiment: str) -> list[Measure]:
-    """Return the measures that ``conf/reproduction`` describes for an experiment; none for another one."""
-    path = CONF / "reproduction" / f"{experiment}.yaml"
-    described: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
+def _known_measures(experiment: str, described_in: Sequence[Path]) -> list[Measure]:
+    """Return the measures that ``reproduction/`` in the first of some folders describes for an experiment, or none."""
+    paths = [path for folder in described_in if (path := folder / "reproduction" / f"{experiment}.yaml").is_file()]
+    described: Any = OmegaConf.to_container(OmegaConf.load(paths[0])) if paths else {}
     own = described.get(experiment, {}).get("measures", {})
     return [measure_of(key, about) for key, about in own.items()]
 
@@ -182,7 +215,3 @@ def _seeds(experiment: Experiment, method: str) -> str:
 
 def _unique(jobs: Sequence[Job], attribute: str) -> list[str]:
     return list(dict.fromkeys(getattr(job, attribute) for job in jobs))
-
-
-if __name__ == "__main__":
-    main()

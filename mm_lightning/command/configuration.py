@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mm_lightning import conf
+
 __all__ = ["CONF"]
 
-# In a clone and after an editable install it is beside the package, in a wheel inside it.
-_PACKAGE = Path(__file__).resolve().parents[1]
-CONF = next((path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir()), _PACKAGE / "conf")
+CONF = Path(conf.__file__).parent

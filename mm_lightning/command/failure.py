@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 __all__ = ["JobFailed", "as_one_line"]
@@ -25,8 +24,9 @@ _EXPECTED = (
     OSError,
     HydraException,
     OmegaConfBaseException,
-    MisconfigurationException,
 )
+_EXPECTED_OF_LIGHTNING = "MisconfigurationException"
+_SIGTERM_OF_LIGHTNING = "SIGTERMException"
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _INTERRUPTED, _TERMINATED = 130, 143  # what a shell reports for a command ended by Ctrl-C, by SIGTERM
 _ELSEWHERE = "another folder with hydra.run.dir=... or, for several runs, hydra.sweep.dir=..."
@@ -58,9 +58,9 @@ def as_one_line() -> Iterator[None]:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
-    except SIGTERMException:
-        sys.exit(_TERMINATED)
     except SystemExit as stop:
+        if _is_named(stop, _SIGTERM_OF_LIGHTNING):
+            sys.exit(_TERMINATED)
         # Lightning answers Ctrl-C with exit code 1.
         sys.exit(_INTERRUPTED if isinstance(stop.__context__, KeyboardInterrupt) else stop.code)
     except Exception as error:
@@ -80,9 +80,14 @@ class JobFailed(BaseException):
 
 def _report(error: Exception) -> None:
     cause = _cause(error)
-    if not isinstance(cause, _EXPECTED):
+    if not isinstance(cause, _EXPECTED) and not _is_named(cause, _EXPECTED_OF_LIGHTNING):
         traceback.print_exception(error)
     print(f"error: {_message(error, cause)}", file=sys.stderr)
+
+
+def _is_named(error: BaseException, name: str) -> bool:
+    """Tell a class of Lightning by its name: to have the class itself, TAB would wait for the import of torch."""
+    return any(kind.__name__ == name for kind in type(error).__mro__)
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -9,9 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["claim_folder", "environment"]
+import mm_lightning
 
-_PACKAGES = ("mm-lightning", "torch", "lightning", "torchmetrics", "hydra-core", "tensorboard", "matplotlib", "numpy")
+__all__ = ["claim_folder", "environment", "package_versions"]
+
+_PACKAGES = ("torch", "lightning", "torchmetrics", "hydra-core", "tensorboard", "matplotlib", "numpy")
 
 
 def claim_folder(folder: Path, config: str) -> None:
@@ -41,19 +43,24 @@ def claim_folder(folder: Path, config: str) -> None:
 
 def environment() -> dict[str, Any]:
     """Return Python, platform, package versions and the source's git revision (None outside a git checkout)."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:  # run from a clone that is not installed
-            versions[package] = "not installed"
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processors": os.cpu_count(),
-        "packages": versions,
+        "packages": package_versions(),
         "git_revision": _git_revision(Path(__file__).parents[1]),
     }
+
+
+def package_versions() -> dict[str, str]:
+    """Return the version of this package, and of those that its numbers depend on."""
+    versions = {"mm-lightning": mm_lightning.__version__}  # of this source: a clone need not be installed
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
 
 
 def _git_revision(folder: Path) -> str | None:

@@ -6,7 +6,6 @@ Composes the configuration, trains, tests, and leaves a folder with everything a
 from __future__ import annotations
 
 import logging
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,21 +13,18 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning.pytorch as pl
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from mm_lightning.command import failure
 from mm_lightning.command.checkpoint import check_checkpoint
-from mm_lightning.command.configuration import CONF
 from mm_lightning.command.run_folder import claim_folder, environment
 from mm_lightning.fast_cpu import fast_products, keep_freed_memory
 from mm_lightning.files import write_json
 
-__all__ = ["build_trainer", "main", "quieten", "run"]
+__all__ = ["build_trainer", "quieten", "run"]
 
 
 def run(config: DictConfig) -> dict[str, float]:
@@ -122,28 +118,3 @@ def _summary(folder: Path, metrics: dict[str, float], seconds: float) -> str:
         *(f"TensorBoard  tensorboard --logdir {folder}" for _ in folder.glob("tensorboard")),
     ]
     return "\n".join(lines)
-
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-def _job(config: DictConfig) -> dict[str, float]:
-    try:
-        return run(config)
-    except Exception as error:
-        raise failure.JobFailed(error) from error
-
-
-def main() -> None:
-    """Run the command line. Exit code 0 on success, 130 after Ctrl-C, 143 after SIGTERM, 1 otherwise."""
-    sys.argv[1:] = _overrides_last(sys.argv[1:])
-    with failure.as_one_line():
-        _job()
-
-
-def _overrides_last(arguments: list[str]) -> list[str]:
-    """Move the flags before the overrides: Hydra's parser takes a flag between two overrides for the end of them."""
-    is_override = [not text.startswith("-") and ("=" in text or text.startswith("~")) for text in arguments]
-    return [text for late in (False, True) for text, last in zip(arguments, is_override, strict=True) if last is late]
-
-
-if __name__ == "__main__":
-    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found; ``str`` of it is the table.
+    """What was found; ``str`` of it is the table, which a notebook shows as one.
 
     Attributes:
         layers: Every layer, ``"input"`` first, in the order of ``named_modules``.
@@ -63,15 +64,29 @@ class Inspection:
         return tuple(layer.name for layer in self.layers if layer.safe)
 
     def __str__(self) -> str:
-        rows = [("layer", "type", "output shape", "depth", "auto", "safe to mix")]
+        rows = self._rows()
+        widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
+        lines = ["  ".join([*map(str.ljust, row[:-1], widths), row[-1]]).rstrip() for row in rows]
+        return "\n".join([*lines, "", self._choice()])
+
+    def _repr_html_(self) -> str:
+        """Return the table as notebooks show it."""
+        heading, *rows = ([html.escape(cell) for cell in row] for row in self._rows())
+        head = "".join(f"<th>{cell}</th>" for cell in heading)
+        body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in rows)
+        table = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>"
+        return f"{table}\n<p>{html.escape(self._choice())}</p>"
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [("layer", "type", "output shape", "depth", "auto", "safe to mix")]
         for layer in self.layers:
             shape = "-" if layer.shape is None else "x".join(map(str, layer.shape)) or "scalar"
             depth = f"{layer.depth:.2f}" if layer.safe else ""
             rows.append((layer.name, layer.type, shape, depth, "*" if layer.chosen else "", _yes_or_no(layer)))
-        widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
-        lines = ["  ".join([*map(str.ljust, row[:-1], widths), row[-1]]).rstrip() for row in rows]
-        chosen = ", ".join(map(repr, self.chosen)) or "nothing"
-        return "\n".join([*lines, "", f'layers="auto" mixes at {chosen}.'])
+        return rows
+
+    def _choice(self) -> str:
+        return f'layers="auto" mixes at {", ".join(map(repr, self.chosen)) or "nothing"}.'
 
 
 def inspect(

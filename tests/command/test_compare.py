@@ -101,3 +101,15 @@ def test_heading_points_to_the_better_side() -> None:
     measure = Measure(key="k", title="time", unit="s", factor=1, digits=0, better="lower", meaning="")
     assert heading(measure) == "time, s ↓"
     assert heading({**measure, "unit": "", "better": None}) == "time"
+
+
+def test_a_folder_of_ones_own_describes_measures(tmp_path: Path) -> None:
+    folders = [make(tmp_path, "a", [], 0.5)]
+    (tmp_path / "own" / "reproduction").mkdir(parents=True)
+    about = {"title": "hits", "unit": "%", "factor": 100, "digits": 1, "better": "higher", "meaning": "Share of hits."}
+    described = {"mine": {"measures": {"test/acc": {**about, "claim": True}}}}
+    (tmp_path / "own" / "reproduction" / "mine.yaml").write_text(yaml.safe_dump(described))
+    (experiment,) = compare(folders, tmp_path / "own")
+    assert "| hits, % ↑ | 50.0 |" in markdown(experiment)
+    with pytest.raises(FileNotFoundError, match=r"config_dir 'nowhere' is not a folder\. Name one, or leave it out\."):
+        compare(folders, Path("nowhere"))

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from hydra.errors import ConfigCompositionException, InstantiationException
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf import OmegaConf
 
 from mm_lightning.command.failure import JobFailed, as_one_line
@@ -40,6 +40,7 @@ ELSEWHERE = "another folder with hydra.run.dir=... or, for several runs, hydra.s
         pytest.param(RuntimeError("first\n\n  second?"), "first. second?", id="several lines"),
         pytest.param(ValueError("broken!"), "broken!", id="mark"),
         pytest.param(TypeError(), "TypeError.", id="no text"),
+        pytest.param(MisconfigurationException("No GPU"), "No GPU.", id="Lightning's"),
         pytest.param(
             OSError(errno.ENOSPC, "No space left on device", "a/b"),
             f"[Errno 28] No space left on device: 'a/b'. Free some space, or choose {ELSEWHERE}",

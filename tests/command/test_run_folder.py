@@ -32,9 +32,9 @@ def test_environment_names_versions() -> None:
     assert environment["processors"] == os.cpu_count()
 
 
-def test_package_without_metadata_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_without_metadata_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "_PACKAGES", ("no-such-package",))
-    assert run_folder.environment()["packages"] == {"no-such-package": "not installed"}
+    assert run_folder.environment()["packages"]["no-such-package"] == "not installed"
 
 
 @pytest.fixture

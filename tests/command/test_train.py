@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.testing import assert_close
 
 from mm_lightning import files
-from mm_lightning.command import failure, train
+from mm_lightning.command import failure, scripts
 from mm_lightning.command.configuration import CONF
 from mm_lightning.data import mnist
 
@@ -67,7 +67,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         monkeypatch.setattr(sys, "argv", ["train", *overrides])
         code: Any = 0
         try:
-            train.main()
+            scripts.train()
         except SystemExit as stop:
             code = stop.code
         return Finished(code, *capsys.readouterr())

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,42 @@ def test_the_function_and_the_module_have_one_name() -> None:
     assert mm_lightning.inspect is sys.modules["mm_lightning.inspect"]
     assert mm_lightning.inspect.inspect is inspect
     assert str(mm_lightning.inspect(Net(), rows(6))) == TABLE
+    assert mm_lightning.inspect(module=Net(), batch=rows(6), batch_dim={"first": 1}).layers[1].safe is False
+
+
+class Cells(HTMLParser):
+    """What a browser shows of the page: the cells of its tables' rows, and the paragraphs."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.paragraphs: list[str] = []
+        self.inside: list[str] = []  # where text belongs
+        self.feed(page)
+        assert self.rows
+
+    def handle_starttag(self, tag: str, attributes: Any) -> None:
+        assert tag in {"table", "thead", "tbody", "tr", "th", "td", "p"}
+        if tag == "tr":
+            self.rows.append([])
+        self.inside = self.rows[-1] if tag in {"th", "td"} else self.paragraphs
+        if tag in {"th", "td", "p"}:
+            self.inside.append("")
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.inside[-1] += data
+
+
+def test_a_notebook_shows_the_same_table() -> None:
+    net = Net()
+    net.second = type("A<b>&'c", (nn.Linear,), {})(8, 8, dtype=torch.float64)
+    report = inspect(net, rows(6))
+    page = Cells(report._repr_html_())
+    *lines, _, choice = str(report).splitlines()
+    assert [" ".join(" ".join(row).split()) for row in page.rows] == [" ".join(line.split()) for line in lines]
+    assert page.rows[3] == ["second", "A<b>&'c", "6x8", "0.67", "", "yes"]
+    assert page.paragraphs == [choice]
 
 
 @pytest.mark.parametrize("has_trainer", [False, True], ids=["alone", "with a trainer"])
@@ -113,10 +150,13 @@ def test_the_batch_may_stand_in_another_dimension(batch_dim: Any, is_safe: bool)
 
 @pytest.fixture
 def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
     def command(*overrides: str) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", "mm_lightning.inspect", *overrides]
-        finished = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert list(tmp_path.iterdir()) == []
+        finished = subprocess.run(line, cwd=empty, capture_output=True, text=True, check=False)
+        assert list(empty.iterdir()) == []
         return finished
 
     return command
@@ -130,6 +170,18 @@ def test_the_command_prints_the_table(command: Callable[..., subprocess.Complete
     assert lines[1].split() == ["input", "the", "batch", "100x1x28x28", "0.00", "yes"]
     assert "mix_before.3 MixPoint 100x2 0.50 * yes" in [" ".join(line.split()) for line in lines]
     assert lines[-1] == "layers=\"auto\" mixes at 'mix_before.3', 'mix_before.4'."
+
+
+def test_the_command_finds_an_experiment_in_a_folder_of_ones_own(
+    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    settings = "# @package _global_\ndefaults:\n  - override /data: spirals\n  - override /model: mlp_spiral\n"
+    sizes = "model: {blocks: {sizes: [2, 4, 4, 4, 4, 4, 4, 4, 2]}}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(settings + sizes)
+    finished = command("+experiment=mine", "--config-dir", "..")
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert "blocks.0.1 Linear 20x4 0.12 yes" in [" ".join(line.split()) for line in finished.stdout.splitlines()]
 
 
 def test_a_mistake_is_answered_in_one_line(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:

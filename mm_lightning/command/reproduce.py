@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import sys
+from dataclasses import replace
 from pathlib import Path
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from mm_lightning.command import failure
-from mm_lightning.command.configuration import CONF
 from mm_lightning.files import write_json
 from mm_lightning.study import runner
 from mm_lightning.study.collect import experiment_of, study_of
 from mm_lightning.study.form import Study
-from mm_lightning.study.jobs import chosen, jobs_of
+from mm_lightning.study.jobs import Job, chosen, jobs_of
 from mm_lightning.study.report import write_report
 from mm_lightning.study.tables import claims
 
-MOST_AT_ONCE = 8  # by default: a run takes up to 1 GB
+__all__ = ["reproduce"]
+
+_MOST_AT_ONCE = 8  # by default: a run takes up to 1 GB
 
 
 def reproduce(config: DictConfig) -> None:
@@ -30,10 +30,10 @@ def reproduce(config: DictConfig) -> None:
         ValueError: If a setting does not fit.
         RuntimeError: If a run fails.
     """
-    at_once = min(runner.num_cores(), MOST_AT_ONCE) if config.jobs is None else config.jobs
+    at_once = min(runner.num_cores(), _MOST_AT_ONCE) if config.jobs is None else config.jobs
     if not isinstance(at_once, int) or at_once < 1:
         raise ValueError(f"jobs must be an integer >= 1, or null for one per core, got {at_once!r}.")
-    jobs = jobs_of(config)
+    jobs = [_with_config_dir(job) for job in jobs_of(config)]
     runner.run_all(jobs, at_once)
     folder = Path(config.out, "report")
     shutil.rmtree(folder, ignore_errors=True)  # pictures of an earlier, larger or smaller study
@@ -48,6 +48,13 @@ def reproduce(config: DictConfig) -> None:
     print(_summary(study, page))
 
 
+def _with_config_dir(job: Job) -> Job:
+    """Let a run find what this command found in the folder of ``--config-dir``."""
+    sources = HydraConfig.get().runtime.config_sources
+    folders = [os.path.abspath(source.path) for source in sources if source.provider == "command-line"]
+    return replace(job, overrides=(*job.overrides, *(f'hydra.searchpath=["file://{folder}"]' for folder in folders)))
+
+
 def _summary(study: Study, page: Path) -> str:
     lines = []
     for experiment in study["experiments"]:
@@ -58,25 +65,3 @@ def _summary(study: Study, page: Path) -> str:
     if study["quick"]:
         lines.append("A quick study shows that all works; it is too small to judge the claims.")
     return "\n".join([*lines, f"Report   {page}", f"Numbers  {page.with_name('metrics.json')}"])
-
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="reproduce")
-def _job(config: DictConfig) -> None:
-    try:
-        reproduce(config)
-    except Exception as error:
-        raise failure.JobFailed(error) from error
-
-
-def main() -> None:
-    """Run the command line. Exit code 0 on success, 130 after Ctrl-C, 1 otherwise."""
-    if "--quick" in sys.argv:
-        sys.argv.remove("--quick")
-        own_folder = [] if any(word.startswith("out=") for word in sys.argv) else ["out=reproduction_quick"]
-        sys.argv += ["quick=true", *own_folder]
-    with failure.as_one_line():
-        _job()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""The configuration that Hydra composes; in another application ``hydra.searchpath: [pkg://mm_lightning.conf]``."""
