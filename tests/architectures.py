@@ -35,6 +35,7 @@ class Architecture:
     unsafe: set[str]
     chosen: tuple[str, ...]
     needs: str | None = None  # a package that is not one of the requirements
+    since: str | None = None  # the version of it whose layers have these names
 
 
 def cuts(module: pl.LightningModule, batch: Any, name: str) -> bool:
@@ -800,6 +801,7 @@ ARCHITECTURES.append(
         },
         chosen=("input", "net.bert.encoder.layer.0", "net.bert.encoder.layer.1"),
         needs="transformers",
+        since="5",
     )
 )
 
@@ -831,5 +833,6 @@ ARCHITECTURES.append(
         },
         chosen=("input", "net.vit.layers.0", "net.vit.layers.1"),
         needs="transformers",
+        since="5",
     )
 )

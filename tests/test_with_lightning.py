@@ -37,7 +37,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
-from versions import WeightAveraging, averages, resumes
+from versions import WeightAveraging, averages, finds, resumes
 
 MakeTrainer = Callable[..., pl.Trainer]
 
@@ -332,6 +332,7 @@ def test_the_learning_rate_finder_measures_as_without_the_callback_and_leaves_no
     assert_same_weights(tuned, straight, atol=0)
 
 
+@finds
 @pytest.mark.parametrize("epoch", [0, 1], ids=["before the first epoch", "in mid-fit"])
 def test_a_finder_callback_measures_unmixed_and_fit_goes_on_as_without_it(
     make_trainer: MakeTrainer, epoch: int

@@ -14,6 +14,7 @@ LIGHTNING = tuple(map(int, pl.__version__.split(".")[:2]))
 compiles = pytest.mark.skipif(torch.__version__ < "2.8", reason="torch.compile is refused below torch 2.8")
 has_onednn = pytest.mark.skipif(torch.__version__ < "2.9", reason="products are as without fast_cpu below torch 2.9")
 resumes = pytest.mark.skipif(LIGHTNING < (2, 5), reason="lightning below 2.5 trains a batch twice when it resumes")
+finds = pytest.mark.skipif(LIGHTNING < (2, 5), reason="lightning below 2.5 loses the batches that its finder has seen")
 WeightAveraging = getattr(pl.callbacks, "WeightAveraging", pl.Callback)
 averages = pytest.mark.skipif(LIGHTNING < (2, 6), reason="WeightAveraging is of lightning 2.6")
 

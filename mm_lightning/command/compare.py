@@ -20,8 +20,6 @@ from mm_lightning.files import write_json
 from mm_lightning.study.collect import measure_of, run_of, study_of
 from mm_lightning.study.form import Experiment, Measure, Method, Schedule
 from mm_lightning.study.jobs import Job
-from mm_lightning.study.pictures import draw_pictures
-from mm_lightning.study.report import write_report
 from mm_lightning.study.runner import CONFIG, METRICS, leaves
 from mm_lightning.study.tables import tables
 from mm_lightning.study.verdicts import cells
@@ -178,6 +176,9 @@ def _experiment(name: str, jobs: Sequence[Job], described_in: Sequence[Path]) ->
 
 
 def _report(experiments: Sequence[Experiment], folders: Sequence[Path], folder: Path) -> Path:
+    from mm_lightning.study.pictures import draw_pictures  # only reports need what they draw and write with
+    from mm_lightning.study.report import write_report
+
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [_job(one) for one in folders]
     for experiment in experiments:

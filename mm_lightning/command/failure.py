@@ -22,6 +22,7 @@ _EXPECTED = (
     TypeError,
     RuntimeError,
     OSError,
+    ImportError,
     HydraException,
     OmegaConfBaseException,
 )

@@ -14,7 +14,6 @@ from omegaconf import DictConfig
 
 from mm_lightning.study.form import Experiment, Measure, Method, Run, Schedule, Study, Verdict
 from mm_lightning.study.jobs import QUICK, Job
-from mm_lightning.study.pictures import draw_pictures
 from mm_lightning.study.runner import METRICS
 from mm_lightning.study.verdicts import cells, verdict
 
@@ -76,6 +75,8 @@ def experiment_of(name: str, config: DictConfig, jobs: Sequence[Job], folder: Pa
     runs = [run_of(job) for job in jobs]
     measures = [measure_of(str(key), measure) for key, measure in config.measures.items()]
     schedules = [_schedule(name, config, runs) for name in dict.fromkeys(run["schedule"] for run in runs)]
+    from mm_lightning.study.pictures import draw_pictures  # only reports need what it draws with
+
     pictures, players = draw_pictures(config, jobs, folder)
     return Experiment(
         name=name,

@@ -7,7 +7,10 @@ from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+try:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+except ImportError as error:
+    raise ImportError("Reports are written with jinja2: pip install 'mm-lightning[report]'.") from error
 
 from mm_lightning.files import whole_file
 from mm_lightning.study.form import Player, Study

@@ -14,7 +14,7 @@ import mm_lightning
 @pytest.fixture(params=ARCHITECTURES, ids=lambda architecture: architecture.name)
 def architecture(request: pytest.FixtureRequest) -> Architecture:
     if request.param.needs:
-        pytest.importorskip(request.param.needs)
+        pytest.importorskip(request.param.needs, minversion=request.param.since)
     return request.param
 
 

@@ -248,7 +248,11 @@ def test_a_loss_beside_the_mixed_layer_is_that_of_unmixed_features_for_both(make
     "take_out",
     [
         pytest.param(lambda y: torch.autograd.Variable(y), id="Variable"),
-        pytest.param(lambda y: y.as_subclass(Tensor), id="as_subclass"),
+        pytest.param(
+            lambda y: y.as_subclass(Tensor),
+            id="as_subclass",
+            marks=pytest.mark.skipif(torch.__version__ < "2.6", reason="of torch 2.6: below, no mode may be on"),
+        ),
         pytest.param(lambda y: torch.LongTensor(y), id="LongTensor"),
         pytest.param(lambda y: torch.from_dlpack(y), id="dlpack"),
         pytest.param(lambda y: torch.empty(0, dtype=torch.int64).set_(y), id="set_"),
