@@ -63,7 +63,9 @@ class Environment:
 
 def environments() -> list[Environment]:
     """The lowest versions, the newest ones, and some between at which something changes."""
-    lowest = [f"{name}=={version}" for name, version in lower_bounds().items()]
+    bounds = lower_bounds()
+    lowest = [f"{name}=={version}" for name, version in bounds.items()]
+    lowest += [f"pytorch-lightning=={bounds['lightning']}", "networkx==3.2", "transformers==4.46.3"]
     return [
         Environment(
             "lowest",

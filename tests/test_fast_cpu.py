@@ -41,7 +41,7 @@ def test_products_within_the_block_have_the_error_of_float32() -> None:
 
 @pytest.mark.usefixtures("precision")
 def test_a_torch_without_the_setting_computes_as_always_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.backends.mkldnn, "matmul", raising=False)
+    monkeypatch.setattr(torch.backends, "mkldnn", SimpleNamespace())
     said = rf"fast_cpu needs torch >= 2\.9 for faster matrix products, and this is {re.escape(torch.__version__)}: they"
     with ExitStack() as stack:
         with pytest.warns(UserWarning, match=said):
@@ -87,7 +87,7 @@ def test_command_trains_and_tests_with_it_on_a_cpu(
     class Trainer:
         strategy = SimpleNamespace(root_device=torch.device(device))
         callback_metrics: ClassVar[dict[str, Any]] = {}
-        is_global_zero = False
+        is_global_zero = interrupted = False
 
         def fit(self, *args: Any, **kwargs: Any) -> None:
             seen.append(torch.get_float32_matmul_precision())
