@@ -67,11 +67,7 @@ def environments() -> list[Environment]:
     lowest = [f"{name}=={version}" for name, version in bounds.items()]
     lowest += [f"pytorch-lightning=={bounds['lightning']}", "networkx==3.2", "transformers==4.46.3"]
     return [
-        Environment(
-            "lowest",
-            "3.10",
-            (*lowest, f"pytorch-lightning=={lower_bounds()['lightning']}", "networkx==3.2", "transformers==4.46.3"),
-        ),
+        Environment("lowest", "3.10", tuple(lowest)),
         Environment("torch 2.6", "3.11", ("torch==2.6.0", "lightning==2.4.0", "pytorch-lightning==2.4.0")),
         Environment("torch 2.8", "3.11", ("torch==2.8.0", "lightning==2.5.6", "pytorch-lightning==2.5.6")),
         Environment("torch 2.9", "3.12", ("torch==2.9.1", "lightning==2.6.6")),

@@ -157,17 +157,18 @@ def test_who_silences_either_silences_messages(silenced: str) -> None:
     said: list[str] = []
     handler, logger = logging.Handler(), logging.getLogger(silenced)
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    levels = logger.level, rank_zero.log.level
+    loggers = [rank_zero.log, *(logging.getLogger(package.__name__) for package in PACKAGES)]
+    levels = [one.level for one in loggers]
     rank_zero.log.addHandler(handler)
-    rank_zero.log.setLevel(logging.INFO)
     try:
-        logger.setLevel(logging.INFO)
+        for one in loggers:
+            one.setLevel(logging.INFO)
         rank_zero.rank_zero_info("before")
         logger.setLevel(logging.ERROR)
         rank_zero.rank_zero_info("after")
     finally:
-        logger.setLevel(levels[0])
-        rank_zero.log.setLevel(levels[1])
+        for one, level in zip(loggers, levels, strict=True):
+            one.setLevel(level)
         rank_zero.log.removeHandler(handler)
     assert said == ["before"]
 
