@@ -14,7 +14,6 @@ import argparse
 import configparser
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "compatibility.md"
 RECORD = ROOT / "docs" / "results" / "matrix.json"
 SECONDS_TO_INSTALL, SECONDS_TO_RUN = 1800, 3600
+TOOLS = ("pytest", "coverage", "jsonargparse[signatures]", "transformers")  # of the tests that are not slow
 SHOWN = ("torch", "lightning", "pytorch-lightning", "torchmetrics", "numpy", "matplotlib", "tensorboard")
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -37,13 +37,17 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from environments import installed  # noqa: E402
 
 
-def lower_bounds() -> dict[str, str]:
-    """What setup.cfg says that the package needs at least, of everything that runs need."""
+def requirements() -> list[str]:
+    """What setup.cfg says that the package needs, reports included."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     lines = setup["options"]["install_requires"] + setup["options.extras_require"]["report"]
-    found = (re.fullmatch(r"([\w-]+) >= ([\d.]+)", line.strip()) for line in lines.splitlines())
-    return {match[1]: match[2] for match in found if match}
+    return [line for line in lines.splitlines() if line]
+
+
+def lower_bounds() -> dict[str, str]:
+    """The lower bound of each requirement, by its name."""
+    return dict(line.split(" >= ") for line in requirements())
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def tried(environment: Environment, folder: Path, tests: list[str]) -> dict[str,
     python = shutil.which(f"python{environment.python}")
     if python is None:
         return {"outcome": f"not tried: python{environment.python} is not on the PATH", "asked": asked}
-    wanted = [*asked, *tools()]
+    wanted = [*asked, *requirements(), *TOOLS]
     interpreter = installed(folder / environment.name.replace(" ", "_"), python, wanted, SECONDS_TO_INSTALL)
     if not isinstance(interpreter, Path):
         return {"outcome": f"not tried: {interpreter}", "asked": asked}
@@ -141,15 +145,6 @@ def tried(environment: Environment, folder: Path, tests: list[str]) -> dict[str,
         "seconds": round(time.monotonic() - began),
         "revision": git("describe", "--always", "--abbrev=10", "--dirty"),
     }
-
-
-def tools() -> list[str]:
-    """What the tests need beside the package."""
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    extras = setup["options.extras_require"]
-    lines = "\n".join((setup["options"]["install_requires"], extras["report"], extras["test"])).splitlines()
-    return [line for line in map(str.strip, lines) if line and not line.startswith("%")]
 
 
 def run(interpreter: Path, tests: list[str]) -> list[tuple[str, str, str]]:

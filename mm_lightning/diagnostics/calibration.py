@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from matplotlib.figure import Figure
-from typing_extensions import Unpack
 
 from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Rows, SharedArguments
 from mm_lightning.diagnostics.reliability import (
@@ -14,6 +15,9 @@ from mm_lightning.diagnostics.reliability import (
     reliability,
 )
 from mm_lightning.namespaces import LightningModule, Trainer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Calibration(Diagnostic):

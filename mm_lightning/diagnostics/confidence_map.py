@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from matplotlib.figure import Figure
 from torch import Tensor
-from typing_extensions import Unpack
 
 from mm_lightning.diagnostics.clouds import square_frame
 from mm_lightning.diagnostics.confidence_figure import draw_confidence_maps, write_animation
@@ -32,6 +31,9 @@ from mm_lightning.diagnostics.plane import (
 )
 from mm_lightning.diagnostics.plane_numbers import plane_numbers
 from mm_lightning.namespaces import LightningModule, Trainer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class ConfidenceMap(Diagnostic):

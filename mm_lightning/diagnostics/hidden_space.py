@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from typing_extensions import Unpack
 
 from mm_lightning.diagnostics.clouds import classes_in_words, draw_clouds, half_and_all, square_frame
 from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Rows, SharedArguments
@@ -21,6 +21,9 @@ from mm_lightning.diagnostics.drawing import (
 )
 from mm_lightning.diagnostics.hidden_states import checked
 from mm_lightning.namespaces import LightningModule, Trainer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 CAPTIONS = {  # of the picture; the arrow points to the better value
     "davies_bouldin": ("Davies–Bouldin ↓", "{:.2f}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
-from typing_extensions import Unpack
 
 from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Rows, SharedArguments
 from mm_lightning.diagnostics.drawing import (
@@ -29,6 +29,9 @@ from mm_lightning.diagnostics.drawing import (
 )
 from mm_lightning.diagnostics.hidden_states import checked
 from mm_lightning.namespaces import LightningModule, Trainer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 FLOOR = 1e-4  # of the largest value on an axis; smaller ones are not drawn: a log axis has no place for zero
 WIDE = 40  # ranks; more are drawn on a log axis
