@@ -7,6 +7,7 @@ It needs transformers. It ends with an error if a step is neither exact nor refu
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import re
@@ -17,13 +18,34 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
 
+import beside  # noqa: E402
+import matrix  # noqa: E402
+from tables import between_marks  # noqa: E402
 from zoo import ENTRIES, Entry  # noqa: E402
 from zoo.one_batch import train_mixed  # noqa: E402
 from zoo.reference import assert_exact, deviation, reference  # noqa: E402
 
-HEAD = """# What the callback makes of modules that know nothing of it
+HEAD = """# What the callback works with
+
+## Versions
+
+Made by `python scripts/matrix.py`: the tests that are not slow, with other versions than those of `constraints.txt`.
+The lower bounds in `setup.cfg` are the versions of the first line.
+
+<!-- matrix -->
+<!-- /matrix -->
+
+## Beside other packages
+
+Made by `python scripts/beside.py`: the release that pip takes of a package into an empty environment, alone and together
+with this one, and of what both need (an arrow: what changes).
+
+<!-- beside -->
+<!-- /beside -->
+
+## Modules that know nothing of it
 
 Made by `python scripts/compatibility.py`, which trains every module of [tests/zoo](../tests/zoo) for one step in
 float64. A step is **exact** if its losses and gradients are `lam * (of own targets) + (1 - lam) * (of the partners'
@@ -52,6 +74,9 @@ def main() -> None:
         if outcome == "WRONG" or not re.search(entry.refused or "^<", detail):
             wrong.append(f"{entry.name} at {layer} is {outcome}: {detail}")
     text = HEAD.format(total=len(steps), **counts) + "".join(lines)
+    for script in (matrix, beside):
+        record = json.loads(script.RECORD.read_text(encoding="utf-8"))
+        text = between_marks(text, script.__name__, script.table(record))
     (ROOT / "docs" / "compatibility.md").write_text(text, encoding="utf-8")
     print(f"{counts['exact']} exact, {counts['refused']} refused, {len(wrong)} not what their entries demand")
     if wrong:

@@ -35,6 +35,7 @@ SHOWN = ("torch", "lightning", "pytorch-lightning", "torchmetrics", "numpy", "ma
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from environments import installed  # noqa: E402
+from tables import between_marks, markdown_table  # noqa: E402
 
 
 def requirements() -> list[str]:
@@ -95,7 +96,8 @@ def main() -> None:
         if not arguments.tests:
             ordered = {e.name: record[e.name] for e in environments() if e.name in record}
             RECORD.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
-            PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), ordered), encoding="utf-8")
+            page = PAGE.read_text(encoding="utf-8")
+            PAGE.write_text(between_marks(page, "matrix", table(ordered)), encoding="utf-8")
     if any(found["outcome"] != "passed" for found in record.values()):
         sys.exit(1)
 
@@ -184,22 +186,13 @@ def git(*words: str) -> str:
     return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 
-BEGIN, END = "<!-- matrix -->\n", "<!-- /matrix -->\n"
-
-
-def with_table(page: str, record: dict[str, Any]) -> str:
-    """The page with the table between its marks."""
-    head, _, rest = page.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    lines = [
-        ["environment", "Python", *SHOWN, "passed", "failed", "skipped"],
-        ["---"] * (len(SHOWN) + 5),
-        *([name, *row(found)] for name, found in record.items()),
-    ]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def table(record: dict[str, Any]) -> str:
+    """A line for each environment, and below it what was skipped."""
+    head = ["environment", "Python", *SHOWN, "passed", "failed", "skipped"]
+    lines = [[name, *row(found)] for name, found in record.items()]
     reasons = {reason for found in record.values() for reason in found.get("skipped", ())}
     told = [f"- {reason}: {', '.join(where(record, reason))}\n" for reason in sorted(reasons)]
-    return f"{head}{BEGIN}{table}\nSkipped, and in which environments:\n\n{''.join(told)}{END}{tail}"
+    return f"{markdown_table(head, lines)}\nSkipped, and how many in which environments:\n\n{''.join(told)}"
 
 
 def row(found: dict[str, Any]) -> list[str]:
