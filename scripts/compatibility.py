@@ -39,8 +39,8 @@ The lower bounds in `setup.cfg` are the versions of the first line.
 
 ## Beside other packages
 
-Made by `python scripts/beside.py`: the release that pip takes of a package into an empty environment, alone and together
-with this one, and of what both need (an arrow: what changes).
+Made by `python scripts/beside.py`: the release that pip takes of a package into an empty environment, alone and
+together with this one, and of what both need (an arrow: what changes).
 
 <!-- beside -->
 <!-- /beside -->

@@ -128,7 +128,7 @@ def tried(environment: Environment, folder: Path, tests: list[str]) -> dict[str,
     python = shutil.which(f"python{environment.python}")
     if python is None:
         return {"outcome": f"not tried: python{environment.python} is not on the PATH", "asked": asked}
-    wanted = [*asked, *requirements(), *TOOLS]
+    wanted = [*asked, *TOOLS, "--editable", f"{ROOT}[report]"]
     interpreter = installed(folder / environment.name.replace(" ", "_"), python, wanted, SECONDS_TO_INSTALL)
     if not isinstance(interpreter, Path):
         return {"outcome": f"not tried: {interpreter}", "asked": asked}

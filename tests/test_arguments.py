@@ -19,10 +19,10 @@ from mm_lightning.arguments import check_flag, check_integer, check_number, is_f
         ("1", TypeError, "'1' of type str"),
         (None, TypeError, "None of type NoneType"),
         (True, TypeError, "True of type bool"),
-        (np.bool_(True), TypeError, "np.True_ of type bool"),
+        (np.bool_(True), TypeError, f"{np.True_!r} of type {np.bool_.__name__}"),
         (1j, TypeError, "1j of type complex"),
         (-1, ValueError, "-1"),
-        (np.float32(-0.5), ValueError, "np.float32(-0.5)"),
+        (np.float32(-0.5), ValueError, repr(np.float32(-0.5))),
         (float("nan"), ValueError, "nan"),
     ],
 )
@@ -41,7 +41,7 @@ def test_numbers_of_python_and_numpy_are_taken(value: Any) -> None:
     ("value", "error", "got"),
     [
         (1.0, TypeError, "1.0 of type float"),
-        (np.float32(1.0), TypeError, "np.float32(1.0) of type float32"),
+        (np.float32(1.0), TypeError, f"{np.float32(1.0)!r} of type float32"),
         (False, TypeError, "False of type bool"),
         (-1, ValueError, "-1"),
     ],

@@ -368,8 +368,7 @@ def test_the_batch_size_scaler_finds_as_without_the_callback_and_leaves_nothing(
     tuned, straight = Classifier(), Classifier()
     found, trainer, data = scale(tuned, mixup())
     plainly, _, plain_data = scale(Classifier())
-    assert found == plainly == 4
-    assert data.batch_size == plain_data.batch_size  # 4; 8 below lightning 2.3
+    assert found == plainly == data.batch_size == plain_data.batch_size > 2
     assert_close(weights_of(tuned), weights_of(Network()), rtol=0, atol=0)
     assert_no_trace(tuned)
 

@@ -276,6 +276,42 @@ def test_a_compiled_function_is_trained_as_by_hand(make_trainer: MakeTrainer, gr
 
 
 @compiled
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # of the compiler itself
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_noise_that_a_compiled_loss_draws_is_the_same_for_both_targets(make_trainer: MakeTrainer, backend: str) -> None:
+    torch.compiler.reset()  # or it is one function too often compiled, and runs eagerly
+
+    @torch.compile(backend=backend)
+    def noisy(logits: Tensor, y: Tensor) -> Tensor:
+        return (logits - y - torch.randn_like(y)).square().mean()
+
+    class Noisy(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            torch.manual_seed(batch_idx)
+            x, y = batch
+            return noisy(self(x), F.one_hot(y, 3).to(x))
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0)
+
+    class Returned(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
+            losses.append(float(outputs["loss"]))
+
+    losses: list[float] = []
+    callback, net = mixup(), Network()
+    plans = Plans(callback)
+    make_trainer(callback, plans, Returned()).fit(Noisy(), loader())
+    for i, (plan, (x, y), got) in enumerate(zip(plans.plans, batches(), losses, strict=True)):
+        halves = []
+        for targets in (y, y[plan.partner]):
+            torch.manual_seed(i)
+            halves.append(noisy(mixed_logits(net, x, plan).detach(), F.one_hot(targets, 3).to(x)))
+        lam = plan.lam[0].double()
+        assert got == pytest.approx(float(lam * halves[0] + (1 - lam) * halves[1]), rel=1e-6)
+
+
+@compiled
 @pytest.mark.parametrize("fullgraph", [True, False], ids=["fullgraph", "with breaks"])
 def test_a_sequential_compiled_in_place_makes_at_most_a_graph_a_layer_and_one(
     make_trainer: MakeTrainer, graphs: Graphs, fullgraph: bool
