@@ -70,14 +70,19 @@ def classes(name: str) -> tuple[type[Any], ...]:
     return tuple(getattr(module, attribute) for module in modules)
 
 
-def package_of(thing: object) -> ModuleType:
+def package_of(thing: Any) -> ModuleType:
     """The package whose trainer, module, data module or callback ``thing`` is; ``lightning.pytorch`` if of both."""
+    return _package_of_class(type(thing))
+
+
+@functools.cache
+def _package_of_class(kind: type) -> ModuleType:
     names = ("Trainer", "LightningModule", "LightningDataModule", "Callback")
-    kinds = [(package, tuple(getattr(package, name) for name in names)) for package in _PACKAGES]
-    return next((package for package, of_it in kinds if isinstance(thing, of_it)), _PACKAGES[0])
+    found = (one for one in _PACKAGES if issubclass(kind, tuple(getattr(one, name) for name in names)))
+    return next(found, _PACKAGES[0])
 
 
-def version_of(thing: object) -> tuple[int, ...]:
+def version_of(thing: Any) -> tuple[int, ...]:
     """Major and minor version of :func:`package_of` ``thing``."""
     return _version(package_of(thing))
 
@@ -86,14 +91,11 @@ class _OfItsTrainer:
     """A method that looks to each trainer like the one that an object of its own package inherits."""
 
     def __init__(self, name: str, bases: tuple[type, ...]) -> None:
-        self.name, self.bases = name, bases
+        self.methods = {package: getattr(base, name) for package, base in zip(_PACKAGES, bases, strict=True)}
 
     def __get__(self, instance: Any, owner: type) -> Any:
         held = {} if instance is None else vars(instance)
-        trainer = held.get("_trainer", held.get("trainer"))
-        package = package_of(trainer)
-        base = self.bases[_PACKAGES.index(package)]
-        method = getattr(base, self.name)
+        method = self.methods[package_of(held.get("_trainer", held.get("trainer")))]
         return method if instance is None else method.__get__(instance, owner)
 
 
