@@ -72,7 +72,8 @@ def classes(name: str) -> tuple[type[Any], ...]:
 
 def package_of(thing: Any) -> ModuleType:
     """The package whose trainer, module, data module or callback ``thing`` is; ``lightning.pytorch`` if of both."""
-    return _package_of_class(type(thing))
+    kind: Any = type(thing)
+    return _package_of_class(kind)
 
 
 @functools.cache
