@@ -6,7 +6,9 @@ import copy
 import csv
 import math
 import pickle
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy as imported_by_name
 from torch.utils.checkpoint import checkpoint
@@ -670,3 +673,25 @@ def test_repr_shows_what_was_changed_and_the_class() -> None:
     callback = Mine(layers="first")
     callback.alpha, callback.probability = 0.5, 0.25
     assert repr(callback) == "Mine(alpha=0.5, layers='first', probability=0.25)"
+
+
+@pytest.mark.parametrize(("version", "count"), [((2, 4), 1), ((2, 5), 0)])
+def test_a_trainer_that_resumes_a_batch_too_early_is_told_of(
+    make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], count: int
+) -> None:
+    monkeypatch.setattr("mm_lightning.callback.version_of", lambda trainer: version)
+
+    def train(ckpt_path: Path | None = None, **settings: Any) -> list[str]:
+        saving = ModelCheckpoint(tmp_path, "part", every_n_train_steps=3)
+        trainer = make_trainer(ManifoldMixupCallback(layers=LAYERS), saving, enable_checkpointing=True, **settings)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer.fit(Classifier(), loader(), ckpt_path=ckpt_path)
+        return [str(one.message) for one in caught if "before 2.5" in str(one.message)]
+
+    assert train(max_steps=3) == []  # from the beginning
+    said = (
+        "lightning before 2.5 counts one batch too few when it resumes within an epoch, so a plan is drawn twice and a "
+        "batch trained twice. For an exact resume update lightning, or save at the end of epochs."
+    )
+    assert train(tmp_path / "part.ckpt") == [said] * count

@@ -27,6 +27,7 @@ from classifier import (
     weights_of,
 )
 from torch import Tensor, nn
+from torch._dynamo.exc import Unsupported
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     CheckpointImpl,
     CheckpointWrapper,
@@ -35,6 +36,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 )
 from torch.nn.utils.parametrizations import weight_norm
 from torch.testing import assert_close
+from torch.torch_version import TorchVersion
 from versions import compiles
 
 MakeTrainer = Callable[..., pl.Trainer]
@@ -456,3 +458,27 @@ def test_a_hooked_network_says_why_it_cannot_be_scripted(make_trainer: MakeTrain
     )
     x = batches()[0][0]
     assert_close(torch.jit.script(model)(x), model(x))
+
+
+def test_what_is_compiled_is_refused_where_the_compiler_is_too_old(
+    make_trainer: MakeTrainer, graphs: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.7.1"))
+    said = r"is compiled, and manifold mixup with torch\.compile needs torch >= 2\.8; this is 2\.7\.1\. Update torch, or"
+    for way in ("torch.compile", "in place"):
+        with pytest.raises(RuntimeError, match=said):
+            fit(make_trainer, _compile(Holder(), way, graphs), mixup={"layers": NET_LAYERS})
+    fit(make_trainer, _compile(Holder(), "in place", graphs), mixup={"layers": NET_LAYERS, "alpha": 0.0})
+
+
+def test_a_failure_of_a_compiler_that_is_too_old_names_the_version(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OutOfSight(Holder):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            raise Unsupported("not known yet")
+
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.7.1"))
+    said = r"fails with Unsupported: not known yet \(see above\); with torch\.compile it needs torch >= 2\.8, and this"
+    with pytest.raises(Unsupported, match=said):
+        fit(make_trainer, OutOfSight(), mixup={"layers": NET_LAYERS})
