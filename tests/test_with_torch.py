@@ -464,7 +464,7 @@ def test_what_is_compiled_is_refused_where_the_compiler_is_too_old(
     make_trainer: MakeTrainer, graphs: Graphs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.7.1"))
-    said = r"is compiled, and manifold mixup with torch\.compile needs torch >= 2\.8; this is 2\.7\.1\. Update torch, or"
+    said = r"is compiled, and manifold mixup with torch\.compile needs torch >= 2\.8; this is 2\.7\.1\. Update torch"
     for way in ("torch.compile", "in place"):
         with pytest.raises(RuntimeError, match=said):
             fit(make_trainer, _compile(Holder(), way, graphs), mixup={"layers": NET_LAYERS})
