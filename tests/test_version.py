@@ -8,7 +8,13 @@ from importlib.metadata import version
 
 import mm_lightning
 
-CODE = "import sys; before = set(sys.modules); import mm_lightning; mm_lightning.__version__; print(*set(sys.modules) - before)"
+CODE = """\
+import sys
+before = set(sys.modules)
+import mm_lightning
+mm_lightning.__version__
+print(*set(sys.modules) - before)
+"""
 
 
 def test_the_version_is_that_of_the_metadata() -> None:
