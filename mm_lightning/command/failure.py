@@ -10,11 +10,12 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-__all__ = ["JobFailed", "as_one_line"]
+__all__ = ["JobFailed", "as_one_line", "message"]
 
 # Raised on purpose, with a message for a person. Anything else is a defect and shows where it comes from.
 _EXPECTED = (
@@ -79,6 +80,11 @@ class JobFailed(BaseException):
         self.error = error
 
 
+def message(error: Exception) -> str:
+    """Return what is said of an exception, in one line."""
+    return _message(error, _cause(error))
+
+
 def _report(error: Exception) -> None:
     cause = _cause(error)
     if not isinstance(cause, _EXPECTED) and not _is_named(cause, _EXPECTED_OF_LIGHTNING):
@@ -109,6 +115,8 @@ def _message(error: BaseException, cause: BaseException) -> str:
             if not names or "Did you mean" in known
             else f"{known} A new one is added with +{key_error.full_key}=..."
         )
+    if isinstance(cause, MissingConfigException) and cause.missing_cfg_file and (options := _options(cause)):
+        return _choices(cause.missing_cfg_file, os.path.basename(cause.missing_cfg_file), options, "Options")
     text = " ".join(_sentences(cause))
     if isinstance(cause, OverrideParseException) and cause.override not in text:
         text = f"Cannot read {cause.override!r}: {text}"
@@ -116,6 +124,14 @@ def _message(error: BaseException, cause: BaseException) -> str:
         text = f"{text} {_WAYS_OUT[cause.errno]}"
     key = re.search(r"full_key: (\S+)", str(error)) if isinstance(error, InstantiationException) else None
     return f"{key.group(1)}: {text}" if key else text
+
+
+def _options(error: MissingConfigException) -> list[str]:
+    """Options of a group, from the folders that Hydra has searched; it lists none for one of several that are chosen."""
+    group = os.path.dirname(str(error.missing_cfg_file))
+    folders = re.findall(r"path=file://(.+)$", str(error), flags=re.MULTILINE)
+    files = {path for folder in folders for path in Path(folder, group).glob("*.yaml")}
+    return sorted({path.stem for path in files})
 
 
 def _choices(whole: str, name: str, names: Sequence[str], what: str) -> str:
