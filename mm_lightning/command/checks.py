@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import mm_lightning
 
-__all__ = ["check_config", "one_number_of_epochs"]
+__all__ = ["check_config"]
 
 _OF_HYDRA = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 _SCALARS = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
@@ -27,33 +27,6 @@ _MAKERS = ("optimizer", "scheduler", "data", "model", "mixup", "trainer", "logge
 _PACKAGES = ("lightning", "mm_lightning", "torch", "torchmetrics", "torchvision", "timm")  # imported or not
 _MISSING = "???"  # a value that has to be typed, of which Hydra says more
 _EXAMPLE = "Set max_epochs=10, say."
-
-
-def one_number_of_epochs(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Let ``max_epochs`` and ``trainer.max_epochs`` be one number, in place.
-
-    ``trainer=smoke`` has one of its own, which gives way to a ``max_epochs`` that was typed.
-
-    Args:
-        config: The composed configuration of a run.
-        overrides: What was typed, as Hydra lists it.
-
-    Raises:
-        ValueError: If both were typed and differ.
-    """
-    trainer = config.get("trainer")
-    if "max_epochs" not in config or not trainer or "max_epochs" not in trainer:
-        return
-    own, of_trainer = config.max_epochs, trainer.max_epochs
-    if own == of_trainer and type(own) is type(of_trainer):
-        return
-    typed = {word.split("=")[0].lstrip("+") for word in overrides}
-    if {"max_epochs", "trainer.max_epochs"} <= typed:
-        raise ValueError(f"max_epochs is {own} and trainer.max_epochs is {of_trainer}. Say max_epochs alone.")
-    if "max_epochs" in typed:
-        trainer.max_epochs = own
-    else:
-        config.max_epochs = of_trainer
 
 
 def check_config(config: DictConfig) -> None:
@@ -196,7 +169,7 @@ def _in_words(hint: Any) -> str:
     words = list(dict.fromkeys(_words(hint)))
     if "a number" in words and "an integer" in words:
         words.remove("an integer")
-    return " or ".join(sorted(words, key=lambda word: word == "null"))
+    return " or ".join(sorted(words, key="null".__eq__))
 
 
 def _words(hint: Any) -> Iterator[str]:
@@ -225,7 +198,9 @@ def _check_epochs(trainer: Any) -> None:
     epochs = trainer["max_epochs"]
     if epochs is None and steps == -1:
         raise ValueError(f"max_epochs is null, and trainer.max_steps sets no end either. {_EXAMPLE}")
-    if epochs is not None and (isinstance(epochs, bool) or not isinstance(epochs, int) or (epochs < 1 and epochs != -1)):
+    if epochs is not None and (
+        isinstance(epochs, bool) or not isinstance(epochs, int) or (epochs < 1 and epochs != -1)
+    ):
         raise ValueError(f"max_epochs must be an integer >= 1, or -1 for no end, got {epochs!r}. {_EXAMPLE}")
 
 
@@ -234,12 +209,13 @@ def _check_schedule(scheduler: Any, trainer: Any) -> None:
     period = scheduler.get("T_max", 1)
     if isinstance(period, int) and not isinstance(period, bool) and period >= 1:
         return
+    shown = "null" if period is None else repr(period)
     if period == trainer.get("max_epochs", period):
         raise ValueError(
-            f"scheduler=cosine falls to zero over max_epochs, which is {'null' if period is None else period} here. Set max_epochs=10, say, or "
+            f"scheduler=cosine falls to zero over max_epochs, which is {shown} here. Set max_epochs=10, say, or "
             "choose scheduler=step or scheduler=constant."
         )
-    raise ValueError(f"scheduler.T_max must be an integer >= 1, in epochs, got {period!r}.")
+    raise ValueError(f"scheduler.T_max must be an integer >= 1, in epochs, got {shown}.")
 
 
 def _check_devices(trainer: Any) -> None:

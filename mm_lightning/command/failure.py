@@ -127,7 +127,7 @@ def _message(error: BaseException, cause: BaseException) -> str:
 
 
 def _options(error: MissingConfigException) -> list[str]:
-    """Options of a group, from the folders that Hydra has searched; it lists none for one of several that are chosen."""
+    """Options of a group, from the folders that Hydra has searched; of one of several it lists none itself."""
     group = os.path.dirname(str(error.missing_cfg_file))
     folders = re.findall(r"path=file://(.+)$", str(error), flags=re.MULTILINE)
     files = {path for folder in folders for path in Path(folder, group).glob("*.yaml")}

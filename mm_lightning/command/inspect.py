@@ -7,9 +7,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from mm_lightning.command.checks import check_config, one_number_of_epochs
+from mm_lightning.command.checks import check_config
 from mm_lightning.command.train import quieten
 from mm_lightning.look.inspection import inspect
+from mm_lightning.study.epochs import one_number_of_epochs
 
 __all__ = ["print_table"]
 

@@ -84,9 +84,9 @@ def run_composed(job: Callable[[DictConfig], Any], config_name: str) -> None:
 
 
 def typed(key: str, value: str) -> str:
-    """Write an override as it is typed in a shell: quoted for Hydra where its grammar asks for it, and for the shell."""
+    """Write an override as it is typed in a shell: quoted where Hydra's grammar asks for it, then for the shell."""
     if not re.fullmatch(r"[\w./:%+-]+", value):
-        escaped = re.sub(r'(\\*)"', r'\1\1\"', value)
+        escaped = re.sub(r'(\\*)"', r"\1\1\"", value)
         escaped = re.sub(r"(\\+)$", r"\1\1", escaped)
         value = f'"{escaped}"'
     return shlex.quote(f"{key}={value}")

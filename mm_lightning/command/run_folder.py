@@ -134,8 +134,9 @@ class _Before:
         with suppress(OSError):
             if self.base in self.missing and os.listdir(self.base) == [_OF_A_SWEEP]:
                 (self.base / _OF_A_SWEEP).unlink()
-            for folder in self.missing:
-                folder.rmdir()  # refuses where there is something
+        for folder in self.missing:
+            with suppress(OSError):  # where there is something, or nothing any more
+                folder.rmdir()
 
 
 @dataclass(frozen=True)

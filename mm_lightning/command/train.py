@@ -21,12 +21,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from mm_lightning.command.checkpoint import check_checkpoint
-from mm_lightning.command.checks import check_config, one_number_of_epochs
+from mm_lightning.command.checks import check_config
 from mm_lightning.command.run_folder import claim_folder, environment, keep_composition, keep_folder
 from mm_lightning.command.said import keep_what_is_said
 from mm_lightning.command.watch import Watch
 from mm_lightning.fast_cpu import fast_products, keep_freed_memory
 from mm_lightning.files import write_json
+from mm_lightning.study.epochs import one_number_of_epochs
 
 __all__ = ["build_trainer", "quieten", "run"]
 
@@ -81,7 +82,12 @@ def _run(config: DictConfig, folder: Path, overrides: Sequence[str], begin: floa
 
     if trainer.is_global_zero:
         seconds = {"fit_seconds": round(fit_seconds, 2), "total_seconds": round(time.monotonic() - begin, 2)}
-        content = {"name": config.name, "seed": config.seed, "overrides": list(overrides), "epochs": trainer.current_epoch}
+        content = {
+            "name": config.name,
+            "seed": config.seed,
+            "overrides": list(overrides),
+            "epochs": trainer.current_epoch,
+        }
         content |= {"metrics": metrics}
         write_json(folder / "metrics.json", {**content, **seconds, **environment()})
         print(_summary(folder, metrics, seconds["total_seconds"]))

@@ -19,6 +19,7 @@ from typing import Any
 import hydra
 from omegaconf import OmegaConf
 
+from mm_lightning.study.epochs import one_number_of_epochs
 from mm_lightning.study.jobs import Job
 
 _ABSENT = "absent"
@@ -99,6 +100,7 @@ def composed(job: Job, folder: str | Path | None = None) -> dict[str, Any]:
         hydra.errors.HydraException: If an override does not fit.
     """
     config = hydra.compose("train", [*job.arguments[:-1], f'run_dir="{folder or job.folder}"'])
+    one_number_of_epochs(config, job.arguments)
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
 
