@@ -65,7 +65,8 @@ def _summary(study: Study, page: Path) -> str:
     for experiment in study["experiments"]:
         lines.append(f"{experiment['title']} ({experiment['name']})")
         if study["quick"]:
-            lines += [f"  {experiment['text']}", *_accuracies(experiment)]
+            networks, _, _ = experiment["text"].partition(". ")  # its first sentence names them
+            lines += [f"  {networks.rstrip('.')}.", *_accuracies(experiment)]
         for claim in claims(experiment):
             seeds = f"better in {claim.better_in} of {claim.seeds} seeds"
             lines.append(f"  {claim.verdict:6} {claim.text}: {claim.method} against {claim.against}, {seeds}")

@@ -57,7 +57,7 @@ def run(config: DictConfig) -> dict[str, float]:
     check_config(config)
     rank_zero_only(claim_folder)(folder, OmegaConf.to_yaml(config, resolve=True))
     rank_zero_only(keep_composition)(folder)
-    with keep_what_is_said(folder / "train.log") if rank_zero_only.rank == 0 else nullcontext():
+    with keep_what_is_said(folder / "train.log") if getattr(rank_zero_only, "rank", 0) == 0 else nullcontext():
         return _run(config, folder, overrides, begin)
 
 
