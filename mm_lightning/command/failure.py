@@ -58,6 +58,9 @@ def as_one_line() -> Iterator[None]:
     except JobFailed as failed:
         _report(failed.error)
         sys.exit(1)
+    except BrokenPipeError:  # who reads has seen enough, as of --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
     except SystemExit as stop:

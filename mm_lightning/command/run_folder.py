@@ -30,7 +30,8 @@ __all__ = [
 ]
 
 # What a run puts in its folder. In a folder that was there before, nothing else is taken away.
-_OF_A_RUN = (".hydra", "config.yaml", "train.log", "checkpoints", "figures", "tensorboard", "csv")
+_LOG = "train.log"
+_OF_A_RUN = (".hydra", "config.yaml", _LOG, "checkpoints", "figures", "tensorboard", "csv")
 _OF_A_SWEEP = "multirun.yaml"
 _PACKAGES = ("torch", "lightning", "torchmetrics", "hydra-core", "tensorboard", "matplotlib", "numpy")
 
@@ -62,7 +63,7 @@ def claim_folder(folder: Path, config: str) -> None:
 
 def keep_composition(folder: Path) -> None:
     """Save what Hydra composed, as Hydra itself would in any run, before it knows whether the run is refused."""
-    if HydraConfig.initialized():
+    if HydraConfig.initialized() and not (folder / ".hydra").exists():
         hydra = HydraConfig.instance().cfg
         for name, content in {"hydra": hydra, "overrides": HydraConfig.get().overrides.task}.items():
             path = folder / ".hydra" / f"{name}.yaml"
@@ -86,7 +87,9 @@ class RefusedLeaveNothing(Callback):
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Look before the run puts anything in its folder, also in the process that a sweep has begun for it."""
         folder = Path(config.hydra.runtime.output_dir)
-        _Refusable.job = _Refusable(folder, frozenset(os.listdir(folder)), self._before)
+        log = folder / _LOG
+        length = log.stat().st_size if log.is_file() else 0
+        _Refusable.job = _Refusable(folder, frozenset(os.listdir(folder)), length, self._before)
 
 
 def keep_folder() -> None:
@@ -145,6 +148,7 @@ class _Refusable:
 
     folder: Path
     entries: frozenset[str]
+    length_of_log: int  # bytes
     before: _Before
 
     job: ClassVar[_Refusable | None] = None
@@ -156,6 +160,8 @@ class _Refusable:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+        if _LOG in self.entries:
+            os.truncate(self.folder / _LOG, self.length_of_log)
         if self.before.has_made(self.folder):
             with suppress(OSError):
                 self.folder.rmdir()
