@@ -54,7 +54,7 @@ class _Both:
 
     def write(self, text: str) -> int:
         is_end_of_bar = self._is_bar and text == "\n"
-        self._is_bar = "\r" in text or "\x1b" in text
+        self._is_bar = "\r" in text or "\x1b" in text or (self._is_bar and not text)
         if not self._is_bar and not is_end_of_bar:
             self._log.write(text)
         return self._stream.write(text)

@@ -38,7 +38,11 @@ def test_log_holds_both_streams_and_lightnings_own_and_no_bar(
 def test_log_ends_with_the_error(tmp_path: Path) -> None:
     path = tmp_path / "train.log"
     with pytest.raises(ValueError, match=r"^no\.$"), keep_what_is_said(path):
-        print("a line")
-        raise ValueError("no.")
+        _fail()
     assert path.read_text() == "a line\nerror: no.\n"
     assert not hasattr(sys.stdout, "_log")
+
+
+def _fail() -> None:
+    print("a line")
+    raise ValueError("no.")
