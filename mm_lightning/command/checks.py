@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import mm_lightning
 
-__all__ = ["check_config"]
+__all__ = ["check_config", "check_devices"]
 
 _OF_HYDRA = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 _SCALARS = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
@@ -36,7 +36,7 @@ def check_config(config: DictConfig) -> None:
         config: The composed configuration of a run.
 
     Raises:
-        ValueError: If a name, a value or a device is not there.
+        ValueError: If a name is not there, or a value is none that is possible.
         TypeError: If a value is of another type than its target takes.
         ImportError: If a target is there and cannot be imported.
     """
@@ -46,7 +46,28 @@ def check_config(config: DictConfig) -> None:
     for place in _MAKERS:
         if place in config:
             _check_node(OmegaConf.to_container(config[place], resolve=True), place)
-    _check_devices(trainer)
+
+
+def check_devices(config: DictConfig) -> None:
+    """Refuse a GPU where there is none, and more than there are.
+
+    Raises:
+        ValueError: With what can be chosen instead.
+    """
+    trainer = config.get("trainer") or {}
+    accelerator, devices = trainer.get("accelerator"), trainer.get("devices")
+    has_gpu = CUDAAccelerator.is_available() or MPSAccelerator.is_available()
+    if (accelerator == "gpu" and not has_gpu) or (accelerator == "cuda" and not CUDAAccelerator.is_available()):
+        raise ValueError(
+            f"trainer.accelerator is {accelerator!r}, but torch {torch.__version__} finds no GPU here. Choose "
+            "trainer=cpu, or install the driver and a torch that is built for it."
+        )
+    there = torch.cuda.device_count()
+    if isinstance(devices, int) and accelerator in ("gpu", "cuda", "auto") and 0 < there < devices:
+        raise ValueError(
+            f"trainer.devices is {devices}, but torch finds {there} GPU{'s' * (there > 1)}. Set "
+            f"trainer.devices={there}, or trainer.accelerator=cpu for processes on the CPU."
+        )
 
 
 def _check_node(node: Any, place: str) -> None:
@@ -186,7 +207,7 @@ def _words(hint: Any) -> Iterator[str]:
         yield f"a list of {of[0]}s" if of else "a list"
 
 
-# --- epochs and devices
+# --- epochs
 
 
 def _check_epochs(trainer: Any) -> None:
@@ -216,19 +237,3 @@ def _check_schedule(scheduler: Any, trainer: Any) -> None:
             "choose scheduler=step or scheduler=constant."
         )
     raise ValueError(f"scheduler.T_max must be an integer >= 1, in epochs, got {shown}.")
-
-
-def _check_devices(trainer: Any) -> None:
-    accelerator, devices = trainer.get("accelerator"), trainer.get("devices")
-    has_gpu = CUDAAccelerator.is_available() or MPSAccelerator.is_available()
-    if (accelerator == "gpu" and not has_gpu) or (accelerator == "cuda" and not CUDAAccelerator.is_available()):
-        raise ValueError(
-            f"trainer.accelerator is {accelerator!r}, but torch {torch.__version__} finds no GPU here. Choose "
-            "trainer=cpu, or install the driver and a torch that is built for it."
-        )
-    there = torch.cuda.device_count()
-    if isinstance(devices, int) and accelerator in ("gpu", "cuda", "auto") and 0 < there < devices:
-        raise ValueError(
-            f"trainer.devices is {devices}, but torch finds {there} GPU{'s' * (there > 1)}. Set "
-            f"trainer.devices={there}, or trainer.accelerator=cpu for processes on the CPU."
-        )

@@ -32,6 +32,7 @@ __all__ = [
 # What a run puts in its folder. In a folder that was there before, nothing else is taken away.
 _LOG = "train.log"
 _OF_A_RUN = (".hydra", "config.yaml", _LOG, "checkpoints", "figures", "tensorboard", "csv")
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 _OF_A_SWEEP = "multirun.yaml"
 _PACKAGES = ("torch", "lightning", "torchmetrics", "hydra-core", "tensorboard", "matplotlib", "numpy")
 
@@ -103,7 +104,8 @@ def leave_nothing() -> None:
     What was there before stays, and so does what is not a run's own.
     """
     job, _Refusable.job = _Refusable.job, None
-    if job is not None and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    is_first = all(os.environ.get(name, "0") == "0" for name in _RANKS)
+    if job is not None and is_first:
         job.undo()
     if _Before.known is not None:
         _Before.known.remove_unused()

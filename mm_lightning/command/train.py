@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from mm_lightning.command.checkpoint import check_checkpoint
-from mm_lightning.command.checks import check_config
+from mm_lightning.command.checks import check_config, check_devices
 from mm_lightning.command.run_folder import claim_folder, environment, keep_composition, keep_folder
 from mm_lightning.command.said import keep_what_is_said
 from mm_lightning.command.watch import Watch
@@ -55,6 +55,7 @@ def run(config: DictConfig) -> dict[str, float]:
     if not isinstance(config.fast_cpu, bool):
         raise ValueError(f"fast_cpu must be true or false, got {config.fast_cpu!r}.")
     check_config(config)
+    check_devices(config)
     rank_zero_only(claim_folder)(folder, OmegaConf.to_yaml(config, resolve=True))
     rank_zero_only(keep_composition)(folder)
     with keep_what_is_said(folder / "train.log") if getattr(rank_zero_only, "rank", 0) == 0 else nullcontext():
@@ -65,7 +66,8 @@ def _run(config: DictConfig, folder: Path, overrides: Sequence[str], begin: floa
     pl.seed_everything(config.seed, workers=True)
     data: pl.LightningDataModule = instantiate(config.data)
     model: pl.LightningModule = instantiate(config.model)
-    optimizer, scheduler = _optimizer_and_scheduler(config, model)
+    if "optimizer" in config.model or config.ckpt_path is not None:
+        optimizer, scheduler = _optimizer_and_scheduler(config, model)
     if config.ckpt_path is not None:
         check_checkpoint(Path(config.ckpt_path), model, optimizer, scheduler)
     watch = Watch()
@@ -107,7 +109,7 @@ def _optimizer_and_scheduler(config: DictConfig, model: pl.LightningModule) -> t
     made: list[Any] = [model.parameters()]
     for group in ("optimizer", "scheduler"):
         try:
-            made.append(instantiate(config[group])(made[-1]))
+            made.append(instantiate(config[group])(made[-1]) if config.get(group) else None)
         except (ValueError, TypeError) as error:
             raise type(error)(f"{group}: {error}") from error
     return made[1], made[2]

@@ -83,7 +83,7 @@ def is_finished(job: Job) -> bool:
     if differing:
         first = "; ".join(f"{key} is {wanted.get(key, _ABSENT)}, was {made.get(key, _ABSENT)}" for key in differing[:3])
         raise ValueError(
-            f"{job.folder} holds a run that {job.command!r} would not make now ({first}). "
+            f"{job.folder} holds a run that {job.command} would not make now ({first}). "
             "Move it away, or choose another folder with out=..."
         )
     return True

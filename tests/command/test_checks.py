@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 from mm_lightning.command import checks
-from mm_lightning.command.checks import check_config
+from mm_lightning.command.checks import check_config, check_devices
 from mm_lightning.command.configuration import CONF
 from mm_lightning.study.epochs import one_number_of_epochs
 
@@ -143,7 +143,7 @@ def test_mistake_is_named_with_its_key(
         monkeypatch.setattr(accelerator, "is_available", lambda: False)
     config = compose(*overrides)
     with caplog.at_level(logging.WARNING), pytest.raises((ValueError, TypeError)) as refused:
-        check_config(config)
+        _check(config)
     assert str(refused.value) == line
     assert caplog.messages == []
 
@@ -155,10 +155,10 @@ def test_more_gpus_than_there_are_name_how_many(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     config = compose("trainer=ddp", f"trainer.devices={devices}")
     if devices == 2:
-        check_config(config)
+        check_devices(config)
         return
     with pytest.raises(ValueError, match=r"^trainer\.devices") as refused:
-        check_config(config)
+        check_devices(config)
     assert str(refused.value) == (
         "trainer.devices is 3, but torch finds 2 GPUs. Set trainer.devices=2, or trainer.accelerator=cpu for processes "
         "on the CPU."
@@ -230,3 +230,8 @@ def test_two_numbers_of_epochs_are_refused(compose: Compose) -> None:
     line = r"^max_epochs is 3 and trainer\.max_epochs is 2\. Say max_epochs alone\.$"
     with pytest.raises(ValueError, match=line):
         compose("max_epochs=3", "trainer.max_epochs=2")
+
+
+def _check(config: DictConfig) -> None:
+    check_config(config)
+    check_devices(config)
