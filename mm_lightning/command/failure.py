@@ -10,11 +10,12 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-__all__ = ["JobFailed", "as_one_line"]
+__all__ = ["JobFailed", "as_one_line", "message"]
 
 # Raised on purpose, with a message for a person. Anything else is a defect and shows where it comes from.
 _EXPECTED = (
@@ -57,6 +58,9 @@ def as_one_line() -> Iterator[None]:
     except JobFailed as failed:
         _report(failed.error)
         sys.exit(1)
+    except BrokenPipeError:  # who reads has seen enough, as of --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
     except SystemExit as stop:
@@ -77,6 +81,11 @@ class JobFailed(BaseException):
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
         self.error = error
+
+
+def message(error: Exception) -> str:
+    """Return what is said of an exception, in one line."""
+    return _message(error, _cause(error))
 
 
 def _report(error: Exception) -> None:
@@ -109,6 +118,8 @@ def _message(error: BaseException, cause: BaseException) -> str:
             if not names or "Did you mean" in known
             else f"{known} A new one is added with +{key_error.full_key}=..."
         )
+    if isinstance(cause, MissingConfigException) and cause.missing_cfg_file and (options := _options(cause)):
+        return _choices(cause.missing_cfg_file, os.path.basename(cause.missing_cfg_file), options, "Options")
     text = " ".join(_sentences(cause))
     if isinstance(cause, OverrideParseException) and cause.override not in text:
         text = f"Cannot read {cause.override!r}: {text}"
@@ -116,6 +127,14 @@ def _message(error: BaseException, cause: BaseException) -> str:
         text = f"{text} {_WAYS_OUT[cause.errno]}"
     key = re.search(r"full_key: (\S+)", str(error)) if isinstance(error, InstantiationException) else None
     return f"{key.group(1)}: {text}" if key else text
+
+
+def _options(error: MissingConfigException) -> list[str]:
+    """Options of a group, from the folders that Hydra has searched; of one of several it lists none itself."""
+    group = os.path.dirname(str(error.missing_cfg_file))
+    folders = re.findall(r"path=file://(.+)$", str(error), flags=re.MULTILINE)
+    files = {path for folder in folders for path in Path(folder, group).glob("*.yaml")}
+    return sorted({path.stem for path in files})
 
 
 def _choices(whole: str, name: str, names: Sequence[str], what: str) -> str:

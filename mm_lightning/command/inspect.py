@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import lightning.pytorch as pl
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from mm_lightning.command.checks import check_config
 from mm_lightning.command.train import quieten
 from mm_lightning.look.inspection import inspect
+from mm_lightning.study.epochs import one_number_of_epochs
 
 __all__ = ["print_table"]
 
@@ -15,6 +18,8 @@ __all__ = ["print_table"]
 def print_table(config: DictConfig) -> None:
     """Print the table of ``inspect`` for the first training batch of a configured experiment."""
     quieten()
+    one_number_of_epochs(config, HydraConfig.get().overrides.task if HydraConfig.initialized() else [])
+    check_config(config)
     pl.seed_everything(config.seed)
     data: pl.LightningDataModule = instantiate(config.data)
     module: pl.LightningModule = instantiate(config.model)

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch.trainer.states import TrainerFn
 
+from mm_lightning.command.line import typed
 from mm_lightning.namespaces import CallbackOfBoth, LightningModule, Trainer, classes
 
 __all__ = ["StopAfterStep"]  # of conf/callbacks/default.yaml
@@ -64,7 +65,8 @@ class StopAfterStep(CallbackOfBoth):
             self._is_between_steps = False
             trainer.save_checkpoint(self.path)
             if trainer.is_global_zero:
-                print(f"Saved {self.path}. To go on, repeat the command with ckpt_path={self.path}", file=sys.stderr)
+                again = typed("ckpt_path", str(self.path))
+                print(f"Saved {self.path}. To go on, repeat the command with {again}", file=sys.stderr)
         self._stop_listening()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import functools
+import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -13,9 +15,9 @@ from omegaconf import DictConfig
 
 from mm_lightning.command import failure
 from mm_lightning.command.configuration import CONF
-from mm_lightning.command.run_folder import package_versions
+from mm_lightning.command.run_folder import leave_nothing, package_versions
 
-__all__ = ["LineParser", "hydra_flags", "run_composed"]
+__all__ = ["LineParser", "hydra_flags", "run_composed", "typed"]
 
 
 class LineParser(argparse.ArgumentParser):
@@ -68,12 +70,26 @@ def run_composed(job: Callable[[DictConfig], Any], config_name: str) -> None:
         try:
             return job(config)
         except Exception as error:
+            leave_nothing()
             raise failure.JobFailed(error) from error
 
     with failure.as_one_line():
         sys.argv[1:] = _overrides_last(sys.argv[1:])
         hydra_flags().parse_args()
-        composed()
+        try:
+            composed()
+        except Exception:  # Hydra's own, for some runs of a sweep
+            leave_nothing()
+            raise
+
+
+def typed(key: str, value: str) -> str:
+    """Write an override as it is typed in a shell: quoted where Hydra's grammar asks for it, then for the shell."""
+    if not re.fullmatch(r"[\w./:%+-]+", value):
+        escaped = re.sub(r'(\\*)"', r"\1\1\"", value)
+        escaped = re.sub(r"(\\+)$", r"\1\1", escaped)
+        value = f'"{escaped}"'
+    return shlex.quote(f"{key}={value}")
 
 
 def _overrides_last(arguments: Sequence[str]) -> list[str]:

@@ -29,6 +29,11 @@ class TerminalBar(TQDMProgressBar):
         """Start the clock."""
         super().on_train_start(trainer, pl_module)
         self._clock.start(trainer)
+        # In the middle of an epoch, where a run is resumed, Lightning tells its bar neither the epoch nor its length.
+        bar, done = self.train_progress_bar, trainer.fit_loop.batch_idx + 1
+        bar.reset(None if trainer.num_training_batches == math.inf else int(trainer.num_training_batches))
+        bar.initial = bar.n = done
+        bar.set_description(f"Epoch {trainer.current_epoch}")
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """Return the logged metrics, without the logger's version, and the time left."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from mm_lightning.command.run_folder import keep_folder
 from mm_lightning.files import write_json
 from mm_lightning.study import runner
 from mm_lightning.study.collect import experiment_of, study_of
-from mm_lightning.study.form import Study
+from mm_lightning.study.form import Experiment, Study
 from mm_lightning.study.jobs import Job, chosen, jobs_of
 from mm_lightning.study.report import write_report
 from mm_lightning.study.tables import claims
@@ -33,7 +35,10 @@ def reproduce(config: DictConfig) -> None:
     at_once = min(runner.num_cores(), _MOST_AT_ONCE) if config.jobs is None else config.jobs
     if not isinstance(at_once, int) or at_once < 1:
         raise ValueError(f"jobs must be an integer >= 1, or null for one per core, got {at_once!r}.")
+    if not isinstance(config.quick, bool):
+        raise ValueError(f"quick must be true or false, got {config.quick!r}.")
     jobs = [_with_config_dir(job) for job in jobs_of(config)]
+    keep_folder()
     runner.run_all(jobs, at_once)
     folder = Path(config.out, "report")
     shutil.rmtree(folder, ignore_errors=True)  # pictures of an earlier, larger or smaller study
@@ -59,9 +64,23 @@ def _summary(study: Study, page: Path) -> str:
     lines = []
     for experiment in study["experiments"]:
         lines.append(f"{experiment['title']} ({experiment['name']})")
+        if study["quick"]:
+            networks, _, _ = experiment["text"].partition(". ")  # its first sentence names them
+            lines += [f"  {networks.rstrip('.')}.", *_accuracies(experiment)]
         for claim in claims(experiment):
             seeds = f"better in {claim.better_in} of {claim.seeds} seeds"
             lines.append(f"  {claim.verdict:6} {claim.text}: {claim.method} against {claim.against}, {seeds}")
     if study["quick"]:
-        lines.append("A quick study shows that all works; it is too small to judge the claims.")
+        lines.append(
+            "A quick study shows that all works, on small networks and few data; it is too small to judge the claims."
+        )
     return "\n".join([*lines, f"Report   {page}", f"Numbers  {page.with_name('metrics.json')}"])
+
+
+def _accuracies(experiment: Experiment) -> Iterator[str]:
+    """A line with what each method has learnt, where that is measured."""
+    titles = {method["name"]: method["title"] for method in experiment["methods"]}
+    means = {cell["method"]: cell["mean"] for cell in experiment["cells"] if cell["key"] == "test/acc"}
+    shown = [f"{titles[method]} {100 * mean:.1f} %" for method, mean in means.items() if mean is not None]
+    if shown:
+        yield f"  test accuracy: {', '.join(shown)}"

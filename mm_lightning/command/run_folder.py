@@ -1,18 +1,39 @@
-"""The folder of a run: whose it is, and what made the run."""
+"""The folder of a run: whose it is, what made the run, and that nothing is left of one that was refused."""
 
 from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
 
 import mm_lightning
 
-__all__ = ["claim_folder", "environment", "package_versions"]
+__all__ = [
+    "RefusedLeaveNothing",  # of conf/
+    "claim_folder",
+    "environment",
+    "keep_composition",
+    "keep_folder",
+    "leave_nothing",
+    "package_versions",
+]
 
+# What a run puts in its folder. In a folder that was there before, nothing else is taken away.
+_LOG = "train.log"
+_OF_A_RUN = (".hydra", "config.yaml", _LOG, "checkpoints", "figures", "tensorboard", "csv")
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+_OF_A_SWEEP = "multirun.yaml"
 _PACKAGES = ("torch", "lightning", "torchmetrics", "hydra-core", "tensorboard", "matplotlib", "numpy")
 
 
@@ -39,6 +60,116 @@ def claim_folder(folder: Path, config: str) -> None:
                 raise
     except FileExistsError:
         raise FileExistsError(f"{folder} holds a run already. Choose another folder with hydra.run.dir=...") from None
+
+
+def keep_composition(folder: Path) -> None:
+    """Save what Hydra composed, as Hydra itself would in any run, before it knows whether the run is refused."""
+    if HydraConfig.initialized() and not (folder / ".hydra").exists():
+        hydra = HydraConfig.instance().cfg
+        for name, content in {"hydra": hydra, "overrides": HydraConfig.get().overrides.task}.items():
+            path = folder / ".hydra" / f"{name}.yaml"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(OmegaConf.to_yaml(content), encoding="utf-8")
+
+
+class RefusedLeaveNothing(Callback):
+    """Remembers what was there before Hydra made the folder of a run or of a sweep."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Look before Hydra makes the run's folder."""
+        self._before = _Before.of(config.hydra.run.dir)
+        _Before.known = self._before
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Look before Hydra makes the sweep's folder."""
+        self._before = _Before.of(config.hydra.sweep.dir)
+        _Before.known = self._before
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Look before the run puts anything in its folder, also in the process that a sweep has begun for it."""
+        folder = Path(config.hydra.runtime.output_dir)
+        log = folder / _LOG
+        length = log.stat().st_size if log.is_file() else 0
+        _Refusable.job = _Refusable(folder, frozenset(os.listdir(folder)), length, self._before)
+
+
+def keep_folder() -> None:
+    """Let the folder of the present job stay, whatever happens: it has begun to do what it is for."""
+    _Refusable.job = None
+
+
+def leave_nothing() -> None:
+    """Take away what the present job put there, unless its folder is kept, and folders that Hydra made for nothing.
+
+    What was there before stays, and so does what is not a run's own.
+    """
+    job, _Refusable.job = _Refusable.job, None
+    is_first = all(os.environ.get(name, "0") == "0" for name in _RANKS)
+    if job is not None and is_first:
+        job.undo()
+    if _Before.known is not None:
+        _Before.known.remove_unused()
+
+
+@dataclass(frozen=True)
+class _Before:
+    """The folder that Hydra is about to make, and which folders of its path, itself first, are missing."""
+
+    base: Path
+    missing: tuple[Path, ...]
+    entries: frozenset[str]
+
+    known: ClassVar[_Before | None] = None
+
+    @staticmethod
+    def of(folder: str) -> _Before:
+        base = Path(os.path.abspath(folder))
+        missing = tuple(path for path in (base, *base.parents) if not path.exists())
+        with suppress(OSError):
+            return _Before(base, missing, frozenset(os.listdir(base)))
+        return _Before(base, missing, frozenset())
+
+    def has_made(self, folder: Path) -> bool:
+        """Whether a folder, the base or one in it, was not there."""
+        inside = folder.relative_to(self.base).parts if folder.is_relative_to(self.base) else ()
+        return self.base in self.missing or bool(inside and inside[0] not in self.entries)
+
+    def remove_unused(self) -> None:
+        """Remove the folders that were missing and are empty, or hold what a sweep writes first and nothing else."""
+        with suppress(OSError):
+            if self.base in self.missing and os.listdir(self.base) == [_OF_A_SWEEP]:
+                (self.base / _OF_A_SWEEP).unlink()
+        for folder in self.missing:
+            with suppress(OSError):  # where there is something, or nothing any more
+                folder.rmdir()
+
+
+@dataclass(frozen=True)
+class _Refusable:
+    """A job that has not begun to train."""
+
+    folder: Path
+    entries: frozenset[str]
+    length_of_log: int  # bytes
+    before: _Before
+
+    job: ClassVar[_Refusable | None] = None
+
+    def undo(self) -> None:
+        for name in self._own():
+            path = self.folder / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        if _LOG in self.entries:
+            os.truncate(self.folder / _LOG, self.length_of_log)
+        if self.before.has_made(self.folder):
+            with suppress(OSError):
+                self.folder.rmdir()
+
+    def _own(self) -> Iterator[str]:
+        return (name for name in _OF_A_RUN if name not in self.entries)
 
 
 def environment() -> dict[str, Any]:

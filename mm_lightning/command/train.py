@@ -6,6 +6,7 @@ Composes the configuration, trains, tests, and leaves a folder with everything a
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,9 +21,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from mm_lightning.command.checkpoint import check_checkpoint
-from mm_lightning.command.run_folder import claim_folder, environment
+from mm_lightning.command.checks import check_config, check_devices
+from mm_lightning.command.run_folder import claim_folder, environment, keep_composition, keep_folder
+from mm_lightning.command.said import keep_what_is_said
+from mm_lightning.command.watch import Watch
 from mm_lightning.fast_cpu import fast_products, keep_freed_memory
 from mm_lightning.files import write_json
+from mm_lightning.study.epochs import one_number_of_epochs
 
 __all__ = ["build_trainer", "quieten", "run"]
 
@@ -43,31 +48,48 @@ def run(config: DictConfig) -> dict[str, float]:
     begin = time.monotonic()
     quieten()
     folder = Path(config.run_dir)
+    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    one_number_of_epochs(config, overrides)
     if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
         raise ValueError(f"seed must be an integer in [0, 2**32), got {config.seed!r}.")
     if not isinstance(config.fast_cpu, bool):
         raise ValueError(f"fast_cpu must be true or false, got {config.fast_cpu!r}.")
+    check_config(config)
+    check_devices(config)
     rank_zero_only(claim_folder)(folder, OmegaConf.to_yaml(config, resolve=True))
+    rank_zero_only(keep_composition)(folder)
+    with keep_what_is_said(folder / "train.log") if getattr(rank_zero_only, "rank", 0) == 0 else nullcontext():
+        return _run(config, folder, overrides, begin)
+
+
+def _run(config: DictConfig, folder: Path, overrides: Sequence[str], begin: float) -> dict[str, float]:
     pl.seed_everything(config.seed, workers=True)
     data: pl.LightningDataModule = instantiate(config.data)
     model: pl.LightningModule = instantiate(config.model)
+    if "optimizer" in config.model or config.ckpt_path is not None:
+        optimizer, scheduler = _optimizer_and_scheduler(config, model)
     if config.ckpt_path is not None:
-        optimizer = instantiate(config.optimizer)(model.parameters())
-        check_checkpoint(Path(config.ckpt_path), model, optimizer, instantiate(config.scheduler)(optimizer))
-    trainer = build_trainer(config)
+        check_checkpoint(Path(config.ckpt_path), model, optimizer, scheduler)
+    watch = Watch()
+    trainer = build_trainer(config, [watch])
     with _fast_cpu(trainer) if config.fast_cpu else nullcontext():
         trainer.fit(model, data, ckpt_path=config.ckpt_path)
         if trainer.interrupted:  # of which lightning before 2.4 says nothing else
             raise KeyboardInterrupt
-        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        keep_folder()
+        metrics = watch.without_steps({key: float(value) for key, value in trainer.callback_metrics.items()})
         fit_seconds = time.monotonic() - begin
         trainer.test(model, data, verbose=False)
     metrics |= {key: float(value) for key, value in trainer.callback_metrics.items()}
 
     if trainer.is_global_zero:
         seconds = {"fit_seconds": round(fit_seconds, 2), "total_seconds": round(time.monotonic() - begin, 2)}
-        overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-        content = {"name": config.name, "seed": config.seed, "overrides": overrides, "epochs": trainer.current_epoch}
+        content = {
+            "name": config.name,
+            "seed": config.seed,
+            "overrides": list(overrides),
+            "epochs": trainer.current_epoch,
+        }
         content |= {"metrics": metrics}
         write_json(folder / "metrics.json", {**content, **seconds, **environment()})
         print(_summary(folder, metrics, seconds["total_seconds"]))
@@ -80,6 +102,17 @@ def build_trainer(config: DictConfig, extra: Sequence[pl.Callback] = ()) -> pl.T
     logger = _instantiate_all({"logger": config.logger})
     trainer: pl.Trainer = instantiate(config.trainer, callbacks=[*callbacks, *extra], logger=logger)
     return trainer
+
+
+def _optimizer_and_scheduler(config: DictConfig, model: pl.LightningModule) -> tuple[Any, Any]:
+    """Make what the model will make for itself, so that a value that they refuse is told with its group."""
+    made: list[Any] = [model.parameters()]
+    for group in ("optimizer", "scheduler"):
+        try:
+            made.append(instantiate(config[group])(made[-1]) if config.get(group) else None)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"{group}: {error}") from error
+    return made[1], made[2]
 
 
 @contextmanager
@@ -115,6 +148,6 @@ def _summary(folder: Path, metrics: dict[str, float], seconds: float) -> str:
         f"Test         {shown}",
         f"Run folder   {folder}  ({seconds:.0f} s)",
         *(f"Figure       {path}" for path in sorted(folder.glob("figures/*.png"))),
-        *(f"TensorBoard  tensorboard --logdir {folder}" for _ in folder.glob("tensorboard")),
+        *(f"TensorBoard  {shlex.join(['tensorboard', '--logdir', str(folder)])}" for _ in folder.glob("tensorboard")),
     ]
     return "\n".join(lines)

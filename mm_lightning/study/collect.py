@@ -81,7 +81,7 @@ def experiment_of(name: str, config: DictConfig, jobs: Sequence[Job], folder: Pa
     return Experiment(
         name=name,
         title=config.title,
-        text=config.text,
+        text=_text(config, is_quick=schedules[0]["name"] == QUICK),
         methods=[Method(name=str(method), title=about.title) for method, about in config.methods.items()],
         schedules=schedules,
         measures=measures,
@@ -110,8 +110,21 @@ def _verdicts(
 
 def _schedule(name: str, config: DictConfig, runs: Sequence[Run]) -> Schedule:
     seconds = mean(run["seconds"] for run in runs if run["schedule"] == name)
-    text = f"small networks and few data: {' '.join(config.quick)}" if name == QUICK else config.schedules[name].text
+    text = _quick_schedule(config) if name == QUICK else config.schedules[name].text
     return Schedule(name=name, text=text, seconds_per_run=seconds)
+
+
+def _text(config: DictConfig, is_quick: bool) -> str:
+    """Say which networks and data the runs have; one's own experiment need not have a text for quick ones."""
+    if not is_quick:
+        return str(config.text)
+    return str(config.get("quick_text") or f"Not as in what follows, but {_quick_schedule(config)} {config.text}")
+
+
+def _quick_schedule(config: DictConfig) -> str:
+    """Say what a quick run trains, and what sets it apart from others."""
+    schedule = config.get("quick_schedule")
+    return f"{f'{schedule}; ' if schedule else ''}small networks and few data: {shlex.join(config.quick)}."
 
 
 def _content(job: Job) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 import hydra
 from omegaconf import OmegaConf
 
+from mm_lightning.study.epochs import one_number_of_epochs
 from mm_lightning.study.jobs import Job
 
 _ABSENT = "absent"
@@ -82,7 +83,7 @@ def is_finished(job: Job) -> bool:
     if differing:
         first = "; ".join(f"{key} is {wanted.get(key, _ABSENT)}, was {made.get(key, _ABSENT)}" for key in differing[:3])
         raise ValueError(
-            f"{job.folder} holds a run that {job.command!r} would not make now ({first}). "
+            f"{job.folder} holds a run that {job.command} would not make now ({first}). "
             "Move it away, or choose another folder with out=..."
         )
     return True
@@ -99,6 +100,7 @@ def composed(job: Job, folder: str | Path | None = None) -> dict[str, Any]:
         hydra.errors.HydraException: If an override does not fit.
     """
     config = hydra.compose("train", [*job.arguments[:-1], f'run_dir="{folder or job.folder}"'])
+    one_number_of_epochs(config, job.arguments)
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
 

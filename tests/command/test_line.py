@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import mm_lightning
 from mm_lightning.command import compare, line, scripts
@@ -156,3 +158,20 @@ def test_completion_and_help_wait_for_hydra_alone(name: str, tmp_path: Path) -> 
         assert out
         assert not {"torch", "lightning", "pytorch_lightning", "matplotlib", "numpy"} & set(loaded.split())
     assert out == "mixup=input mixup=manifold mixup=none\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [
+        ("outputs/a-b_c.ckpt", "ckpt_path=outputs/a-b_c.ckpt"),
+        ("/my runs/lr=1.ckpt", "'ckpt_path=\"/my runs/lr=1.ckpt\"'"),
+        ("it's/[1,2].ckpt", """'ckpt_path="it'"'"'s/[1,2].ckpt"'"""),
+        ('a"b\\', None),
+        ("a,b", "'ckpt_path=\"a,b\"'"),
+    ],
+)
+def test_a_printed_override_can_be_typed(value: str, word: str | None) -> None:
+    typed = line.typed("ckpt_path", value)
+    assert word in (None, typed)
+    (seen,) = shlex.split(typed)
+    assert OverridesParser.create().parse_override(seen).value() == value

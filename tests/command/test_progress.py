@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from versions import resumes
 
 from mm_lightning.command.progress import EpochLines, TerminalBar, progress_bar
 
@@ -195,3 +196,27 @@ def test_bar_for_terminals_lines_elsewhere(is_terminal: bool, kind: type, monkey
     monkeypatch.setattr(stream, "isatty", lambda: is_terminal)
     monkeypatch.setattr(sys, "stderr", stream)
     assert type(progress_bar()) is kind
+
+
+@resumes
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_bar_of_a_resumed_epoch_begins_where_the_run_was_stopped(
+    fit: Callable[..., pl.Trainer], tmp_path: Path
+) -> None:
+    class SaveInSecondEpoch(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+            if trainer.global_step == STEPS + 2:
+                trainer.save_checkpoint(tmp_path / "a.ckpt")
+
+    seen: list[tuple[Any, ...]] = []
+
+    class Look(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+            assert isinstance(trainer.progress_bar_callback, TerminalBar)
+            bar = trainer.progress_bar_callback.train_progress_bar
+            seen.append((bar.desc, bar.n, bar.total, bar.initial))
+
+    fit(SaveInSecondEpoch())
+    fit(TerminalBar(), Look(), max_epochs=3, ckpt_path=str(tmp_path / "a.ckpt"))
+    assert seen[0] == ("Epoch 1: ", 2, STEPS, 2)
+    assert (seen[2], len(seen)) == (("Epoch 2: ", 0, STEPS, 0), 2 + STEPS)

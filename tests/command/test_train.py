@@ -222,8 +222,9 @@ def test_figures_are_pictures(split: str, pair: Pair) -> None:
 
 @pytest.mark.slow
 def test_run_into_a_used_folder_is_refused(pair: Pair, command: Command) -> None:
-    names = ("metrics.json", "config.yaml", "checkpoints/last.ckpt")
+    names = sorted(str(path.relative_to(pair.folder)) for path in pair.folder.rglob("*") if path.is_file())
     before = [(pair.folder / name).read_bytes() for name in names]
+    assert {"metrics.json", "config.yaml", "checkpoints/last.ckpt", "train.log", ".hydra/overrides.yaml"} <= set(names)
     code, out, err = command(*BRIEF, f"hydra.run.dir={pair.folder}", "seed=9")
     line = f"error: {pair.folder} holds a run already. Choose another folder with hydra.run.dir=...\n"
     assert (code, out, err) == (1, "", line)
@@ -244,7 +245,7 @@ def test_options_run(mixup: str, option: str, command: Command, tmp_path: Path) 
     finished = command(*BRIEF, f"mixup={mixup}", option, "hydra.run.dir=run")
     assert (finished.code, finished.err) == (0, "")
     metrics = metrics_of(tmp_path / "run")
-    assert ("mixup/lam" in metrics) == (mixup == "input")
+    assert ("train/loss" in metrics, "mixup/lam" in metrics) == (False, False)  # of a single step
     assert (tmp_path / "run" / "csv" / "metrics.csv").is_file() == (option == "logger=csv")
     assert (tmp_path / "run" / "tensorboard").is_dir() == (option != "logger=csv")
 
@@ -474,6 +475,110 @@ def test_mistake_is_answered_in_one_line(overrides: list[str], pattern: str, com
 def test_mistake_stops_a_sweep(command: Command, tmp_path: Path) -> None:
     refused(command("-m", *BRIEF, "mixup.alpha=-1,1", "hydra.sweep.dir=sweep"), "mixup: alpha must be .*")
     assert not list(tmp_path.glob("sweep/*/metrics.json"))
+
+
+REFUSED = [
+    pytest.param(
+        "mixup.alpha=-1", "mixup: alpha must be a finite number >= 0, got -1. 0 switches mixing off.", id="value"
+    ),
+    pytest.param("optimizer.lr=fast", "optimizer.lr must be a number, got 'fast' of type str.", id="type"),
+    pytest.param("optimizer.lr=-1", "optimizer: Invalid learning rate: -1.", id="value of torch"),
+    pytest.param(
+        "model._target_=mm_lightning.MixabelModule",
+        "model._target_: there is no 'mm_lightning.MixabelModule'. Did you mean 'mm_lightning.MixableModule'?",
+        id="target",
+    ),
+    pytest.param(
+        "mixup.layers=blocks.9",
+        "Layer 'blocks.9' is not in MixableModule. Nearest names: 'blocks.5', 'blocks.4', 'blocks.3', 'blocks.2', "
+        "'blocks.1'. mm_lightning.inspect(module, batch) lists all layers.",
+        id="layer, known when training begins",
+    ),
+    pytest.param(
+        "diagnostics=[hidden_space,foo]",
+        "There is no 'diagnostics/foo'. Options: calibration, confidence_map, hidden_space, mixup_monitor, none, "
+        "spectrum.",
+        id="diagnostic",
+    ),
+]
+
+
+@pytest.mark.parametrize(("override", "line"), REFUSED)
+def test_refused_run_leaves_nothing(override: str, line: str, command: Command, tmp_path: Path) -> None:
+    assert command(*BRIEF, override) == (1, "", f"error: {line}\n")
+    assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize("override", ["mixup.layers=blocks.9", "optimizer.lr=fast"])
+def test_refused_run_leaves_what_was_there(override: str, command: Command, tmp_path: Path) -> None:
+    (tmp_path / "outputs" / "train").mkdir(parents=True)
+    (tmp_path / "own" / "figures").mkdir(parents=True)
+    (tmp_path / "own" / "train.log").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for folder in ("own", "empty", "own/below/deep", "."):
+        assert command(*BRIEF, override, f"hydra.run.dir={folder}").code == 1
+        assert sorted(tmp_path.rglob("*")) == before
+    assert command(*BRIEF, override).code == 1
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "own" / "train.log").read_text() == "mine"
+
+
+@pytest.mark.parametrize("override", ["mixup.alpha=-1,1", "mixup=manifld,none", "optimizer.lr=fast,1"])
+def test_refused_sweep_leaves_nothing(override: str, command: Command, tmp_path: Path) -> None:
+    assert command("-m", *BRIEF, override).code == 1
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_sweep_keeps_the_runs_before_the_refused_one(command: Command, tmp_path: Path) -> None:
+    assert command("-m", *BRIEF, "mixup.alpha=1,-1", "hydra.sweep.dir=sweep").code == 1
+    assert sorted(path.name.split("_")[0] for path in (tmp_path / "sweep").iterdir()) == ["0", "multirun.yaml"]
+    assert len(list(tmp_path.glob("sweep/0_*/metrics.json"))) == 1
+
+
+def test_run_that_fails_later_keeps_its_folder_and_says_why_in_its_log(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("no test today.")
+
+    monkeypatch.setattr("lightning.pytorch.Trainer.test", fail)
+    assert command(*BRIEF, "hydra.run.dir=run").err == "error: no test today.\n"
+    lines = (tmp_path / "run" / "train.log").read_text().splitlines()
+    assert (lines[0].split()[:2], lines[-1]) == (["epoch", "1/1"], "error: no test today.")
+    assert saved_step(tmp_path / "run" / "checkpoints" / "last.ckpt") == 6
+
+
+def test_log_is_what_was_said(command: Command, tmp_path: Path) -> None:
+    finished = command(*BRIEF, "hydra.run.dir=run", "max_epochs=2")
+    assert (finished.code, finished.err) == (0, "")
+    assert "epoch   2/2" in finished.out
+    assert (tmp_path / "run" / "train.log").read_text() == finished.out
+
+
+@pytest.mark.slow
+def test_log_holds_warnings(tmp_path: Path) -> None:
+    brief = [*BRIEF, "hydra.run.dir=run", "trainer.log_every_n_steps=50"]
+    finished = finish(start(*brief, cwd=tmp_path))
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert finished.code == 0
+    assert "The number of training batches (6) is smaller than the logging interval" in finished.err
+    assert finished.err in log
+    assert log.replace(finished.err, "") == finished.out
+
+
+def test_smoke_takes_the_epochs_that_are_typed(command: Command, tmp_path: Path) -> None:
+    finished = command(*BRIEF, "max_epochs=2", "hydra.run.dir=run", "scheduler=cosine")
+    assert [line.split("  train")[0] for line in finished.out.splitlines()[:2]] == ["epoch   1/2", "epoch   2/2"]
+    config = OmegaConf.load(tmp_path / "run" / "config.yaml")
+    assert (config.max_epochs, config.trainer.max_epochs, config.scheduler.T_max) == (2, 2, 2)
+
+
+def test_metrics_hold_no_value_of_a_single_step(command: Command, tmp_path: Path) -> None:
+    assert command(*BRIEF, "max_epochs=2", "hydra.run.dir=run", "diagnostics=mixup_monitor").code == 0
+    metrics = metrics_of(tmp_path / "run")
+    assert {"mixup/lam", "mixup/layer", "mixup/acc_mixed", "mixup/loss_floor"} & set(metrics) == set()
+    assert {"train/acc_mixed", "val/acc", "val/loss", "test/acc", "test/ece"} <= set(metrics)
 
 
 @pytest.mark.slow

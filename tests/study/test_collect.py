@@ -71,6 +71,30 @@ def test_quick_runs_are_not_judged(tmp_path: Path) -> None:
     assert "max_epochs=1" in found["schedules"][0]["text"]
 
 
+def test_quick_experiment_says_what_it_trains(tmp_path: Path) -> None:
+    jobs = [make(tmp_path, name, 0.5, schedule="quick") for name in ("a", "ours")]
+    own = {"quick": ["max_epochs=1", "x=[1,2]"], "quick_text": "Two digits.", "quick_schedule": "1 epoch"}
+    quick: Any = OmegaConf.merge(CONFIG, own)
+    found = experiment_of("digits", quick, jobs, tmp_path)
+    assert found["text"] == "Two digits."
+    assert found["schedules"][0]["text"] == "1 epoch; small networks and few data: max_epochs=1 'x=[1,2]'."
+    without = experiment_of("digits", CONFIG, jobs, tmp_path)
+    assert without["text"] == "Not as in what follows, but small networks and few data: max_epochs=1. Ten of them."
+    assert (
+        experiment_of(
+            "digits",
+            quick,
+            [
+                make(tmp_path, "a", 0.5),
+                make(tmp_path, "ours", 0.5),
+                *(make(tmp_path, name, 0.5) for name in ("b", "ours_too")),
+            ],
+            tmp_path,
+        )["text"]
+        == "Ten of them."
+    )
+
+
 @pytest.mark.parametrize("schedule", ["quick", "default"])
 def test_study_says_what_the_runs_were_made_with(schedule: str, tmp_path: Path) -> None:
     jobs = [make(tmp_path, "a", 0.5, 0, schedule), make(tmp_path, "ours", 0.6, 1, schedule, revision="r2")]

@@ -123,6 +123,33 @@ def test_what_is_written_of_an_experiment_is_what_it_does(name: str, compose: Co
             assert f"Beta({config['mixup']['alpha']:.0f}, {config['mixup']['alpha']:.0f})" in described.text
 
 
+@pytest.mark.parametrize("name", ["spiral", "mnist_bottleneck", "mnist_flatness"])
+def test_what_is_written_of_a_quick_experiment_is_what_it_does(name: str, compose: Compose) -> None:
+    described = compose().experiments[name]
+    text = described.quick_text.replace("\n", " ")
+    for job in jobs_of(compose(f"only={name}", "quick=true")):
+        config = runner.composed(job)
+        rate = f"{config['optimizer']['lr']:.0e}".replace("e-0", "e-")
+        assert config["scheduler"]["_target_"].endswith("CosineAnnealingLR")
+        assert described.quick_schedule == (
+            f"{config['max_epochs']} epochs, learning rate {rate} falling to zero along half a cosine"
+        )
+        sizes = config["model"]["blocks"]["sizes"]
+        short = {"spiral": "2-256x4-2", "mnist_flatness": "784-256x3-12-256x4-10"}.get(name, "-".join(map(str, sizes)))
+        for times in (4, 3):
+            short = short.replace(f"256x{times}", "-".join(["256"] * times))
+        assert short == "-".join(map(str, sizes))
+        assert {"spiral": "2-256x4-2 ", "mnist_flatness": "784-256x3-12-256x4-10 "}.get(name, f"{short} ") in text
+        assert f"batches of {config['data']['batch_size']}" in text
+        rows = config["data"].get("limit") or config["data"]["num_points"]
+        assert (f"{rows:,} images" in text, f"{rows:,} points each" in text) == (name != "spiral", name == "spiral")
+        if job.method.startswith("manifold"):
+            assert f"Beta({config['mixup']['alpha']:.0f}, {config['mixup']['alpha']:.0f})" in text
+        if name == "spiral":  # hidden layers 2, 3 and 4 and the output layer, counted from 0
+            assert config["model"]["blocks"]["mix_before"] == [1, 2, 3, 4]
+            assert config["diagnostics"]["confidence_map"]["train_points"] == 1620  # 81 % of both classes
+
+
 def test_where_is_mixed(compose: Compose) -> None:
     jobs = {
         (job.experiment, job.method): runner.composed(job)
