@@ -64,9 +64,8 @@ class HuggingFaceDataModule(ImageTensorDataModule):
         loaded = _loaded(self.path)
         given = split_with_names(loaded, str(self.path)) if isinstance(loaded, Mapping) else {"train": loaded}
         if not given:
-            raise ValueError(
-                f"{self.path} holds the splits {', '.join(map(repr, loaded))}, but no 'train'. Rename one."
-            )
+            known = ", ".join(map(repr, loaded))
+            raise ValueError(f"{self.path} holds the splits {known}, but no 'train'. Rename one.")
         features = given["train"].features
         columns = self._columns(features)
         self._holds_images = type(features[columns[0]]).__name__ == "Image"
@@ -85,9 +84,8 @@ class HuggingFaceDataModule(ImageTensorDataModule):
         columns = [self.inputs] if isinstance(self.inputs, str) else self.inputs
         known = ", ".join(features)
         if not columns or self.target is None:
-            raise ValueError(
-                f"Which columns hold inputs and labels? Give data.inputs=... and data.target=...: {known}."
-            )
+            which = "Which columns hold inputs and labels? Give data.inputs=... and data.target=..."
+            raise ValueError(f"{which}, of: {known}.")
         for name in (*columns, self.target):
             if name not in features:
                 raise ValueError(f"{no_such(name, features, 'column')} (in {self.path})")
@@ -150,7 +148,5 @@ def _numbers(dataset: Any, columns: list[str], what: str) -> Tensor:
             raise ValueError(f"{what}: {name!r} is missing in {missing} rows. Fill them in, or leave the rows out.")
         if len(columns) > 1 and array.ndim != 1:
             raise ValueError(f"{what}: of several inputs each must be one number a row, {name!r} is {array.shape}.")
-        arrays.append(array)
-        as_inputs(array, f"{what}: {name!r}")
-    together = arrays[0] if arrays[0].ndim > 1 else np.stack(arrays, axis=1)
-    return as_inputs(together, what)
+        arrays.append(as_inputs(array, f"{what}: {name!r}"))
+    return arrays[0] if arrays[0].dim() > 1 else torch.stack(arrays, dim=1)

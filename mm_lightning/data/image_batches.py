@@ -109,7 +109,7 @@ class WorkerBatches(TensorBatches):
         chunks = list(order.split(self.batch_size))[first : len(self)]
         loader = DataLoader(
             _Images(numbers.cpu(), self.read_image),
-            batch_sampler=[chunk.tolist() for chunk in chunks],  # type: ignore[arg-type]  # any sized iterable will do
+            batch_sampler=[chunk.tolist() for chunk in chunks],
             collate_fn=_stack,
             num_workers=self.num_workers,
             pin_memory=device.type == "cuda",

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mm_lightning.arguments import no_such
+
 __all__ = ["class_folders", "decode", "find_images", "leave_out_corrupt", "pillow", "read_header", "try_each"]
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -39,10 +41,8 @@ def find_images(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], T
     targets: list[int] = []
     for of_class in class_folders(folder):
         if of_class.name not in class_names:
-            known = ", ".join(class_names[:10])
-            raise ValueError(
-                f"{of_class} names a class that is not trained on. The classes: {known}. Move or remove it."
-            )
+            known = no_such(of_class.name, class_names, "class")
+            raise ValueError(f"{of_class} is of a class that is not trained on. {known} Rename or remove it.")
         found = sorted(path for path in of_class.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
         if not found:
             raise ValueError(f"{of_class} holds no image ({', '.join(_SUFFIXES)}). Add some, or remove the folder.")

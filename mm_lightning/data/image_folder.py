@@ -83,10 +83,9 @@ class ImageTensorDataModule(TensorDataModule):
 
     def transform(self, split: str) -> ImageTransform:
         """Crop, flip and normalise training batches, and normalise all others."""
-        settings = {"mean": self.mean, "std": self.std, "seed": self.seed}
-        if split == "train":
-            settings |= {"padding": self.crop_padding, "flip": self.flip}
-        return ImageTransform(**settings)
+        if split != "train":
+            return ImageTransform(self.mean, self.std)
+        return ImageTransform(self.mean, self.std, self.crop_padding, self.flip, self.seed)
 
 
 class ImageFolderDataModule(ImageTensorDataModule):

@@ -43,9 +43,8 @@ def read_npz(path: Path, inputs: str | None, target: str | None) -> dict[str, Ro
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, EOFError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"{path} cannot be read as .npz ({error}). Write it with np.savez(path, x=..., y=...)."
-        ) from error
+        way_out = "Write it with np.savez(path, x=..., y=...)."
+        raise ValueError(f"{path} cannot be read as .npz ({error}). {way_out}") from error
     found = {kind: _by_split(arrays, key, names, path) for kind, (key, names) in _kinds(inputs, target).items()}
     if set(found["inputs"]) != set(found["target"]):
         splits = [", ".join(of_one) for of_one in found.values()]
@@ -92,9 +91,8 @@ def read_table(path: Path, inputs: Sequence[str] | None, target: str | None) -> 
     if missing:
         counts = ", ".join(f"{name!r} in {count}" for name, count in list(missing.items())[:5])
         more = f" (and {len(missing) - 5} more columns)" if len(missing) > 5 else ""
-        raise ValueError(
-            f"{path}: values are missing in {len(frame)} rows: {counts}{more}. Fill them in, or drop them."
-        )
+        way_out = "Fill them in, or leave rows or columns out."
+        raise ValueError(f"{path}: of {len(frame)} rows, values are missing: {counts}{more}. {way_out}")
     text = [name for name in columns if frame[name].dtype.kind not in "iufb"]
     if text:
         some = ", ".join(f"{name!r} (e.g. {frame[name].iloc[0]!r})" for name in text[:5])
