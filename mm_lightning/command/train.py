@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from mm_lightning.command.checkpoint import check_checkpoint
+from mm_lightning.command.model import build_model, fitted_to_data, record
 from mm_lightning.command.run_folder import claim_folder, environment
 from mm_lightning.fast_cpu import fast_products, keep_freed_memory
 from mm_lightning.files import write_json
@@ -50,7 +51,9 @@ def run(config: DictConfig) -> dict[str, float]:
     rank_zero_only(claim_folder)(folder, OmegaConf.to_yaml(config, resolve=True))
     pl.seed_everything(config.seed, workers=True)
     data: pl.LightningDataModule = instantiate(config.data)
-    model: pl.LightningModule = instantiate(config.model)
+    config = fitted_to_data(config, data)
+    rank_zero_only(record)(folder, config)
+    model = build_model(config)
     if config.ckpt_path is not None:
         optimizer = instantiate(config.optimizer)(model.parameters())
         check_checkpoint(Path(config.ckpt_path), model, optimizer, instantiate(config.scheduler)(optimizer))
