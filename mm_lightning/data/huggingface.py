@@ -99,7 +99,7 @@ class HuggingFaceDataModule(ImageTensorDataModule):
             return Rows(_numbers(dataset, columns, what), labels)
         images = torch.empty((len(dataset), self.channels, self.size, self.size), dtype=torch.uint8)
         encoded = dataset.cast_column(columns[0], type(dataset.features[columns[0]])(decode=False))
-        pillow()
+        pillow()  # before each row fails without it
 
         def read(number: int) -> None:
             content = encoded[number][columns[0]]
@@ -138,14 +138,14 @@ def _labels(dataset: Any, target: str, what: str) -> np.ndarray:
 def _numbers(dataset: Any, columns: list[str], what: str) -> Tensor:
     arrays = []
     for name in columns:
-        values = dataset.with_format(None)[name]
+        values = list(dataset.with_format(None)[name])
+        if missing := sum(value is None for value in values):
+            raise ValueError(f"{what}: {name!r} is missing in {missing} rows. Fill them in, or leave the rows out.")
         try:
             array = np.array([np.asarray(value) for value in values])
         except ValueError as error:
             text = f"{what}: the rows of {name!r} have different shapes"
             raise ValueError(f"{text}. Pad or cut them to one before save_to_disk.") from error
-        if array.dtype == object and (missing := sum(value is None for value in array.flat)):
-            raise ValueError(f"{what}: {name!r} is missing in {missing} rows. Fill them in, or leave the rows out.")
         if len(columns) > 1 and array.ndim != 1:
             raise ValueError(f"{what}: of several inputs each must be one number a row, {name!r} is {array.shape}.")
         arrays.append(as_inputs(array, f"{what}: {name!r}"))

@@ -13,7 +13,15 @@ from torch import Tensor
 from mm_lightning.arguments import check_flag, check_integer, check_number, plain, refusal
 from mm_lightning.data.arrays import existing
 from mm_lightning.data.image_batches import ImageTransform, WorkerBatches
-from mm_lightning.data.image_files import class_folders, decode, find_images, leave_out_corrupt, read_header, try_each
+from mm_lightning.data.image_files import (
+    class_folders,
+    decode,
+    find_images,
+    leave_out_corrupt,
+    pillow,
+    read_header,
+    try_each,
+)
 from mm_lightning.data.labels import check_classes
 from mm_lightning.data.splits import check_shares, complete_splits, split_with_names
 from mm_lightning.data.tensor_batches import TensorBatches
@@ -156,6 +164,7 @@ class ImageFolderDataModule(ImageTensorDataModule):
 
     def _read(self) -> tuple[Tensor | None, Tensor]:
         """All images, if they fit, and the numbers of those that can be read."""
+        pillow()  # before each file fails without it
         shape = (len(self._files), self.channels, self.size, self.size)
         if torch.Size(shape).numel() > self.memory * 1e6:
             images, corrupt = None, try_each(lambda number: read_header(self._files[number]), len(self._files))
