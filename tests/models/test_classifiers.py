@@ -25,6 +25,7 @@ def images(channels: int = 3, size: int = 32) -> DataLoader[Any]:
     return DataLoader(TensorDataset(pixels, torch.arange(8) % 3), batch_size=4)
 
 
+@pytest.mark.slow
 def test_a_whole_network_is_mixed_at_its_stages_and_logs_as_a_mixable_module(make_trainer: MakeTrainer) -> None:
     torch.manual_seed(0)
     network = preact_resnet18(num_classes=3, width=2, in_channels=1)
