@@ -155,7 +155,7 @@ def test_links_and_pictures_resolve_anywhere_and_name_files_that_are_there() -> 
             assert not shown
             assert link.startswith("https://")
             assert "github" not in link
-    assert (len(files["blob"]), len(files["raw"])) == (5, 3)
+    assert (len(files["blob"]), len(files["raw"])) == (6, 3)
     assert all(path.is_file() for path in files["blob"])
     assert all(path.stat().st_size < 600_000 for path in files["raw"])
 
