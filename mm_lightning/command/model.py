@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
@@ -60,13 +61,13 @@ def fitted_to_data(config: DictConfig, data: Any) -> DictConfig:
     return config
 
 
-def build_model(config: DictConfig) -> LightningModule:
+def build_model(config: DictConfig) -> pl.LightningModule:
     """Build the model, with the configured optimizer and scheduler if it defines no ``configure_optimizers``.
 
     Raises:
         TypeError: If it is no LightningModule.
     """
-    model = instantiate(config.model)
+    model: Any = instantiate(config.model)
     kinds = classes("LightningModule")
     if not isinstance(model, kinds):
         way_out = "A torch network is trained with model=preact_resnet18 model.network._target_=..."
@@ -121,11 +122,11 @@ def _left_out(node: DictConfig) -> dict[str, bool]:
 
 def _places(node: DictConfig, place: str) -> Iterator[tuple[str, DictConfig, str]]:
     """Every key below ``node`` that names something of the data, with the place and the node it is in."""
-    for key in node:
+    for key in map(str, node):
         if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
             continue
         if key in _OF_THE_DATA:
-            yield place, node, str(key)
+            yield place, node, key
         elif isinstance(node[key], DictConfig):
             yield from _places(node[key], f"{place}.{key}")
 

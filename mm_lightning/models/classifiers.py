@@ -20,7 +20,7 @@ MakeScheduler = Callable[[Optimizer], LRScheduler]
 
 def classifier(
     network: nn.Module,
-    num_classes: int,
+    num_classes: int | None,
     optimizer: MakeOptimizer | None = None,
     scheduler: MakeScheduler | None = None,
 ) -> MixableModule:
@@ -28,7 +28,7 @@ def classifier(
 
     Args:
         network: Takes inputs (N, ...) to logits (N, K).
-        num_classes: K, >= 2.
+        num_classes: K, >= 2; None, where the command leaves it to the data, is refused.
         optimizer: As of :class:`MixableModule`.
         scheduler: The same.
     """
@@ -39,7 +39,7 @@ def classifier(
 
 def timm_classifier(
     name: str,
-    num_classes: int,
+    num_classes: int | None,
     input_shape: Sequence[int] | None = None,
     pretrained: bool = False,
     arguments: Mapping[str, Any] | None = None,
@@ -50,7 +50,7 @@ def timm_classifier(
 
     Args:
         name: What ``timm.create_model`` calls it.
-        num_classes: K, >= 2.
+        num_classes: K, >= 2; None, where the command leaves it to the data, is refused.
         input_shape: (C, H, W) of an image. C goes to the network, and H and W where it is made for one size. None
             leaves both as timm has them.
         pretrained: Whether to begin with the weights that timm downloads, but for the last layer.
@@ -81,7 +81,7 @@ def timm_classifier(
 
 def torchvision_classifier(
     name: str,
-    num_classes: int,
+    num_classes: int | None,
     input_shape: Sequence[int] | None = None,
     arguments: Mapping[str, Any] | None = None,
     optimizer: MakeOptimizer | None = None,
@@ -91,7 +91,7 @@ def torchvision_classifier(
 
     Args:
         name: What ``torchvision.models.get_model`` calls it.
-        num_classes: K, >= 2.
+        num_classes: K, >= 2; None, where the command leaves it to the data, is refused.
         input_shape: (C, H, W) of an image, where C must be 3.
         arguments: More of the network's own, e.g. ``{"dropout": 0.1}``.
         optimizer: As of :class:`MixableModule`.

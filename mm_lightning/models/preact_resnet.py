@@ -12,12 +12,12 @@ from mm_lightning.arguments import check_integer
 __all__ = ["PreActResNet", "preact_resnet18", "preact_resnet34"]
 
 
-def preact_resnet18(num_classes: int = 10, width: int = 64, in_channels: int = 3) -> PreActResNet:
+def preact_resnet18(num_classes: int | None = 10, width: int = 64, in_channels: int | None = 3) -> PreActResNet:
     """Build PreActResNet18, with 2 blocks in each stage. Arguments as of :class:`PreActResNet`."""
     return PreActResNet((2, 2, 2, 2), num_classes, width, in_channels)
 
 
-def preact_resnet34(num_classes: int = 10, width: int = 64, in_channels: int = 3) -> PreActResNet:
+def preact_resnet34(num_classes: int | None = 10, width: int = 64, in_channels: int | None = 3) -> PreActResNet:
     """Build PreActResNet34, with 3, 4, 6 and 3 blocks in its stages. Arguments as of :class:`PreActResNet`."""
     return PreActResNet((3, 4, 6, 3), num_classes, width, in_channels)
 
@@ -42,22 +42,26 @@ class PreActResNet(nn.Module):
 
     Args:
         blocks: Number of blocks in each of the four stages, each >= 1.
-        num_classes: Number of classes, K.
+        num_classes: Number of classes, K. None, where the command leaves it to data that do not tell, is refused.
         width: Channels of the first stage; each later stage has twice those of the one before. 64 in the papers.
-        in_channels: Channels of the images, 3 for RGB.
+        in_channels: Channels of the images, 3 for RGB. None is refused as well.
 
     Raises:
         TypeError: If ``num_classes`` or ``in_channels`` is no integer.
         ValueError: If ``blocks`` are not four numbers >= 1, or another number is below 1.
     """
 
-    def __init__(self, blocks: Sequence[int], num_classes: int = 10, width: int = 64, in_channels: int = 3) -> None:
+    def __init__(
+        self, blocks: Sequence[int], num_classes: int | None = 10, width: int = 64, in_channels: int | None = 3
+    ) -> None:
         super().__init__()
         if len(blocks) != 4 or any(count < 1 for count in blocks):
             raise ValueError(f"blocks must hold four numbers of blocks >= 1, got {list(blocks)}.")
         for name, count in (("num_classes", num_classes), ("in_channels", in_channels)):
             way_out = f"It is read from the data where those have {name}."
             check_integer(name, count, "an integer >= 1", lambda count: count >= 1, way_out)
+        assert num_classes is not None  # of type checkers: that is no integer
+        assert in_channels is not None
         self.conv1 = _conv3x3(in_channels, width)
         self.layer1 = _stage(blocks[0], width, width, stride=1)
         self.layer2 = _stage(blocks[1], width, 2 * width, stride=2)
