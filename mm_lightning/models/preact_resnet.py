@@ -57,8 +57,11 @@ class PreActResNet(nn.Module):
         super().__init__()
         if len(blocks) != 4 or any(count < 1 for count in blocks):
             raise ValueError(f"blocks must hold four numbers of blocks >= 1, got {list(blocks)}.")
-        for name, count in (("num_classes", num_classes), ("in_channels", in_channels)):
-            way_out = f"It is read from the data where those have {name}."
+        from_data = {
+            "num_classes": (num_classes, "It is read from data that have num_classes."),
+            "in_channels": (in_channels, "It is read from data that are images; model=mlp takes all others."),
+        }
+        for name, (count, way_out) in from_data.items():
             check_integer(name, count, "an integer >= 1", lambda count: count >= 1, way_out)
         assert num_classes is not None  # of type checkers: that is no integer
         assert in_channels is not None

@@ -43,10 +43,15 @@ def test_a_whole_network_is_mixed_at_its_stages_and_logs_as_a_mixable_module(mak
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"num_classes": None}, TypeError, r"num_classes must be an integer >= 1, got None .*read from the data"),
+        ({"num_classes": None}, TypeError, r"num_classes must be an integer >= 1, got None .*read from data"),
+        (
+            {"in_channels": None},
+            TypeError,
+            r"in_channels must be an integer >= 1, got None .*model=mlp takes all others",
+        ),
         ({"in_channels": 0}, ValueError, r"in_channels must be an integer >= 1, got 0"),
     ],
-    ids=["classes", "channels"],
+    ids=["classes", "no image", "channels"],
 )
 def test_networks_for_unknown_data_are_refused(settings: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
