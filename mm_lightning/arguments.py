@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_flag", "check_integer", "check_number", "is_flag", "plain", "refusal"]
+__all__ = ["check_flag", "check_integer", "check_number", "is_flag", "no_such", "plain", "refusal"]
 
 
 def check_number(name: str, value: Any, expected: str, is_one: Callable[[Any], bool], way_out: str) -> None:
@@ -68,3 +69,12 @@ def plain(value: Any) -> Any:
         return value.tolist()
     is_whole = isinstance(value, (str, bytes, type, nn.Module)) or callable(value)
     return list(value) if isinstance(value, Iterable) and not is_whole else value
+
+
+def no_such(name: str, names: Iterable[str], what: str) -> str:
+    """The sentence that there is no ``name`` among ``names``: with near ones, or else with all (at most ten)."""
+    known = list(map(str, names))
+    if near := difflib.get_close_matches(name, known, n=3):
+        return f"There is no {what} {name!r}. Did you mean {' or '.join(map(repr, near))}?"
+    more = f" and {len(known) - 10} more" if len(known) > 10 else ""
+    return f"There is no {what} {name!r}. There are: {', '.join(map(repr, known[:10])) or 'none'}{more}."

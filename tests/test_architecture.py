@@ -26,7 +26,7 @@ ALLOWED = {
     "namespaces": set(),
     "summary": set(),
     "mixup": {"arguments", "mixup"},
-    "models": {"models"},
+    "models": {"arguments", "models", "module"},
     "data": {"arguments", "data", "namespaces"},
     "step": {"arguments", "mixup", "namespaces", "step"},
     "look": {"arguments", "look", "mixup", "namespaces", "step"},

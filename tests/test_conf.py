@@ -64,10 +64,11 @@ def test_every_group_is_found() -> None:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_option_composes_and_its_targets_take_its_keys(option: str, compose: Compose) -> None:
     group, name = option.split("/")
-    config = compose(f"{'+' if group == 'experiment' else ''}{group}={name}")
+    own = [f"model._target_={Classifier.__module__}.{Classifier.__name__}"] if option == "model/own" else []
+    config = compose(f"{'+' if group == 'experiment' else ''}{group}={name}", *own)
     content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     targets = dict(targets_of(content))
-    assert {"data", "model", "model.blocks", "optimizer", "scheduler", "trainer"} <= set(targets)
+    assert {"data", "model", "optimizer", "scheduler", "trainer"} <= set(targets)
     for place, node in targets.items():
         target = get_object(node["_target_"])
         parameters = inspect.signature(target).parameters

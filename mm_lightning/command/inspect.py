@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from mm_lightning.command.checks import check_config
+from mm_lightning.command.model import build_model, fitted_to_data
 from mm_lightning.command.train import quieten
 from mm_lightning.look.inspection import inspect
 from mm_lightning.study.epochs import one_number_of_epochs
@@ -22,7 +23,7 @@ def print_table(config: DictConfig) -> None:
     check_config(config)
     pl.seed_everything(config.seed)
     data: pl.LightningDataModule = instantiate(config.data)
-    module: pl.LightningModule = instantiate(config.model)
+    module = build_model(fitted_to_data(config, data))
     data.prepare_data()
     data.setup("fit")
     print(inspect(module, next(iter(data.train_dataloader()))))

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mm_lightning.command.checkpoint import check_checkpoint
 from mm_lightning.command.checks import check_config, check_devices
+from mm_lightning.command.model import build_model, fitted_to_data, record
 from mm_lightning.command.run_folder import claim_folder, environment, keep_composition, keep_folder
 from mm_lightning.command.said import keep_what_is_said
 from mm_lightning.command.watch import Watch
@@ -65,7 +66,9 @@ def run(config: DictConfig) -> dict[str, float]:
 def _run(config: DictConfig, folder: Path, overrides: Sequence[str], begin: float) -> dict[str, float]:
     pl.seed_everything(config.seed, workers=True)
     data: pl.LightningDataModule = instantiate(config.data)
-    model: pl.LightningModule = instantiate(config.model)
+    config = fitted_to_data(config, data)
+    rank_zero_only(record)(folder, config)
+    model = build_model(config)
     if "optimizer" in config.model or config.ckpt_path is not None:
         optimizer, scheduler = _optimizer_and_scheduler(config, model)
     if config.ckpt_path is not None:

@@ -8,7 +8,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,8 +80,9 @@ class MNISTDataModule(TensorDataModule):
         ValueError: If a number is outside its range.
     """
 
-    num_classes: ClassVar[int] = 10
-    class_names: ClassVar[tuple[str, ...]] = tuple("0123456789")
+    num_classes = 10
+    class_names = tuple("0123456789")
+    input_shape = (1, 28, 28)
     row_name = "image"
 
     def __init__(

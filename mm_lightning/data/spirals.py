@@ -1,7 +1,7 @@
 """Two spirals: a small data set in the plane, drawn from a seed, and its LightningDataModule."""
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,8 +74,9 @@ class SpiralsDataModule(TensorDataModule):
         ValueError: If a number is outside its range.
     """
 
-    num_classes: ClassVar[int] = 2
-    class_names: ClassVar[tuple[str, ...]] = ("0", "1")
+    num_classes = 2
+    class_names = ("0", "1")
+    input_shape = (2,)
     row_name = "point"
 
     def __init__(

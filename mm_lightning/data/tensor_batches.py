@@ -9,6 +9,9 @@ from torch.utils.data import DistributedSampler
 
 from mm_lightning.arguments import check_flag, check_integer
 
+# Takes a batch, and the numbers of its epoch, of itself in the epoch, and of its rank.
+Transform = Callable[[tuple[Tensor, ...], tuple[int, int, int]], tuple[Tensor, ...]]
+
 
 class TensorBatches:
     """Cut tensors that are already in memory into batches.
@@ -26,6 +29,8 @@ class TensorBatches:
         sampler: The order, over a dataset of N rows. Lightning sets the epoch of ``loader.sampler``.
         drop_last: Leave out a last batch of fewer than ``batch_size`` rows.
         first_batch: Number of the batch to begin with, counted from 0, asked for once per iteration.
+        transform: What becomes of each batch, on its device; a function of the batch and of (epoch, batch, rank), so
+            that a resumed epoch goes on as the straight one would have.
 
     Raises:
         TypeError: If ``batch_size`` is no integer, or ``drop_last`` neither True nor False.
@@ -47,6 +52,7 @@ class TensorBatches:
         sampler: DistributedSampler[Any],
         drop_last: bool = False,
         first_batch: Callable[[], int] = lambda: 0,
+        transform: Transform | None = None,
     ) -> None:
         if not tensors:
             raise ValueError("tensors must hold at least one tensor, got none. Pass for example [images, labels].")
@@ -66,6 +72,7 @@ class TensorBatches:
         self.sampler = sampler
         self.drop_last = drop_last
         self.first_batch = first_batch
+        self.transform = transform
 
     def __len__(self) -> int:
         """Number of batches in a whole epoch on this rank."""
@@ -76,9 +83,16 @@ class TensorBatches:
         """Yield the batches from ``first_batch()`` to the epoch's end."""
         # a generator function, so that these lines run at the first next() (see the class)
         order = torch.tensor(list(self.sampler), dtype=torch.int64)
+        first = self.first_batch()
+        epoch, rank = getattr(self.sampler, "epoch", 0), getattr(self.sampler, "rank", 0)
+        for number, batch in enumerate(self.read(order, first), start=first):
+            yield batch if self.transform is None else self.transform(batch, (epoch, number, rank))
+
+    def read(self, order: Tensor, first: int) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the rows of the batches from number ``first`` to the end of ``order``, as they are held."""
         is_sequential = torch.equal(order, torch.arange(len(order)))
         order = order.to(self.tensors[0].device)
-        for batch in range(self.first_batch(), len(self)):
+        for batch in range(first, len(self)):
             span = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
             rows = span if is_sequential else order[span]
             yield tuple(tensor[rows] for tensor in self.tensors)

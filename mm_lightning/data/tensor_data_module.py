@@ -1,6 +1,7 @@
 """A LightningDataModule for data that fit into memory: tensors on the trainer's device, cut into batches."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler, TensorDataset
 
 from mm_lightning.arguments import check_integer
-from mm_lightning.data.tensor_batches import TensorBatches
+from mm_lightning.data.tensor_batches import TensorBatches, Transform
 from mm_lightning.namespaces import DataModuleOfBoth
 
 # The sampler adds the epoch to its seed. Without a stride, seed 0 in epoch 1 would repeat seed 1 in epoch 0.
@@ -17,6 +18,9 @@ _SEED_STRIDE = 1_000_003
 
 class TensorDataModule(DataModuleOfBoth, ABC):
     """Three splits held as tensors on the trainer's device. A subclass loads them in :meth:`load_splits`.
+
+    ``num_classes``, ``class_names`` and ``input_shape``, the shape of one input, are what a model is built for: the
+    class tells them, or ``load_splits`` sets them on the object; None says that they are not known (yet).
 
     Batches are ``(inputs, targets)``; ``predict`` sees the test set. The training order is a function of ``seed`` and
     the epoch alone, and a resumed epoch continues with the batch at which it stopped.
@@ -32,6 +36,9 @@ class TensorDataModule(DataModuleOfBoth, ABC):
     """
 
     row_name: ClassVar[str] = "row"  # what error messages call one
+    num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
+    input_shape: tuple[int, ...] | None = None
 
     def __init__(self, batch_size: int, eval_batch_size: int, seed: int) -> None:
         super().__init__()
@@ -64,9 +71,7 @@ class TensorDataModule(DataModuleOfBoth, ABC):
         """
         # overfit_batches asks for the same batches in each epoch; getattr, for Trainer does not declare it
         shuffle = not getattr(self.trainer, "overfit_batches", 0)
-        inputs, targets = self._split("train")
-        sampler = self._sampler(inputs, shuffle=shuffle)
-        return TensorBatches([inputs, targets], self.batch_size, sampler, first_batch=self._next_train_batch)
+        return self._batches("train", self.batch_size, shuffle, self._next_train_batch)
 
     def val_dataloader(self) -> TensorBatches:
         """The validation set in order."""
@@ -80,9 +85,33 @@ class TensorDataModule(DataModuleOfBoth, ABC):
         """The test set in order, with its targets."""
         return self._eval_batches("test")
 
+    def transform(self, split: str) -> Transform | None:
+        """What becomes of each batch of a split, on the trainer's device; nothing, unless a subclass says so."""
+        return None
+
+    def make_batches(self, inputs: Tensor, targets: Tensor, **settings: Any) -> TensorBatches:
+        """Cut a split into batches. A subclass whose inputs stand for something to be read reads them here.
+
+        Args:
+            inputs: The split's, on the trainer's device.
+            targets: The same.
+            settings: The other arguments of :class:`TensorBatches`.
+        """
+        return TensorBatches([inputs, targets], **settings)
+
     def _eval_batches(self, name: str) -> TensorBatches:
+        return self._batches(name, self.eval_batch_size, shuffle=False, first_batch=lambda: 0)
+
+    def _batches(self, name: str, batch_size: int, shuffle: bool, first_batch: Callable[[], int]) -> TensorBatches:
         inputs, targets = self._split(name)
-        return TensorBatches([inputs, targets], self.eval_batch_size, self._sampler(inputs, shuffle=False))
+        return self.make_batches(
+            inputs,
+            targets,
+            batch_size=batch_size,
+            sampler=self._sampler(inputs, shuffle),
+            first_batch=first_batch,
+            transform=self.transform(name),
+        )
 
     def _split(self, name: str) -> tuple[Tensor, Tensor]:
         if not self._splits:

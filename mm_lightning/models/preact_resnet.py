@@ -7,17 +7,19 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mm_lightning.arguments import check_integer
+
 __all__ = ["PreActResNet", "preact_resnet18", "preact_resnet34"]
 
 
-def preact_resnet18(num_classes: int = 10, width: int = 64) -> PreActResNet:
+def preact_resnet18(num_classes: int | None = 10, width: int = 64, in_channels: int | None = 3) -> PreActResNet:
     """Build PreActResNet18, with 2 blocks in each stage. Arguments as of :class:`PreActResNet`."""
-    return PreActResNet((2, 2, 2, 2), num_classes, width)
+    return PreActResNet((2, 2, 2, 2), num_classes, width, in_channels)
 
 
-def preact_resnet34(num_classes: int = 10, width: int = 64) -> PreActResNet:
+def preact_resnet34(num_classes: int | None = 10, width: int = 64, in_channels: int | None = 3) -> PreActResNet:
     """Build PreActResNet34, with 3, 4, 6 and 3 blocks in its stages. Arguments as of :class:`PreActResNet`."""
-    return PreActResNet((3, 4, 6, 3), num_classes, width)
+    return PreActResNet((3, 4, 6, 3), num_classes, width, in_channels)
 
 
 class PreActResNet(nn.Module):
@@ -40,18 +42,30 @@ class PreActResNet(nn.Module):
 
     Args:
         blocks: Number of blocks in each of the four stages, each >= 1.
-        num_classes: Number of classes, K.
+        num_classes: Number of classes, K. None, where the command leaves it to data that do not tell, is refused.
         width: Channels of the first stage; each later stage has twice those of the one before. 64 in the papers.
+        in_channels: Channels of the images, 3 for RGB. None is refused as well.
 
     Raises:
-        ValueError: If ``blocks`` are not four numbers >= 1.
+        TypeError: If ``num_classes`` or ``in_channels`` is no integer.
+        ValueError: If ``blocks`` are not four numbers >= 1, or another number is below 1.
     """
 
-    def __init__(self, blocks: Sequence[int], num_classes: int = 10, width: int = 64) -> None:
+    def __init__(
+        self, blocks: Sequence[int], num_classes: int | None = 10, width: int = 64, in_channels: int | None = 3
+    ) -> None:
         super().__init__()
         if len(blocks) != 4 or any(count < 1 for count in blocks):
             raise ValueError(f"blocks must hold four numbers of blocks >= 1, got {list(blocks)}.")
-        self.conv1 = _conv3x3(3, width)
+        from_data = {
+            "num_classes": (num_classes, "It is read from data that have num_classes."),
+            "in_channels": (in_channels, "It is read from data that are images; model=mlp takes all others."),
+        }
+        for name, (count, way_out) in from_data.items():
+            check_integer(name, count, "an integer >= 1", lambda count: count >= 1, way_out)
+        assert num_classes is not None  # of type checkers: that is no integer
+        assert in_channels is not None
+        self.conv1 = _conv3x3(in_channels, width)
         self.layer1 = _stage(blocks[0], width, width, stride=1)
         self.layer2 = _stage(blocks[1], width, 2 * width, stride=2)
         self.layer3 = _stage(blocks[2], 2 * width, 4 * width, stride=2)
@@ -59,7 +73,7 @@ class PreActResNet(nn.Module):
         self.linear = nn.Linear(8 * width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute the logits, (N, K), of images (N, 3, H, W)."""
+        """Compute the logits, (N, K), of images (N, C, H, W)."""
         hidden = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(images)))))
         return self.linear(hidden.mean(dim=(2, 3)))
 

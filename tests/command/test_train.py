@@ -397,6 +397,12 @@ def refused(finished: Finished, pattern: str) -> None:
     assert "Run folder" not in finished.out
 
 
+def test_data_of_another_shape_are_refused_with_both_numbers(command: Command) -> None:
+    finished = command("data=spirals", "model=mlp_bottleneck", "mixup=none")
+    expected = "error: model.blocks: sizes begin with 784, but an input of the data has 2 numbers (shape (2,)). "
+    assert (finished.code, finished.err) == (1, f"{expected}Begin with 2, or null to read it there.\n")
+
+
 @pytest.mark.parametrize(
     ("overrides", "pattern"),
     [
@@ -445,15 +451,14 @@ def refused(finished: Finished, pattern: str) -> None:
             id="text as checkpoint",
         ),
         pytest.param(
-            ["model.blocks.sizes=[784,16,16,2,16,16,5]", "trainer.log_every_n_steps=1"],
-            r"Manifold mixup could not look at training_step of MixableModule, which fails with ValueError: "
-            r"The batch holds class 9, but the network has 5 outputs.*Make the last block and the data agree\..*",
+            ["model.blocks.sizes=[784,16,16,2,16,16,5]"],
+            r"model\.blocks: sizes end with 5, but the data have 10 classes\. End with 10, or null to read it there\.",
             id="too few outputs",
         ),
         pytest.param(
-            ["mixup=none", "model.blocks.sizes=[784,16,16,2,16,16,5]", "trainer.log_every_n_steps=1"],
-            r"The batch holds class 9, but the network has 5 outputs.*Make the last block and the data agree\.",
-            id="too few outputs without mixup",
+            ["+model.num_classes=12"],
+            r"model\.num_classes is 12, but that of the data \(MNISTDataModule\) is 10\. Leave it null.*",
+            id="other number of classes",
         ),
         pytest.param(["data.root=."], r".*holds no train-images.*leave data\.root empty .*", id="no data"),
         pytest.param(["data.root=gone"], r"The MNIST folder gone does not exist; leave data\.root.*", id="no root"),
