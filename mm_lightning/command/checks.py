@@ -17,6 +17,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from omegaconf import DictConfig, OmegaConf
 
 import mm_lightning
+from mm_lightning.command.model import OF_THE_DATA
 
 __all__ = ["check_config", "check_devices"]
 
@@ -72,7 +73,7 @@ def check_devices(config: DictConfig) -> None:
 
 def _check_node(node: Any, place: str) -> None:
     children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    if isinstance(node, dict) and "_target_" in node:
+    if isinstance(node, dict) and node.get("_target_", _MISSING) != _MISSING:
         target = _target(node["_target_"], f"{place}._target_")
         _check_arguments(target, node, place)
     for key, value in children:
@@ -155,7 +156,9 @@ def _check_arguments(target: Any, node: dict[str, Any], place: str) -> None:
             near = difflib.get_close_matches(key, parameters, n=1)
             meant = f" Did you mean {near[0]!r}?" if near else f" It takes {', '.join(parameters) or 'none'}."
             raise ValueError(f"{place}.{key}: {node['_target_']} has no such argument.{meant}")
-        if key in hints and not says_more and value != _MISSING and not _is_of(value, hints[key]):
+        is_left_to_data = value is None and key in OF_THE_DATA and place.split(".")[0] == "model"
+        is_known = key in hints and not says_more and value != _MISSING and not is_left_to_data
+        if is_known and not _is_of(value, hints[key]):
             came = "null" if value is None else f"{value!r} of type {type(value).__name__}"
             raise TypeError(f"{place}.{key} must be {_in_words(hints[key])}, got {came}.")
 

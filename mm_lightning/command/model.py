@@ -17,9 +17,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from mm_lightning.files import whole_file
 from mm_lightning.namespaces import LightningModule, classes
 
-__all__ = ["build_model", "fitted_to_data", "record"]
+__all__ = ["OF_THE_DATA", "build_model", "fitted_to_data", "record"]
 
-_OF_THE_DATA = ("num_classes", "input_shape", "in_channels")
+OF_THE_DATA = ("num_classes", "input_shape", "in_channels")
 _OF_THE_RUN = ("optimizer", "scheduler")
 
 
@@ -49,7 +49,7 @@ def fitted_to_data(config: DictConfig, data: Any) -> DictConfig:
         for name, is_required in _left_out(config.model).items():
             if name in _OF_THE_RUN and name in config:
                 config.model[name] = f"${{{name}}}"
-            elif name in _OF_THE_DATA and (own := facts.get(name, is_required)) is not None:
+            elif name in OF_THE_DATA and (own := facts.get(name, is_required)) is not None:
                 config.model[name] = own
     for place, node, name in list(_places(config.model, "model")):
         given, own = plain_list(node[name]), facts.get(name, is_needed=node[name] is None)
@@ -116,7 +116,7 @@ def _left_out(node: DictConfig) -> dict[str, bool]:
         parameters = inspect.signature(get_object(node._target_)).parameters
     except (ImportError, ValueError, TypeError, AttributeError, InstantiationException):
         return {}  # instantiate says what is wrong with it
-    names = [name for name in (*_OF_THE_DATA, *_OF_THE_RUN) if name in parameters and name not in node]
+    names = [name for name in (*OF_THE_DATA, *_OF_THE_RUN) if name in parameters and name not in node]
     return {name: parameters[name].default is inspect.Parameter.empty for name in names}
 
 
@@ -125,7 +125,7 @@ def _places(node: DictConfig, place: str) -> Iterator[tuple[str, DictConfig, str
     for key in map(str, node):
         if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
             continue
-        if key in _OF_THE_DATA:
+        if key in OF_THE_DATA:
             yield place, node, key
         elif isinstance(node[key], DictConfig):
             yield from _places(node[key], f"{place}.{key}")
