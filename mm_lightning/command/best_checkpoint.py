@@ -12,6 +12,8 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from mm_lightning.command.beginning import say
+
 __all__ = ["BestCheckpoint", "direction_of", "found_metric"]  # the first one is of conf/callbacks/default.yaml
 
 AUTO = "auto"
@@ -103,8 +105,7 @@ class BestCheckpoint(ModelCheckpoint):
                 self.mode, self.kth_value = better, torch.tensor(math.inf if better == "min" else -math.inf)
         elif not self._is_told:
             self._is_told = True
-            if trainer.is_global_zero:
-                print(f"Checkpoint   only the last one is kept: {self._missing(logged)} {_WAY_OUT}", flush=True)
+            say(trainer, f"Checkpoint   only the last one is kept: {self._missing(logged)} {_WAY_OUT}")
 
     def _keep_last(self, trainer: pl.Trainer) -> None:
         if not self.keeps_last or trainer.fast_dev_run or self._step_of_last == trainer.global_step:  # type: ignore[attr-defined]

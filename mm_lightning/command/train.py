@@ -19,7 +19,10 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from mm_lightning.command.beginning import SayWhereMixed, print_beginning, say
 from mm_lightning.command.checkpoint import check_checkpoint
+from mm_lightning.command.ending import ending
+from mm_lightning.command.hyperparameters import finish_loggers, flat_settings, log_final, log_settings
 from mm_lightning.command.run_folder import claim_folder, environment
 from mm_lightning.fast_cpu import fast_products, keep_freed_memory
 from mm_lightning.files import write_json
@@ -54,30 +57,40 @@ def run(config: DictConfig) -> dict[str, float]:
     if config.ckpt_path is not None:
         optimizer = instantiate(config.optimizer)(model.parameters())
         check_checkpoint(Path(config.ckpt_path), model, optimizer, instantiate(config.scheduler)(optimizer))
-    trainer = build_trainer(config)
-    with _fast_cpu(trainer) if config.fast_cpu else nullcontext():
-        trainer.fit(model, data, ckpt_path=config.ckpt_path)
-        if trainer.interrupted:  # of which lightning before 2.4 says nothing else
-            raise KeyboardInterrupt
-        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
-        fit_seconds = time.monotonic() - begin
-        trainer.test(model, data, verbose=False)
-    metrics |= {key: float(value) for key, value in trainer.callback_metrics.items()}
+    trainer = build_trainer(config, [SayWhereMixed()])
+    made_with = environment()
+    settings = flat_settings(OmegaConf.to_container(config, resolve=True), made_with["git_revision"])
+    print_beginning(trainer, folder, config.seed)
+    log_settings(trainer, settings)
+    metrics: dict[str, float] = {}
+    try:
+        with _fast_cpu(trainer) if config.fast_cpu else nullcontext():
+            trainer.fit(model, data, ckpt_path=config.ckpt_path)
+            if trainer.interrupted:  # of which lightning before 2.4 says nothing else
+                raise KeyboardInterrupt
+            metrics |= _measured(trainer)
+            fit_seconds = time.monotonic() - begin
+            tested = _tested(trainer, model, data)
+        metrics |= tested
+    finally:
+        log_final(trainer, settings, metrics or _measured(trainer))
+        finish_loggers(trainer)
 
     if trainer.is_global_zero:
         seconds = {"fit_seconds": round(fit_seconds, 2), "total_seconds": round(time.monotonic() - begin, 2)}
         overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
         content = {"name": config.name, "seed": config.seed, "overrides": overrides, "epochs": trainer.current_epoch}
         content |= {"metrics": metrics}
-        write_json(folder / "metrics.json", {**content, **seconds, **environment()})
-        print(_summary(folder, metrics, seconds["total_seconds"]))
+        write_json(folder / "metrics.json", {**content, **seconds, **made_with})
+        print(ending(folder, tested, seconds["total_seconds"]))
     return metrics
 
 
 def build_trainer(config: DictConfig, extra: Sequence[pl.Callback] = ()) -> pl.Trainer:
     """Build the trainer with its logger and with the callbacks of the configuration, and ``extra`` ones after them."""
     callbacks = _instantiate_all({**config.diagnostics, **config.callbacks, "mixup": config.mixup})
-    logger = _instantiate_all({"logger": config.logger})
+    loggers = {"logger": config.logger} if "_target_" in config.logger else config.logger
+    logger = _instantiate_all(dict(loggers))
     trainer: pl.Trainer = instantiate(config.trainer, callbacks=[*callbacks, *extra], logger=logger)
     return trainer
 
@@ -93,6 +106,20 @@ def _fast_cpu(trainer: pl.Trainer) -> Iterator[None]:
         yield
 
 
+def _measured(trainer: pl.Trainer) -> dict[str, float]:
+    return {key: float(value) for key, value in trainer.callback_metrics.items()}
+
+
+def _tested(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule) -> dict[str, float]:
+    """Test, and return what was logged; nothing where the module or the data know no test."""
+    for part, base, method in ((model, pl.LightningModule, "test_step"), (data, pl.LightningDataModule, "test_dataloader")):
+        if getattr(type(part), method) is getattr(base, method):
+            say(trainer, f"Not tested: {type(part).__name__} has no {method}.")
+            return {}
+    trainer.test(model, data, verbose=False)
+    return _measured(trainer)
+
+
 def _instantiate_all(configs: dict[str, Any]) -> list[Any]:
     """Instantiate each entry that names a target; ``none.yaml`` and null entries name none."""
     return [instantiate(entry) for entry in configs.values() if entry and "_target_" in entry]
@@ -105,16 +132,3 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*", category=FutureWarning)
     # A resumed run has a folder of its own, where the best checkpoint is the best since it resumed.
     warnings.filterwarnings("ignore", message="The dirpath has changed")
-
-
-def _summary(folder: Path, metrics: dict[str, float], seconds: float) -> str:
-    shown = "  ".join(
-        f"{key.removeprefix('test/')} {metrics[key]:.4f}" for key in sorted(metrics) if key.startswith("test/")
-    )
-    lines = [
-        f"Test         {shown}",
-        f"Run folder   {folder}  ({seconds:.0f} s)",
-        *(f"Figure       {path}" for path in sorted(folder.glob("figures/*.png"))),
-        *(f"TensorBoard  tensorboard --logdir {folder}" for _ in folder.glob("tensorboard")),
-    ]
-    return "\n".join(lines)

@@ -141,15 +141,20 @@ def test_command_succeeds_without_a_warning(pair: Pair) -> None:
 @pytest.mark.slow
 def test_command_prints_an_epoch_a_line_and_where_all_is(pair: Pair) -> None:
     metrics, lines = metrics_of(pair.folder), pair.whole.out.splitlines()
-    assert re.fullmatch(r"epoch   1/1  train/loss \d\.\d{4}  val/acc \d\.\d{4}  left 0:00", lines[0])
-    assert f"val/acc {metrics['val/acc']:.4f}" in lines[0]
-    assert lines[1].startswith("Test         acc ")
-    for key in ("acc", "ece", "loss", "nll"):
-        assert f" {key} {metrics[f'test/{key}']:.4f}" in lines[1]
-    assert re.fullmatch(rf"Run folder   {re.escape(str(pair.folder))}  \(\d+ s\)", lines[2])
-    figures = [pair.folder / "figures" / f"{picture.replace('/', '_')}.png" for picture in PICTURES]
-    assert lines[3:] == [
-        *(f"Figure       {path}" for path in figures),
+    assert lines[0] == f"Run          {pair.folder}, seed 0, on cpu"
+    assert lines[1] == "Manifold mixup mixes at 'mix_before.3', 'mix_before.4'."
+    assert re.fullmatch(r"epoch   1/1  train/loss \d\.\d{4}  val/acc \d\.\d{4}  left 0:00", lines[2])
+    assert f"val/acc {metrics['val/acc']:.4f}" in lines[2]
+    assert lines[3].startswith("Test         acc ")
+    for key, shown in (("acc", "acc"), ("ece", "ece"), ("loss", "loss, nll")):
+        assert f" {shown} {metrics[f'test/{key}']:.4f}" in lines[3]
+    numbers = re.findall(r"-?\d+\.\d{4}", lines[3])
+    assert len(set(numbers)) == len(numbers)
+    assert re.fullmatch(rf"Run folder   {re.escape(str(pair.folder))}  \(\d+ s\)", lines[4])
+    figures = sorted(pair.folder / "figures" / f"{picture.replace('/', '_')}.png" for picture in PICTURES)
+    animation = pair.folder / "figures" / "confidence_map.gif"
+    assert lines[5:] == [
+        *(f"Figure       {path}" for path in sorted([*figures, animation])),
         f"TensorBoard  tensorboard --logdir {pair.folder}",
     ]
 
@@ -167,7 +172,7 @@ def test_folder_holds_the_resolved_configuration(pair: Pair) -> None:
     config = OmegaConf.create(text)
     assert config.model.blocks.sizes == [784, 1024, 1024, 2, 1024, 1024, 10]
     assert (config.data.seed, config.mixup.seed, config.trainer.max_epochs) == (0, 0, 1)
-    assert config.run_dir == config.logger.save_dir == str(pair.folder)
+    assert config.run_dir == config.logger.tensorboard.save_dir == str(pair.folder)
 
 
 @pytest.mark.slow
