@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from mm_lightning.study.runner import leaves
 
-__all__ = ["finish_loggers", "flat_settings", "log_final", "log_settings", "method_of"]
+__all__ = ["finish_loggers", "flat_settings", "log_final", "log_settings", "method_of", "run_title"]
 
 _WATCHING = ("callbacks", "diagnostics", "logger")
 
@@ -43,6 +43,14 @@ def method_of(mixup: Mapping[str, Any]) -> str:
     if not mixup or "_target_" not in mixup:
         return "none"
     return "input" if mixup.get("layers") in ("input", ["input"]) else "manifold"
+
+
+def run_title(config: Mapping[str, Any]) -> str:
+    """Return what pictures of a run are told apart by: ``manifold mixup, alpha 1, seed 0``."""
+    mixup = config.get("mixup") or {}
+    method = method_of(mixup)
+    alpha = "" if method == "none" else f", alpha {mixup['alpha']:g}" if "alpha" in mixup else ""
+    return f"{'no' if method == 'none' else method} mixup{alpha}, seed {config['seed']}"
 
 
 def log_settings(trainer: pl.Trainer, settings: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from mm_lightning.command.beginning import SayWhereMixed, print_beginning, say
 from mm_lightning.command.checkpoint import check_checkpoint
 from mm_lightning.command.ending import ending
-from mm_lightning.command.hyperparameters import finish_loggers, flat_settings, log_final, log_settings
+from mm_lightning.command.hyperparameters import finish_loggers, flat_settings, log_final, log_settings, run_title
 from mm_lightning.command.run_folder import claim_folder, environment
 from mm_lightning.fast_cpu import fast_products, keep_freed_memory
 from mm_lightning.files import write_json
@@ -89,6 +89,9 @@ def run(config: DictConfig) -> dict[str, float]:
 def build_trainer(config: DictConfig, extra: Sequence[pl.Callback] = ()) -> pl.Trainer:
     """Build the trainer with its logger and with the callbacks of the configuration, and ``extra`` ones after them."""
     callbacks = _instantiate_all({**config.diagnostics, **config.callbacks, "mixup": config.mixup})
+    for callback in callbacks:
+        if hasattr(callback, "run_title"):
+            callback.run_title = run_title(config)
     loggers = {"logger": config.logger} if "_target_" in config.logger else config.logger
     logger = _instantiate_all(dict(loggers))
     trainer: pl.Trainer = instantiate(config.trainer, callbacks=[*callbacks, *extra], logger=logger)

@@ -15,7 +15,14 @@ from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from mm_lightning.command.hyperparameters import finish_loggers, flat_settings, log_final, log_settings, method_of
+from mm_lightning.command.hyperparameters import (
+    finish_loggers,
+    flat_settings,
+    log_final,
+    log_settings,
+    method_of,
+    run_title,
+)
 
 MIXUP = {"_target_": "mm_lightning.ManifoldMixupCallback", "alpha": 0.5, "layers": ["input", "first"]}
 CONFIG = {
@@ -55,6 +62,18 @@ def test_settings_are_flat_and_say_method_layers_and_revision() -> None:
 )
 def test_method_is_what_is_mixed(mixup: dict[str, Any], method: str) -> None:
     assert method_of(mixup) == method
+
+
+@pytest.mark.parametrize(
+    ("mixup", "title"),
+    [
+        ({}, "no mixup, seed 3"),
+        (MIXUP, "manifold mixup, alpha 0.5, seed 3"),
+        ({**MIXUP, "layers": "input", "alpha": 2.0}, "input mixup, alpha 2, seed 3"),
+    ],
+)
+def test_pictures_name_method_alpha_and_seed(mixup: dict[str, Any], title: str) -> None:
+    assert run_title({**CONFIG, "mixup": mixup}) == title
 
 
 MakeTrainer = Callable[..., pl.Trainer]
