@@ -39,6 +39,7 @@ ALLOWED = {
     "reproduce": {"command"},
     "train": {"command"},
     "compare": {"command"},
+    "evaluate": {"command"},
     "inspect": {"command", "look"},
 }
 

@@ -31,15 +31,19 @@ def say(trainer: pl.Trainer, text: str) -> None:
 class SayWhereMixed(pl.Callback):
     """Prints the layers that are mixed when the first batch has told them; Lightning's remarks are not shown."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_trained = False  # a batch
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Wait for the first batch."""
-        self._is_told = False
+        self.has_trained = False
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Print once."""
-        if self._is_told:
+        if self.has_trained:
             return
-        self._is_told = True
+        self.has_trained = True
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ManifoldMixupCallback) and callback.layer_names:
                 say(trainer, f"Manifold mixup mixes at {', '.join(map(repr, callback.layer_names))}.")

@@ -83,5 +83,6 @@ def check_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, schedul
         if name not in _PROGRESS and schedule.get(name) != value:
             raise ValueError(
                 f"ckpt_path {str(path)!r} is of another schedule, which would go on: {name} is {schedule.get(name)} "
-                f"there and {value} here. Resume with its optimizer, scheduler and max_epochs."
+                f"there and {value} here. Resume with its optimizer, scheduler and max_epochs; or train on as long as "
+                f"you like with a schedule of its own: weights={path} max_epochs=... instead of ckpt_path."
             )

@@ -23,11 +23,12 @@ from mm_lightning.command.beginning import SayWhereMixed, print_beginning, say
 from mm_lightning.command.checkpoint import check_checkpoint
 from mm_lightning.command.ending import ending
 from mm_lightning.command.hyperparameters import finish_loggers, flat_settings, log_final, log_settings, run_title
+from mm_lightning.command.loading import load_weights
 from mm_lightning.command.run_folder import claim_folder, environment
 from mm_lightning.fast_cpu import fast_products, keep_freed_memory
 from mm_lightning.files import write_json
 
-__all__ = ["build_trainer", "quieten", "run"]
+__all__ = ["build_trainer", "computing_fast", "quieten", "run"]
 
 
 def run(config: DictConfig) -> dict[str, float]:
@@ -54,20 +55,30 @@ def run(config: DictConfig) -> dict[str, float]:
     pl.seed_everything(config.seed, workers=True)
     data: pl.LightningDataModule = instantiate(config.data)
     model: pl.LightningModule = instantiate(config.model)
+    if config.weights is not None:
+        if config.ckpt_path is not None:
+            raise ValueError(
+                "weights and ckpt_path are both given. ckpt_path resumes a run with its optimizer, weights begins a new "
+                "one; leave one of them out."
+            )
+        load_weights(model, Path(config.weights))
     if config.ckpt_path is not None:
         optimizer = instantiate(config.optimizer)(model.parameters())
         check_checkpoint(Path(config.ckpt_path), model, optimizer, instantiate(config.scheduler)(optimizer))
-    trainer = build_trainer(config, [SayWhereMixed()])
+    first_batch = SayWhereMixed()
+    trainer = build_trainer(config, [first_batch])
     made_with = environment()
     settings = flat_settings(OmegaConf.to_container(config, resolve=True), made_with["git_revision"])
     print_beginning(trainer, folder, config.seed)
     log_settings(trainer, settings)
     metrics: dict[str, float] = {}
     try:
-        with _fast_cpu(trainer) if config.fast_cpu else nullcontext():
+        with computing_fast(trainer) if config.fast_cpu else nullcontext():
             trainer.fit(model, data, ckpt_path=config.ckpt_path)
             if trainer.interrupted:  # of which lightning before 2.4 says nothing else
                 raise KeyboardInterrupt
+            if config.ckpt_path is not None and not first_batch.has_trained:
+                say(trainer, f"Nothing is left to train: {config.ckpt_path} is of the end. A larger max_epochs trains on.")
             metrics |= _measured(trainer)
             fit_seconds = time.monotonic() - begin
             tested = _tested(trainer, model, data)
@@ -99,7 +110,7 @@ def build_trainer(config: DictConfig, extra: Sequence[pl.Callback] = ()) -> pl.T
 
 
 @contextmanager
-def _fast_cpu(trainer: pl.Trainer) -> Iterator[None]:
+def computing_fast(trainer: pl.Trainer) -> Iterator[None]:
     """Where the trainer computes on the CPU: matrix products by the faster library, and freed memory kept."""
     if trainer.strategy.root_device.type != "cpu":
         yield

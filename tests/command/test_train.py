@@ -392,6 +392,38 @@ def test_resumed_run_equals_the_straight_run(name: str, resumed: dict[str, Finis
     assert [metrics[0][key] for key in keys] == [metrics[1][key] for key in keys]
 
 
+# --- extended, begun from weights, and loaded
+
+# two epochs of six steps
+LONGER = [*SMALL, "data.limit=600", "trainer.log_every_n_steps=3", "logger=none"]
+
+
+@pytest.mark.slow
+def test_finished_run_is_extended_to_the_straight_run(command: Command, tmp_path: Path) -> None:
+    assert command(*LONGER, "max_epochs=1", "hydra.run.dir=short").code == 0
+    last = tmp_path / "short" / "checkpoints" / "last.ckpt"
+    for name, resumed in (("longer", [f"ckpt_path={last}"]), ("straight", [])):
+        assert command(*LONGER, "max_epochs=2", f"hydra.run.dir={name}", *resumed).code == 0
+    longer, straight = (weights_of(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("longer", "straight"))
+    assert_close(longer, straight, rtol=0, atol=0)
+    over = command(*LONGER, "max_epochs=1", f"ckpt_path={last}", "hydra.run.dir=over")
+    assert (over.code, over.err) == (0, "")
+    assert f"Nothing is left to train: {last} is of the end. A larger max_epochs trains on." in over.out
+
+
+@pytest.mark.slow
+def test_run_begins_from_the_weights_of_another(command: Command, tmp_path: Path) -> None:
+    assert command(*LONGER, "max_epochs=1", "hydra.run.dir=first").code == 0
+    rates = ["optimizer=sgd", "optimizer.lr=0", "scheduler=cosine", "max_epochs=2"]  # another optimizer, which stands still
+    assert command(*LONGER, *rates, "weights=first", "hydra.run.dir=second").code == 0
+    first, second = tmp_path / "first" / "checkpoints", tmp_path / "second" / "checkpoints"
+    assert_close(weights_of(second / "last.ckpt"), weights_of(first / "best.ckpt"), rtol=0, atol=0)
+    both = command(*LONGER, "weights=first", "ckpt_path=first/checkpoints/last.ckpt", "hydra.run.dir=both")
+    refused(both, r"weights and ckpt_path are both given\..*")
+    other = command(*LONGER, "model.blocks.sizes=[784,8,16,2,16,16,10]", "weights=first", "hydra.run.dir=other")
+    refused(other, r"The weights in .*best\.ckpt are of another model: 'blocks\.0\.1\.weight' is \(16, 784\) there .*")
+
+
 # --- refused
 
 
