@@ -28,7 +28,8 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec
 OPTIONS = sorted(
     path.relative_to(CONF).with_suffix("").as_posix()
     for path in CONF.glob("*/*.yaml")
-    if path.parent.name != "reproduction"  # which conf/reproduce.yaml composes
+    # the first are composed by conf/reproduce.yaml, the others need packages of an extra
+    if path.parent.name not in ("reproduction", "sweep")
 )
 SMALL = ["model=mlp_bottleneck", "model.blocks.sizes=[784,8,8,2,8,8,10]"]
 

@@ -78,6 +78,10 @@ class JobFailed(BaseException):
         super().__init__(str(error))
         self.error = error
 
+    def __reduce__(self) -> tuple[type[JobFailed], tuple[Exception]]:
+        """Come whole from the process of a run that a launcher has started."""
+        return type(self), (self.error,)
+
 
 def _report(error: Exception) -> None:
     cause = _cause(error)

@@ -287,6 +287,8 @@ def stop_in_second_epoch(folder: Path, number: int, *overrides: str) -> Finished
     process = start(*TWO_EPOCHS, f"hydra.run.dir={folder}", *overrides, cwd=folder.parent)
     assert process.stdout is not None
     lines = [process.stdout.readline()]
+    while lines[-1] and not lines[-1].startswith("epoch"):
+        lines.append(process.stdout.readline())
     last = folder / "checkpoints" / "last.ckpt"
     if overrides:
         count = saved_step(last)
