@@ -118,9 +118,10 @@ class MixableModule(ModuleOfBoth):
             if "required positional argument" not in str(error) and "required keyword-only argument" not in str(error):
                 raise
             raise TypeError(
-                f"{cls.__name__} cannot be built from {str(checkpoint_path)!r} alone: {str(error).split('missing ')[-1]} "
-                "is not in it. A run of the command is loaded by mm_lightning.load(its folder or checkpoint); otherwise "
-                f"give the arguments: {cls.__name__}.load_from_checkpoint(path, blocks=[...])."
+                f"{cls.__name__} cannot be built from {str(checkpoint_path)!r} alone: "
+                f"{str(error).split('missing ')[-1]} is not in it. A run of the command is loaded by "
+                "mm_lightning.load(its folder or checkpoint); otherwise give "
+                f"the arguments: {cls.__name__}.load_from_checkpoint(path, blocks=[...])."
             ) from error
 
     def forward(self, inputs: Tensor) -> Tensor:

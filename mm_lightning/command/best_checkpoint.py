@@ -25,7 +25,7 @@ _WAY_OUT = "Name one with callbacks.checkpoint.monitor=KEY callbacks.checkpoint.
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps the last checkpoint, and the best one by a metric that is looked for when the first validation has logged it.
+    """Keeps the last checkpoint, and the best one by a metric that is looked for when validation first logs it.
 
     Without such a metric the run goes on with the last one alone, as is said in one line.
 
@@ -134,7 +134,7 @@ def found_metric(logged: Iterable[str]) -> str | None:
 
 
 def direction_of(key: str) -> str | None:
-    """Return whether more (``"max"``) or less (``"min"``) of a metric is better, as its name tells; None if it does not."""
+    """Return whether more (``"max"``) or less (``"min"``) of a metric is better, or None if its name does not tell."""
     words = _words(key)
     return "max" if words & set(_HIGHER) else "min" if words & set(_LOWER) else None
 

@@ -28,8 +28,26 @@ from mm_lightning.study.verdicts import cells
 __all__ = ["compare", "finished_runs", "main", "markdown"]
 
 _SCHEDULE = "configured"  # the tables have schedules; here every run is what it is
-_WATCHING = ("seed", "run_dir", "ckpt_path", "logger", "diagnostics", "callbacks", "objective")  # settings that change no result
-_NO_METHOD = ("seed=", "+sweep=", "objective=", "ckpt_path=", "hydra.", "logger", "diagnostics", "callbacks", "+experiment=")
+_WATCHING = (
+    "seed",
+    "run_dir",
+    "ckpt_path",
+    "logger",
+    "diagnostics",
+    "callbacks",
+    "objective",
+)  # settings that change no result
+_NO_METHOD = (
+    "seed=",
+    "+sweep=",
+    "objective=",
+    "ckpt_path=",
+    "hydra.",
+    "logger",
+    "diagnostics",
+    "callbacks",
+    "+experiment=",
+)
 _MOST_SHOWN = 3  # settings in a column's title
 _ABOUT = """\
 Print tables of finished runs side by side: a row for each measure, a column for each setting.

@@ -24,7 +24,7 @@ __all__ = ["evaluate", "main", "with_overrides"]
 
 _TAKEN = ("data", "trainer")
 _ABOUT = """\
-Test a trained model: on the data of its run, or on other data. Prints the numbers, and writes them beside the run's own.
+Test a trained model, on the data of its run or on other data. Prints the numbers, and writes them into the run's folder.
 mm-evaluate is short for python -m mm_lightning.evaluate."""
 _EXAMPLES = """\
 examples:
@@ -32,7 +32,7 @@ examples:
   mm-evaluate outputs/.../checkpoints/last.ckpt data.root=/data/other_digits
   mm-evaluate outputs/... data=spirals data.noise=0.5 trainer=gpu
 
-RUN is the folder of a run, whose best checkpoint is taken, or a checkpoint in it. Overrides are of data and trainer, and
+RUN is the folder of a run, whose best checkpoint is taken, or a checkpoint in it. Overrides are of data and trainer,
 as mm-train takes them; the model is the run's own."""
 
 
@@ -74,7 +74,9 @@ def with_overrides(config: DictConfig, words: Sequence[str], config_dir: Path | 
     overrides = OverridesParser.create().parse_overrides(list(words))
     for override in overrides:
         if (top := override.key_or_group.split(".")[0]) not in _TAKEN:
-            raise ValueError(f"{override.input_line!r} overrides {top}. mm-evaluate takes overrides of data and trainer.")
+            raise ValueError(
+                f"{override.input_line!r} overrides {top}. mm-evaluate takes overrides of data and trainer."
+            )
     changed = config.copy()
     for top in _TAKEN:
         own = [override for override in overrides if override.key_or_group.split(".")[0] == top]

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
@@ -78,9 +78,14 @@ class JobFailed(BaseException):
         super().__init__(str(error))
         self.error = error
 
-    def __reduce__(self) -> tuple[type[JobFailed], tuple[Exception]]:
-        """Come whole from the process of a run that a launcher has started."""
-        return type(self), (self.error,)
+    def __reduce__(self) -> tuple[Callable[..., JobFailed], tuple[Exception, BaseException | None]]:
+        """Come whole, with the error's cause, from the process of a run that a launcher has started."""
+        return _with_cause, (self.error, self.error.__cause__)
+
+
+def _with_cause(error: Exception, cause: BaseException | None) -> JobFailed:
+    error.__cause__ = cause
+    return JobFailed(error)
 
 
 def _report(error: Exception) -> None:

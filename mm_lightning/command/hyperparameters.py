@@ -54,7 +54,7 @@ def run_title(config: Mapping[str, Any]) -> str:
 
 
 def log_settings(trainer: pl.Trainer, settings: Mapping[str, Any]) -> None:
-    """Hand the settings to every logger when the run begins; to TensorBoard, which takes them once, see :func:`log_final`."""
+    """Hand the settings to every logger when the run begins, but to TensorBoard, which :func:`log_final` does."""
     for logger in trainer.loggers:
         if not isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(dict(settings))

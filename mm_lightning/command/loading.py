@@ -17,6 +17,8 @@ from mm_lightning.namespaces import LightningModule
 __all__ = ["load", "load_weights", "place_of", "weights_of"]
 
 _CONFIG = "config.yaml"
+# What torch.load raises for files of other kinds.
+_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
 _MOST_NAMED = 5  # tensors in a message
 
 
@@ -56,7 +58,9 @@ def place_of(run: Path) -> tuple[Path, Path]:
     """
     if run.is_dir():
         if not (run / _CONFIG).is_file():
-            raise FileNotFoundError(f"{run} holds no {_CONFIG}, so no run. Name the folder of a run or a checkpoint in it.")
+            raise FileNotFoundError(
+                f"{run} holds no {_CONFIG}, so no run. Name the folder of a run or a checkpoint in it."
+            )
         return run / _CONFIG, _checkpoint_in(run)
     if not run.is_file():
         raise FileNotFoundError(f"{run} is neither the folder of a run nor a checkpoint in one.")
@@ -85,10 +89,13 @@ def load_weights(module: nn.Module, path: Path) -> None:
     differing = [name for name in {**ours, **theirs} if _shape(ours, name) != _shape(theirs, name)]
     if differing:
         named = "; ".join(
-            f"{name!r} is {_shape(theirs, name)} there and {_shape(ours, name)} here" for name in differing[:_MOST_NAMED]
+            f"{name!r} is {_shape(theirs, name)} there and {_shape(ours, name)} here"
+            for name in differing[:_MOST_NAMED]
         )
         more = f"; and {len(differing) - _MOST_NAMED} more" if len(differing) > _MOST_NAMED else ""
-        raise ValueError(f"The weights in {path} are of another model: {named}{more}. Configure the model that they are of.")
+        raise ValueError(
+            f"The weights in {path} are of another model: {named}{more}. Configure the model that they are of."
+        )
     module.load_state_dict(theirs)
 
 
@@ -100,17 +107,29 @@ def weights_of(path: Path) -> dict[str, Tensor]:
         ValueError: If it holds no weights, or more than tensors and plain values.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file. Checkpoints are checkpoints/best.ckpt and last.ckpt in a run's folder.")
+        raise FileNotFoundError(
+            f"{path} is not a file. Checkpoints are checkpoints/best.ckpt and last.ckpt in a run's folder."
+        )
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (
+        RuntimeError,
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise ValueError(
             f"{path} cannot be read: it is no whole checkpoint, or holds objects other than tensors and plain values "
             f"({str(error).splitlines()[0]})."
         ) from error
     weights = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(weights, Mapping) or not weights or not all(isinstance(one, Tensor) for one in weights.values()):
-        raise ValueError(f"{path} holds no weights. Name a checkpoint, or a file of torch.save(module.state_dict(), ...).")
+        raise ValueError(
+            f"{path} holds no weights. Name a checkpoint, or a file of torch.save(module.state_dict(), ...)."
+        )
     return dict(weights)
 
 
@@ -121,7 +140,9 @@ def _checkpoint_in(run: Path) -> Path:
     if named or len(others) == 1:
         return (named or others)[0]
     if others:
-        raise FileNotFoundError(f"{run} holds neither best.ckpt nor last.ckpt. Name one of {', '.join(map(str, others))}.")
+        raise FileNotFoundError(
+            f"{run} holds neither best.ckpt nor last.ckpt. Name one of {', '.join(map(str, others))}."
+        )
     raise FileNotFoundError(f"{run} holds no checkpoint. Its run has not finished an epoch.")
 
 

@@ -37,9 +37,7 @@ class MeanLoss:
         """Return ``metrics`` with the mean in place of one batch's ``train/loss``, ``train_loss`` or ``loss``."""
         if not self._count:
             return dict(metrics)
-        return {
-            key: float(self._sum) / self._count if _is_loss(key) else value for key, value in metrics.items()
-        }
+        return {key: float(self._sum) / self._count if _is_loss(key) else value for key, value in metrics.items()}
 
 
 def _is_loss(key: str) -> bool:

@@ -22,5 +22,7 @@ def objective_of(metrics: Mapping[str, float], objective: str) -> float:
     """
     key = found_metric(metrics) if objective == AUTO else objective
     if key is None or key not in metrics:
-        raise ValueError(f"objective {objective!r} is none of the metrics of the run. These are {', '.join(sorted(metrics))}.")
+        raise ValueError(
+            f"objective {objective!r} is none of the metrics of the run. These are {', '.join(sorted(metrics))}."
+        )
     return -metrics[key] if objective == AUTO and direction_of(key) == "min" else metrics[key]

@@ -58,8 +58,8 @@ def run(config: DictConfig) -> dict[str, float]:
     if config.weights is not None:
         if config.ckpt_path is not None:
             raise ValueError(
-                "weights and ckpt_path are both given. ckpt_path resumes a run with its optimizer, weights begins a new "
-                "one; leave one of them out."
+                "weights and ckpt_path are both given. ckpt_path resumes a run with its optimizer, weights begins a "
+                "new one; leave one of them out."
             )
         load_weights(model, Path(config.weights))
     if config.ckpt_path is not None:
@@ -78,7 +78,10 @@ def run(config: DictConfig) -> dict[str, float]:
             if trainer.interrupted:  # of which lightning before 2.4 says nothing else
                 raise KeyboardInterrupt
             if config.ckpt_path is not None and not first_batch.has_trained:
-                say(trainer, f"Nothing is left to train: {config.ckpt_path} is of the end. A larger max_epochs trains on.")
+                say(
+                    trainer,
+                    f"Nothing is left to train: {config.ckpt_path} is of the end. A larger max_epochs trains on.",
+                )
             metrics |= _measured(trainer)
             fit_seconds = time.monotonic() - begin
             tested = _tested(trainer, model, data)
@@ -126,7 +129,10 @@ def _measured(trainer: pl.Trainer) -> dict[str, float]:
 
 def _tested(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule) -> dict[str, float]:
     """Test, and return what was logged; nothing where the module or the data know no test."""
-    for part, base, method in ((model, pl.LightningModule, "test_step"), (data, pl.LightningDataModule, "test_dataloader")):
+    for part, base, method in (
+        (model, pl.LightningModule, "test_step"),
+        (data, pl.LightningDataModule, "test_dataloader"),
+    ):
         if getattr(type(part), method) is getattr(base, method):
             say(trainer, f"Not tested: {type(part).__name__} has no {method}.")
             return {}

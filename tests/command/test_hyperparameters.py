@@ -58,7 +58,12 @@ def test_settings_are_flat_and_say_method_layers_and_revision() -> None:
 
 @pytest.mark.parametrize(
     ("mixup", "method"),
-    [({}, "none"), (MIXUP, "manifold"), ({**MIXUP, "layers": "input"}, "input"), ({**MIXUP, "layers": ["input"]}, "input")],
+    [
+        ({}, "none"),
+        (MIXUP, "manifold"),
+        ({**MIXUP, "layers": "input"}, "input"),
+        ({**MIXUP, "layers": ["input"]}, "input"),
+    ],
 )
 def test_method_is_what_is_mixed(mixup: dict[str, Any], method: str) -> None:
     assert method_of(mixup) == method

@@ -39,7 +39,7 @@ def module(width: int = 8) -> MixableModule:
 
 @pytest.fixture
 def run(make_trainer: MakeTrainer, tmp_path: Path) -> Path:
-    """A run's folder as the command leaves it, of whose checkpoints the best is of the first epoch, the last of the second."""
+    """A run's folder as the command leaves it; the best checkpoint is of the first epoch, the last of the second."""
     folder = tmp_path / "run"
     model, data = module(), SpiralsDataModule(num_points=100, noise=0.1, batch_size=20, seed=1)
     for epochs, name in ((1, "best"), (2, "last")):
@@ -111,7 +111,9 @@ def test_weights_alone_are_read(tmp_path: Path) -> None:
 def test_weights_of_another_model_are_refused_by_the_names_of_tensors(run: Path) -> None:
     other = module(width=4)
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
-    with pytest.raises(ValueError, match=r"are of another model: 'blocks\.0\.1\.weight' is \(8, 2\) there and \(4, 2\) here"):
+    with pytest.raises(
+        ValueError, match=r"are of another model: 'blocks\.0\.1\.weight' is \(8, 2\) there and \(4, 2\) here"
+    ):
         load_weights(other, run)
     assert_close(other.state_dict(), before, rtol=0, atol=0)
 
@@ -144,7 +146,8 @@ def test_a_run_is_tested_on_its_own_data_and_on_other(run: Path, make_trainer: M
 def test_an_option_replaces_the_data_of_the_run(run: Path) -> None:
     config = OmegaConf.load(run / "config.yaml")
     changed = with_overrides(config, ["data=mnist", "data.limit=50"])
-    assert changed.data == {**{"_target_": "mm_lightning.data.MNISTDataModule", "root": None, "batch_size": 100}, "seed": 1, "limit": 50}
+    mnist = "mm_lightning.data.MNISTDataModule"
+    assert changed.data == {"_target_": mnist, "root": None, "batch_size": 100, "seed": 1, "limit": 50}
     assert changed.trainer == config.trainer
     assert config.data == DATA
 

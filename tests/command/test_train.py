@@ -416,7 +416,12 @@ def test_finished_run_is_extended_to_the_straight_run(command: Command, tmp_path
 @pytest.mark.slow
 def test_run_begins_from_the_weights_of_another(command: Command, tmp_path: Path) -> None:
     assert command(*LONGER, "max_epochs=1", "hydra.run.dir=first").code == 0
-    rates = ["optimizer=sgd", "optimizer.lr=0", "scheduler=cosine", "max_epochs=2"]  # another optimizer, which stands still
+    rates = [
+        "optimizer=sgd",
+        "optimizer.lr=0",
+        "scheduler=cosine",
+        "max_epochs=2",
+    ]  # another optimizer, which stands still
     assert command(*LONGER, *rates, "weights=first", "hydra.run.dir=second").code == 0
     first, second = tmp_path / "first" / "checkpoints", tmp_path / "second" / "checkpoints"
     assert_close(weights_of(second / "last.ckpt"), weights_of(first / "best.ckpt"), rtol=0, atol=0)
