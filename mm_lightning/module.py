@@ -106,7 +106,7 @@ class MixableModule(ModuleOfBoth):
         self.val_metrics, self.test_metrics = _Metrics("val/", num_classes), _Metrics("test/", num_classes)
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Build the module from a checkpoint and the arguments that are not in it, ``blocks`` above all.
 
         Raises:

@@ -61,7 +61,10 @@ class BestCheckpoint(ModelCheckpoint):
         is_by_epoch = not (settings.get("every_n_train_steps") or settings.get("train_time_interval"))
         self.keeps_last = bool(save_last) and is_by_epoch
         # Until the metric is there, nothing is the best; a missing monitor would be a warning, and later an error.
-        of_lightning = {"save_top_k": save_top_k if monitor is None else 0, "save_last": save_last and not is_by_epoch}
+        of_lightning: dict[str, Any] = {
+            "save_top_k": save_top_k if monitor is None else 0,
+            "save_last": save_last and not is_by_epoch,
+        }
         super().__init__(monitor=None, **of_lightning, **settings)
         self.wanted, self.wanted_mode, self.wanted_top_k = monitor, mode, save_top_k
         self._is_told = False

@@ -24,7 +24,7 @@ __all__ = ["evaluate", "main", "with_overrides"]
 
 _TAKEN = ("data", "trainer")
 _ABOUT = """\
-Test a trained model, on the data of its run or on other data. Prints the numbers, and writes them into the run's folder.
+Test a trained model, on the data of its run or on other data. Prints the numbers, and writes them to its folder.
 mm-evaluate is short for python -m mm_lightning.evaluate."""
 _EXAMPLES = """\
 examples:

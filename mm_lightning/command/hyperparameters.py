@@ -82,4 +82,4 @@ def finish_loggers(trainer: pl.Trainer) -> None:
     """End the run at Weights & Biases, which would go on with it in the next run of a sweep in this process."""
     for logger in trainer.loggers:
         if type(logger).__name__ == "WandbLogger" and trainer.is_global_zero:
-            logger.experiment.finish()
+            logger.experiment.finish()  # type: ignore[attr-defined]

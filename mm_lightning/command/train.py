@@ -68,7 +68,8 @@ def run(config: DictConfig) -> dict[str, float]:
     first_batch = SayWhereMixed()
     trainer = build_trainer(config, [first_batch])
     made_with = environment()
-    settings = flat_settings(OmegaConf.to_container(config, resolve=True), made_with["git_revision"])
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    settings = flat_settings(resolved, made_with["git_revision"])
     print_beginning(trainer, folder, config.seed)
     log_settings(trainer, settings)
     metrics: dict[str, float] = {}
