@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mm_lightning.callback import ManifoldMixupCallback
+    from mm_lightning.command.loading import load
     from mm_lightning.look.inspection import inspect
     from mm_lightning.mixup import (
         BetaRatio,
@@ -32,6 +33,7 @@ __all__ = [
     "RandomPermutation",
     "Roll",
     "inspect",
+    "load",
     "mix",
     "mixed_accuracy",
     "mixed_cross_entropy",
@@ -40,7 +42,11 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_HOMES = {"ManifoldMixupCallback": "mm_lightning.callback", "MixableModule": "mm_lightning.module"}
+_HOMES = {
+    "ManifoldMixupCallback": "mm_lightning.callback",
+    "MixableModule": "mm_lightning.module",
+    "load": "mm_lightning.command.loading",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -105,6 +105,25 @@ class MixableModule(ModuleOfBoth):
         self._accuracies: list[tuple[Tensor, int]] = []  # a scalar and its rows for each of the last batches
         self.val_metrics, self.test_metrics = _Metrics("val/", num_classes), _Metrics("test/", num_classes)
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Build the module from a checkpoint and the arguments that are not in it, ``blocks`` above all.
+
+        Raises:
+            TypeError: If an argument is missing.
+        """
+        try:
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        except TypeError as error:
+            if "required positional argument" not in str(error) and "required keyword-only argument" not in str(error):
+                raise
+            raise TypeError(
+                f"{cls.__name__} cannot be built from {str(checkpoint_path)!r} alone: "
+                f"{str(error).split('missing ')[-1]} is not in it. A run of the command is loaded by "
+                "mm_lightning.load(its folder or checkpoint); otherwise give "
+                f"the arguments: {cls.__name__}.load_from_checkpoint(path, blocks=[...])."
+            ) from error
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the logits (N, K) of a batch of inputs."""
         hidden = inputs

@@ -35,10 +35,11 @@ ALLOWED = {
     "module": {"arguments", "mixup", "namespaces"},
     "diagnostics": {"callback", "diagnostics", "files", "mixup", "namespaces"},
     "study": {"diagnostics", "files", "study"},
-    "command": {"command", "conf", "fast_cpu", "files", "look", "namespaces", "study"},
+    "command": {"callback", "command", "conf", "fast_cpu", "files", "look", "namespaces", "study"},
     "reproduce": {"command"},
     "train": {"command"},
     "compare": {"command"},
+    "evaluate": {"command"},
     "inspect": {"command", "look"},
 }
 

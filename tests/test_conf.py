@@ -28,7 +28,8 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec
 OPTIONS = sorted(
     path.relative_to(CONF).with_suffix("").as_posix()
     for path in CONF.glob("*/*.yaml")
-    if path.parent.name != "reproduction"  # which conf/reproduce.yaml composes
+    # the first are composed by conf/reproduce.yaml, the others need packages of an extra
+    if path.parent.name not in ("reproduction", "sweep")
 )
 SMALL = ["model=mlp_bottleneck", "model.blocks.sizes=[784,8,8,2,8,8,10]"]
 
@@ -206,6 +207,16 @@ def test_logger_options_write_below_the_run_folder(option: str, kind: type, comp
     assert Path(logger.log_dir) == tmp_path / option
 
 
+def test_several_loggers_at_once_or_none(compose: Compose) -> None:
+    for chosen, kinds in (("[csv,tensorboard]", [CSVLogger, TensorBoardLogger]), ("[]", []), ("none", [])):
+        assert [type(one) for one in build_trainer(compose(*SMALL, f"logger={chosen}")).loggers] == kinds
+
+
+def test_a_logger_of_ones_own_needs_no_node_of_its_own(compose: Compose) -> None:
+    own = ["logger=none", "+logger._target_=lightning.pytorch.loggers.CSVLogger", "+logger.save_dir=somewhere"]
+    assert build_trainer(compose(*SMALL, *own)).logger.save_dir == "somewhere"
+
+
 @pytest.mark.parametrize("option", ["cpu", "smoke", "ddp"])
 def test_trainer_options(option: str, compose: Compose, tmp_path: Path) -> None:
     trainer = build_trainer(compose(f"trainer={option}", "trainer.accelerator=cpu", "seed=5"))
@@ -303,7 +314,7 @@ def test_callbacks_beyond_the_configuration_come_after_it(compose: Compose) -> N
     callbacks = build_trainer(config, [Extra()]).callbacks
     names = [type(callback).__name__ for callback in callbacks]
     assert sorted(names) == sorted(
-        "HiddenSpace EpochLines StopAfterStep ManifoldMixupCallback Extra ModelCheckpoint".split()
+        "HiddenSpace EpochLines StopAfterStep ManifoldMixupCallback Extra BestCheckpoint".split()
     )
     assert names.index("Extra") > names.index("ManifoldMixupCallback")
 

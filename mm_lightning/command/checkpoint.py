@@ -42,13 +42,15 @@ class WholeCheckpointIO(TorchCheckpointIO):
             file.write(content.getbuffer())
 
 
-def check_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler | None = None) -> None:
+def check_checkpoint(
+    path: Path, model: nn.Module, optimizer: Optimizer | None, scheduler: LRScheduler | None = None
+) -> None:
     """Refuse a checkpoint that is not there, not a Lightning checkpoint, or of another model, optimizer or schedule.
 
     Args:
         path: File written by a checkpoint callback.
         model: The model that is to resume. Not changed.
-        optimizer: One like that which is to resume. Not changed.
+        optimizer: One like that which is to resume. Not changed. None where the model makes its own.
         scheduler: One like that which is to resume, not advanced. None if there is none.
 
     Raises:
@@ -74,7 +76,8 @@ def check_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, schedul
                 f"{ours.get(name, 'none')} here. Its own settings are in config.yaml of its run's folder."
             )
     # A scheduler adds initial_lr to the settings.
-    if missing := sorted(optimizer.param_groups[0].keys() - settings - {"initial_lr"}):
+    own = set() if optimizer is None else optimizer.param_groups[0].keys()
+    if missing := sorted(own - settings - {"initial_lr"}):
         raise ValueError(
             f"ckpt_path {str(path)!r} is of another optimizer than {type(optimizer).__name__}: it lacks "
             f"{', '.join(missing)}. Choose the optimizer of its run, which is in config.yaml of its folder."
@@ -83,5 +86,6 @@ def check_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, schedul
         if name not in _PROGRESS and schedule.get(name) != value:
             raise ValueError(
                 f"ckpt_path {str(path)!r} is of another schedule, which would go on: {name} is {schedule.get(name)} "
-                f"there and {value} here. Resume with its optimizer, scheduler and max_epochs."
+                f"there and {value} here. Resume with its optimizer, scheduler and max_epochs; or train on as long as "
+                f"you like with a schedule of its own: weights={path} max_epochs=... instead of ckpt_path."
             )

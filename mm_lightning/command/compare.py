@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,29 @@ from mm_lightning.study.runner import CONFIG, METRICS, leaves
 from mm_lightning.study.tables import tables
 from mm_lightning.study.verdicts import cells
 
-__all__ = ["compare", "main", "markdown"]
+__all__ = ["compare", "finished_runs", "main", "markdown"]
 
 _SCHEDULE = "configured"  # the tables have schedules; here every run is what it is
-_WATCHING = ("seed", "run_dir", "ckpt_path", "logger", "diagnostics", "callbacks")  # settings that change no result
-_NO_METHOD = ("seed=", "ckpt_path=", "hydra.", "logger", "diagnostics", "callbacks", "+experiment=")
+_WATCHING = (
+    "seed",
+    "run_dir",
+    "ckpt_path",
+    "logger",
+    "diagnostics",
+    "callbacks",
+    "objective",
+)  # settings that change no result
+_NO_METHOD = (
+    "seed=",
+    "+sweep=",
+    "objective=",
+    "ckpt_path=",
+    "hydra.",
+    "logger",
+    "diagnostics",
+    "callbacks",
+    "+experiment=",
+)
 _MOST_SHOWN = 3  # settings in a column's title
 _ABOUT = """\
 Print tables of finished runs side by side: a row for each measure, a column for each setting.
@@ -37,9 +56,9 @@ mm-compare is short for python -m mm_lightning.compare."""
 _EXAMPLES = """\
 examples:
   mm-compare outputs/mnist_bottleneck/*
-  mm-compare multirun/mnist_bottleneck/*/* --report side_by_side
+  mm-compare multirun/mnist_bottleneck/2026-01-31_12-00-00-000000 --report side_by_side
 
-Every RUN is a folder, and shells complete folders by themselves."""
+Every RUN is a folder of a run or of a sweep, and shells complete folders by themselves."""
 
 
 def compare(folders: Sequence[Path], config_dir: Path | None = None) -> list[Experiment]:
@@ -84,10 +103,34 @@ def main() -> None:
     """Run the command line. Exit code 0 on success, 1 otherwise."""
     with failure.as_one_line():
         arguments = _parser().parse_args()
-        experiments = compare(arguments.runs, arguments.config_dir)
+        runs = finished_runs(arguments.runs)
+        experiments = compare(runs, arguments.config_dir)
         print("\n\n".join(map(markdown, experiments)))
         if arguments.report:
-            print(f"\nReport   {_report(experiments, arguments.runs, arguments.report)}")
+            print(f"\nReport   {_report(experiments, runs, arguments.report)}")
+
+
+def finished_runs(folders: Sequence[Path]) -> list[Path]:
+    """Return the runs in some folders: a run itself, or all finished ones below, as in the folder of a sweep.
+
+    Runs are in the order of their numbers, ``2_...`` before ``10_...``. Unfinished ones are named on stderr.
+
+    Raises:
+        FileNotFoundError: If there is no finished run in one of the folders.
+    """
+    runs: list[Path] = []
+    for folder in folders:
+        below = [] if (folder / METRICS).is_file() else sorted(folder.rglob(CONFIG), key=_numbered)
+        inner = [path.parent for path in below if path.parent.name != ".hydra"]
+        if unfinished := [run for run in inner if not (run / METRICS).is_file()]:
+            print(f"Left out, not finished: {', '.join(map(str, unfinished))}", file=sys.stderr)
+        runs += [run for run in inner if run not in unfinished] or [folder]  # which is refused by its name
+    return list(dict.fromkeys(runs))
+
+
+def _numbered(path: Path) -> list[tuple[int, str]]:
+    parts = (part.partition("_") for part in path.parts)
+    return [(int(number), rest) if number.isdecimal() else (-1, number + rest) for number, _, rest in parts]
 
 
 def _parser() -> LineParser:
@@ -98,7 +141,7 @@ def _parser() -> LineParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run, or of many")
     parser.add_argument("--report", type=Path, metavar="FOLDER", help="also write index.html, with pictures, there")
     parser.add_argument(
         "--config-dir",

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,6 +31,7 @@ _EXPECTED_OF_LIGHTNING = "MisconfigurationException"
 _SIGTERM_OF_LIGHTNING = "SIGTERMException"
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _INTERRUPTED, _TERMINATED = 130, 143  # what a shell reports for a command ended by Ctrl-C, by SIGTERM
+_OF_AN_EXTRA = ' Others are in the extra sweep: pip install "mm-lightning[sweep]".'
 _ELSEWHERE = "another folder with hydra.run.dir=... or, for several runs, hydra.sweep.dir=..."
 _WAYS_OUT = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), f"Free some space, or choose {_ELSEWHERE}"),
@@ -82,6 +83,15 @@ class JobFailed(BaseException):
         super().__init__(str(error))
         self.error = error
 
+    def __reduce__(self) -> tuple[Callable[..., JobFailed], tuple[Exception, BaseException | None]]:
+        """Come whole, with the error's cause, from the process of a run that a launcher has started."""
+        return _with_cause, (self.error, self.error.__cause__)
+
+
+def _with_cause(error: Exception, cause: BaseException | None) -> JobFailed:
+    error.__cause__ = cause
+    return JobFailed(error)
+
 
 def message(error: Exception) -> str:
     """Return what is said of an exception, in one line."""
@@ -109,7 +119,8 @@ def _cause(error: BaseException) -> BaseException:
 
 def _message(error: BaseException, cause: BaseException) -> str:
     if isinstance(cause, MissingConfigException) and cause.missing_cfg_file and cause.options:
-        return _choices(cause.missing_cfg_file, os.path.basename(cause.missing_cfg_file), cause.options, "Options")
+        known = _choices(cause.missing_cfg_file, os.path.basename(cause.missing_cfg_file), cause.options, "Options")
+        return known + _OF_AN_EXTRA if cause.missing_cfg_file.startswith(("hydra/launcher", "hydra/sweeper")) else known
     if isinstance(key_error := cause.__cause__, (ConfigAttributeError, ConfigKeyError)) and key_error.full_key:
         names = [str(name) for name in key_error.parent_node or () if name != "_target_"]
         known = _choices(key_error.full_key, str(key_error.key), names, "Names there")

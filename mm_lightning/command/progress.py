@@ -10,6 +10,8 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 
+from mm_lightning.command.mean_loss import MeanLoss
+
 __all__ = ["EpochLines", "TerminalBar", "progress_bar"]  # the last one is of conf/
 
 
@@ -24,6 +26,7 @@ class TerminalBar(TQDMProgressBar):
     def __init__(self) -> None:
         super().__init__(refresh_rate=10)  # steps; drawing more often costs more than it shows
         self._clock = _Clock()
+        self._mean_loss = MeanLoss()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -35,19 +38,32 @@ class TerminalBar(TQDMProgressBar):
         bar.initial = bar.n = done
         bar.set_description(f"Epoch {trainer.current_epoch}")
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Begin a bar, and the mean of the loss."""
+        self._mean_loss.begin()
+        super().on_train_epoch_start(trainer, *_)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the batch's loss, and move the bar."""
+        self._mean_loss.add(trainer, outputs)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """Return the logged metrics, without the logger's version, and the time left."""
-        metrics = super().get_metrics(trainer, pl_module)
+        """Return the logged metrics, of the loss the mean, without the logger's version, and the time left."""
+        metrics = self._mean_loss.shown(super().get_metrics(trainer, pl_module))
         metrics.pop("v_num", None)
         return {**metrics, "left": self._clock.left(trainer)} if trainer.training else dict(metrics)
 
 
 class EpochLines(ProgressBar):
-    """Prints one line at the end of every epoch: epoch, loss, validation accuracy, time left."""
+    """Prints one line at the end of every epoch: epoch, mean loss, validation accuracy, time left."""
 
     def __init__(self) -> None:
         super().__init__()
         self._clock = _Clock()
+        self._mean_loss = MeanLoss()
         self._enabled = True
 
     def disable(self) -> None:
@@ -62,11 +78,20 @@ class EpochLines(ProgressBar):
         """Start the clock."""
         self._clock.start(trainer)
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin the mean of the loss."""
+        self._mean_loss.begin()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any) -> None:
+        """Add the batch's loss."""
+        self._mean_loss.add(trainer, outputs)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the epoch's line."""
         if not self._enabled:
             return
-        shown = {key: float(value) for key, value in trainer.progress_bar_metrics.items()}
+        logged = self._mean_loss.shown(trainer.progress_bar_metrics)
+        shown = {key: float(value) for key, value in logged.items()}
         metrics = "  ".join(f"{key} {value:.4f}" for key, value in shown.items())
         of = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""
         epoch = f"epoch {trainer.current_epoch + 1:3d}{of}"

@@ -35,9 +35,11 @@ def reproduce() -> None:
 
 
 def _train(config: DictConfig) -> Any:
+    from mm_lightning.command.objective import objective_of
     from mm_lightning.command.train import run
 
-    return run(config)
+    metrics = run(config)
+    return metrics if config.objective is None else objective_of(metrics, config.objective)
 
 
 def _inspect(config: DictConfig) -> None:

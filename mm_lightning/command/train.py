@@ -6,7 +6,6 @@ Composes the configuration, trains, tests, and leaves a folder with everything a
 from __future__ import annotations
 
 import logging
-import shlex
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,8 +19,12 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from mm_lightning.command.beginning import SayWhereMixed, print_beginning, say
 from mm_lightning.command.checkpoint import check_checkpoint
 from mm_lightning.command.checks import check_config, check_devices
+from mm_lightning.command.ending import ending
+from mm_lightning.command.hyperparameters import finish_loggers, flat_settings, log_final, log_settings, run_title
+from mm_lightning.command.loading import load_weights
 from mm_lightning.command.model import build_model, fitted_to_data, record
 from mm_lightning.command.run_folder import claim_folder, environment, keep_composition, keep_folder
 from mm_lightning.command.said import keep_what_is_said
@@ -30,7 +33,7 @@ from mm_lightning.fast_cpu import fast_products, keep_freed_memory
 from mm_lightning.files import write_json
 from mm_lightning.study.epochs import one_number_of_epochs
 
-__all__ = ["build_trainer", "quieten", "run"]
+__all__ = ["build_trainer", "computing_fast", "quieten", "run"]
 
 
 def run(config: DictConfig) -> dict[str, float]:
@@ -69,21 +72,43 @@ def _run(config: DictConfig, folder: Path, overrides: Sequence[str], begin: floa
     config = fitted_to_data(config, data)
     rank_zero_only(record)(folder, config)
     model = build_model(config)
-    if "optimizer" in config.model or config.ckpt_path is not None:
-        optimizer, scheduler = _optimizer_and_scheduler(config, model)
+    if config.weights is not None:
+        if config.ckpt_path is not None:
+            raise ValueError(
+                "weights and ckpt_path are both given. ckpt_path resumes a run with its optimizer, weights begins a "
+                "new one; leave one of them out."
+            )
+        load_weights(model, Path(config.weights))
+    is_configured = "optimizer" in config.model or "configure_optimizers" in vars(model)
+    optimizer, scheduler = _optimizer_and_scheduler(config, model) if is_configured else (None, None)
     if config.ckpt_path is not None:
         check_checkpoint(Path(config.ckpt_path), model, optimizer, scheduler)
-    watch = Watch()
-    trainer = build_trainer(config, [watch])
-    with _fast_cpu(trainer) if config.fast_cpu else nullcontext():
-        trainer.fit(model, data, ckpt_path=config.ckpt_path)
-        if trainer.interrupted:  # of which lightning before 2.4 says nothing else
-            raise KeyboardInterrupt
-        keep_folder()
-        metrics = watch.without_steps({key: float(value) for key, value in trainer.callback_metrics.items()})
-        fit_seconds = time.monotonic() - begin
-        trainer.test(model, data, verbose=False)
-    metrics |= {key: float(value) for key, value in trainer.callback_metrics.items()}
+    watch, first_batch = Watch(), SayWhereMixed()
+    trainer = build_trainer(config, [watch, first_batch])
+    made_with = environment()
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    settings = flat_settings(resolved, made_with["git_revision"])
+    print_beginning(trainer, folder, config.seed)
+    log_settings(trainer, settings)
+    metrics: dict[str, float] = {}
+    try:
+        with computing_fast(trainer) if config.fast_cpu else nullcontext():
+            trainer.fit(model, data, ckpt_path=config.ckpt_path)
+            if trainer.interrupted:  # of which lightning before 2.4 says nothing else
+                raise KeyboardInterrupt
+            if config.ckpt_path is not None and not first_batch.has_trained:
+                say(
+                    trainer,
+                    f"Nothing is left to train: {config.ckpt_path} is of the end. A larger max_epochs trains on.",
+                )
+            keep_folder()
+            metrics |= watch.without_steps(_measured(trainer))
+            fit_seconds = time.monotonic() - begin
+            tested = _tested(trainer, model, data)
+        metrics |= tested
+    finally:
+        log_final(trainer, settings, metrics or _measured(trainer))
+        finish_loggers(trainer)
 
     if trainer.is_global_zero:
         seconds = {"fit_seconds": round(fit_seconds, 2), "total_seconds": round(time.monotonic() - begin, 2)}
@@ -94,15 +119,19 @@ def _run(config: DictConfig, folder: Path, overrides: Sequence[str], begin: floa
             "epochs": trainer.current_epoch,
         }
         content |= {"metrics": metrics}
-        write_json(folder / "metrics.json", {**content, **seconds, **environment()})
-        print(_summary(folder, metrics, seconds["total_seconds"]))
+        write_json(folder / "metrics.json", {**content, **seconds, **made_with})
+        print(ending(folder, tested, seconds["total_seconds"]))
     return metrics
 
 
 def build_trainer(config: DictConfig, extra: Sequence[pl.Callback] = ()) -> pl.Trainer:
     """Build the trainer with its logger and with the callbacks of the configuration, and ``extra`` ones after them."""
     callbacks = _instantiate_all({**config.diagnostics, **config.callbacks, "mixup": config.mixup})
-    logger = _instantiate_all({"logger": config.logger})
+    for callback in callbacks:
+        if hasattr(callback, "run_title"):
+            callback.run_title = run_title(config)
+    loggers = {"logger": config.logger} if "_target_" in config.logger else config.logger
+    logger = _instantiate_all(dict(loggers))
     trainer: pl.Trainer = instantiate(config.trainer, callbacks=[*callbacks, *extra], logger=logger)
     return trainer
 
@@ -119,7 +148,7 @@ def _optimizer_and_scheduler(config: DictConfig, model: pl.LightningModule) -> t
 
 
 @contextmanager
-def _fast_cpu(trainer: pl.Trainer) -> Iterator[None]:
+def computing_fast(trainer: pl.Trainer) -> Iterator[None]:
     """Where the trainer computes on the CPU: matrix products by the faster library, and freed memory kept."""
     if trainer.strategy.root_device.type != "cpu":
         yield
@@ -127,6 +156,23 @@ def _fast_cpu(trainer: pl.Trainer) -> Iterator[None]:
     keep_freed_memory()
     with fast_products():
         yield
+
+
+def _measured(trainer: pl.Trainer) -> dict[str, float]:
+    return {key: float(value) for key, value in trainer.callback_metrics.items()}
+
+
+def _tested(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule) -> dict[str, float]:
+    """Test, and return what was logged; nothing where the module or the data know no test."""
+    for part, base, method in (
+        (model, pl.LightningModule, "test_step"),
+        (data, pl.LightningDataModule, "test_dataloader"),
+    ):
+        if getattr(type(part), method) is getattr(base, method):
+            say(trainer, f"Not tested: {type(part).__name__} has no {method}.")
+            return {}
+    trainer.test(model, data, verbose=False)
+    return _measured(trainer)
 
 
 def _instantiate_all(configs: dict[str, Any]) -> list[Any]:
@@ -141,16 +187,3 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*", category=FutureWarning)
     # A resumed run has a folder of its own, where the best checkpoint is the best since it resumed.
     warnings.filterwarnings("ignore", message="The dirpath has changed")
-
-
-def _summary(folder: Path, metrics: dict[str, float], seconds: float) -> str:
-    shown = "  ".join(
-        f"{key.removeprefix('test/')} {metrics[key]:.4f}" for key in sorted(metrics) if key.startswith("test/")
-    )
-    lines = [
-        f"Test         {shown}",
-        f"Run folder   {folder}  ({seconds:.0f} s)",
-        *(f"Figure       {path}" for path in sorted(folder.glob("figures/*.png"))),
-        *(f"TensorBoard  {shlex.join(['tensorboard', '--logdir', str(folder)])}" for _ in folder.glob("tensorboard")),
-    ]
-    return "\n".join(lines)

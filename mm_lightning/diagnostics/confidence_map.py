@@ -19,7 +19,7 @@ from mm_lightning.diagnostics.clouds import square_frame
 from mm_lightning.diagnostics.confidence_figure import draw_confidence_maps, write_animation
 from mm_lightning.diagnostics.confidence_frames import Frame, packed, stacked, unpacked
 from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Rows, SharedArguments, is_last_validation
-from mm_lightning.diagnostics.drawing import ClassNames, save_arrays
+from mm_lightning.diagnostics.drawing import ClassNames, add_run_title, save_arrays
 from mm_lightning.diagnostics.hidden_states import INPUT, evaluating, first_floats
 from mm_lightning.diagnostics.plane import (
     Extent,
@@ -179,7 +179,10 @@ class ConfidenceMap(Diagnostic):
         frames = [frame for _, frame in sorted(self._frames.items())]
 
         def draw(i: int) -> Figure:
-            return self._figure(unpacked(frames[i]), f"validation set, epoch {int(frames[i]['epoch']) + 1}")
+            figure = self._figure(unpacked(frames[i]), f"validation set, epoch {int(frames[i]['epoch']) + 1}")
+            if self.run_title:
+                add_run_title(figure, self.run_title)
+            return figure
 
         write_animation(draw, len(frames), self.folder(trainer) / f"{self.name}.gif")
         save_arrays(stacked(frames), self.folder(trainer) / f"{self.name}_frames.npz")

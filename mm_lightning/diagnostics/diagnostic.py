@@ -92,6 +92,7 @@ class Diagnostic(CallbackOfBoth, ABC):
     """
 
     unwritten_name: ClassVar[str | None] = None
+    run_title: str = ""  # what run the pictures are of, written above their headings; the command says it
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Show the shared arguments in the signature of a subclass that hands them on."""
@@ -237,7 +238,8 @@ class Diagnostic(CallbackOfBoth, ABC):
             rank_zero_warn(f"{type(self).__name__} neither draws nor logs the {occasion}: {findings}.")
             return {}
         if trainer.is_global_zero:
-            publish(trainer, self.name, split, self.draw(findings, rows), findings.arrays, self.folder(trainer))
+            figure, folder = self.draw(findings, rows), self.folder(trainer)
+            publish(trainer, self.name, split, figure, findings.arrays, folder, self.run_title)
         group = split if self.name == self.unwritten_name else f"{split}/{self.name}"
         return {f"{group}/{quantity}": number for quantity, number in findings.numbers.items()}
 

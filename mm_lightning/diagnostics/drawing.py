@@ -18,6 +18,7 @@ from mm_lightning.namespaces import Trainer, classes
 ClassNames = Mapping[int, str] | Sequence[str]
 
 FILE_DPI = 200  # dots per inch: 8 inches give 1600 pixels, sharp on a high-resolution screen
+_RUN_LINE = 0.17  # inches
 INK, GREY, HAIRLINE = "#1f2328", "#59636e", "#c8cfd7"
 # Okabe and Ito's hues, moved apart in OKLab until any two differ by 0.17, and by 0.12 as protanopes and deuteranopes
 # see them (Machado et al. 2009); matplotlib's petroff10 reaches 0.09 and 0.06.
@@ -44,6 +45,30 @@ def titled_figure(width: float, height: float, heading: str, left: float, above:
     points = min(13.0, 72 * (width - left - 0.1) / (0.68 * len(heading) + 1))  # a bold letter is about 0.68 em wide
     figure.text(left / width, 1 - above / height, heading, va="top", fontsize=points, weight="bold", color=INK)
     return figure
+
+
+def add_run_title(figure: Figure, text: str) -> None:
+    """Say above the heading what run a picture is of; the figure grows by the line, all else keeps its inches.
+
+    Args:
+        figure: Finished, with its heading as first text.
+        text: Method, alpha and seed, say.
+    """
+    width, height = figure.get_size_inches()
+    kept = height / (height + _RUN_LINE)
+    legends = [(legend, legend.get_bbox_to_anchor()) for legend in figure.legends]
+    anchors = [(legend, box.transformed(figure.transFigure.inverted())) for legend, box in legends]
+    for axes in figure.axes:
+        box = axes.get_position(original=True)
+        axes.set_position((box.x0, box.y0 * kept, box.width, box.height * kept))
+    for line in figure.texts:
+        line.set_y(line.get_position()[1] * kept)
+    figure.set_size_inches(width, height + _RUN_LINE)
+    for legend, box in anchors:
+        legend.set_bbox_to_anchor((box.x0, box.y0 * kept, box.width, box.height * kept))
+    left = figure.texts[0].get_position()[0]
+    points = min(8.5, 72 * width * (1 - left) / (0.6 * len(text) + 1))
+    figure.text(left, 1 - 0.1 / (height + _RUN_LINE), text, va="top", fontsize=points, color=GREY)
 
 
 def add_panel(
@@ -113,7 +138,13 @@ def figures_folder(trainer: Trainer, dirpath: str | Path | None) -> Path:
 
 
 def publish(
-    trainer: Trainer, name: str, part: str, figure: Figure, arrays: Mapping[str, np.ndarray], folder: Path
+    trainer: Trainer,
+    name: str,
+    part: str,
+    figure: Figure,
+    arrays: Mapping[str, np.ndarray],
+    folder: Path,
+    run_title: str = "",
 ) -> None:
     """Log a figure as ``NAME/PART`` and, but for a ``fast_dev_run``, write ``NAME_PART.png`` and the data behind it.
 
@@ -124,7 +155,10 @@ def publish(
         figure: The picture.
         arrays: What it is drawn from, for ``NAME_PART.npz``.
         folder: Of the files.
+        run_title: What run the picture is of, written above its heading.
     """
+    if run_title:
+        add_run_title(figure, run_title)
     log_figure(trainer, f"{name}/{part}", figure)
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
         save_figure(figure, folder / f"{name}_{part}.png")

@@ -51,6 +51,8 @@ class MixupMonitor(CallbackOfBoth):
         ValueError: If a number is below 1; in ``setup``, if there is no ``ManifoldMixupCallback`` or another monitor.
     """
 
+    run_title: str = ""  # what run the pictures are of, written above their headings; the command says it
+
     def __init__(
         self,
         every_n_epochs: int = 1,
@@ -135,7 +137,8 @@ class MixupMonitor(CallbackOfBoth):
     def _publish(self, trainer: Trainer, mixing: Mixing) -> None:
         rank = f", rank 0 of {trainer.world_size}" if trainer.world_size > 1 else ""
         figure = draw_mixing(mixing, self.num_bins, f"Mixing in epoch {trainer.current_epoch + 1}{rank}")
-        publish(trainer, self.name, "epoch", figure, _arrays(mixing), figures_folder(trainer, self.dirpath))
+        folder = figures_folder(trainer, self.dirpath)
+        publish(trainer, self.name, "epoch", figure, _arrays(mixing), folder, self.run_title)
 
     def _forget(self) -> None:
         self._counts: Counter[str] = Counter()

@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
 from mm_lightning.diagnostics.drawing import (
+    GREY,
     INK,
     PALETTE,
     add_legend,
@@ -76,6 +77,18 @@ def reliability(probabilities: Tensor, targets: Tensor, num_bins: int = 15) -> R
     return Reliability(edges.numpy(), counts, *means)
 
 
+def accuracy_intervals(bins: Reliability) -> np.ndarray:
+    """Return the 95 % interval of each bin's accuracy (Wilson 1927), (2, B): lower and upper end, NaN in an empty bin.
+
+    Of a bin with n rows and accuracy a, with z = 1.96, the ends are
+    (a + z^2 / 2n -+ z sqrt(a (1 - a) / n + z^2 / 4n^2)) / (1 + z^2 / n).
+    """
+    n, z = np.where(bins.counts > 0, bins.counts, np.nan), 1.96
+    middle = bins.accuracy + z**2 / (2 * n)
+    half = z * np.sqrt(bins.accuracy * (1 - bins.accuracy) / n + z**2 / (4 * n**2))
+    return np.stack([middle - half, middle + half]) / (1 + z**2 / n)
+
+
 def calibration_numbers(bins: Reliability, log_probabilities: Tensor, targets: Tensor) -> dict[str, float]:
     """Sum up how well probabilities fit the outcomes.
 
@@ -117,8 +130,9 @@ def draw_reliability_diagrams(
     How to read it: a bar is the fraction of a bin's rows that are right. The hatched part between the bar's end and
     the bin's mean confidence is the gap that calibration errors measure: on top of the bar where the classifier is too
     sure, inside it where it is too unsure. Perfect bars reach the diagonal. Below are the rows in each bin, on a
-    log axis, because most rows tend to be in the last one; a bar made of few rows says little. Two lines mark the
-    accuracy and the mean confidence of all rows.
+    log axis, because most rows tend to be in the last one. A bar made of few rows says little, and is faint: its
+    opacity is one minus the width of the 95 % interval of its accuracy, which the upright line shows. Two lines mark
+    the accuracy and the mean confidence of all rows.
 
     Args:
         diagrams: One for each panel, from left to right.
@@ -183,7 +197,9 @@ def _check(probabilities: Tensor, targets: Tensor, num_bins: int) -> None:
 
 def _draw_bars(axes: Axes, bins: Reliability) -> None:
     left, width = bins.edges[:-1], np.diff(bins.edges)
-    axes.bar(left, bins.accuracy, width, align="edge", color="#c9d8ee", edgecolor="white", lw=0.6, label="accuracy")
+    low, high = accuracy_intervals(bins)
+    accuracy = axes.bar(left, bins.accuracy, width, align="edge", color="#c9d8ee", edgecolor="white", lw=0.6)
+    accuracy.set_label("accuracy")
     gap = bins.confidence - bins.accuracy
     too_sure = axes.bar(left, np.where(gap > 0, gap, np.nan), width, bins.accuracy, align="edge", hatch="////")
     too_sure.set_label("gap: too sure")
@@ -194,6 +210,10 @@ def _draw_bars(axes: Axes, bins: Reliability) -> None:
             bar.set(facecolor="none", edgecolor=colour, linewidth=1.0)
             if hasattr(bar, "set_hatch_linewidth"):  # since matplotlib 3.10; before it is always 1
                 bar.set_hatch_linewidth(0.8)
+    for bars in (accuracy, too_sure, too_unsure):
+        for bar, opacity in zip(bars, 1 - np.nan_to_num(high - low), strict=True):
+            bar.set_alpha(opacity)
+    axes.vlines(left + width / 2, low, high, color=GREY, lw=0.8)
     axes.plot([0, 1], [0, 1], color=INK, lw=1.0, ls=(0, (4, 3)))
     axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
 

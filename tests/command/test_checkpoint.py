@@ -152,3 +152,12 @@ def test_checkpoint_of_another_optimizer_is_refused(saved: Callable[[Any], Path]
     model = nn.Linear(3, 2)
     with pytest.raises(ValueError, match=r"is of another optimizer than SGD: it lacks dampening, momentum, nesterov\."):
         check_checkpoint(saved(content_of(model)), model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+def test_another_schedule_has_a_way_out(saved: Callable[[Any], Path]) -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=2).state_dict()
+    path = saved({**content_of(model), "lr_schedulers": [theirs]})
+    with pytest.raises(ValueError, match=rf"weights={path} max_epochs=\.\.\. instead of ckpt_path\."):
+        check_checkpoint(path, model, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=4))

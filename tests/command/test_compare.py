@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mm_lightning.command.compare import compare, heading, markdown
+from mm_lightning.command.compare import compare, finished_runs, heading, markdown
 from mm_lightning.study.form import Measure
 
 
@@ -113,3 +113,18 @@ def test_a_folder_of_ones_own_describes_measures(tmp_path: Path) -> None:
     assert "| hits, % ↑ | 50.0 |" in markdown(experiment)
     with pytest.raises(FileNotFoundError, match=r"config_dir 'nowhere' is not a folder\. Name one, or leave it out\."):
         compare(folders, Path("nowhere"))
+
+
+def test_a_folder_of_a_sweep_stands_for_its_finished_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [make(tmp_path, f"multirun/mine/date/{i}_seed-{i}", [], 0.5, i) for i in (0, 2, 10)]
+    cut_short = tmp_path / "multirun/mine/date/3_seed-3"
+    (cut_short / ".hydra").mkdir(parents=True)
+    for folder in (cut_short, cut_short / ".hydra"):
+        (folder / "config.yaml").touch()
+    assert finished_runs([tmp_path / "multirun"]) == runs
+    assert capsys.readouterr().err == f"Left out, not finished: {cut_short}\n"
+    assert finished_runs([runs[1], tmp_path / "multirun/mine/date"]) == [runs[1], runs[0], runs[2]]
+    (experiment,) = compare(finished_runs([tmp_path / "multirun"]))
+    assert [run["seed"] for run in experiment["runs"]] == [0, 2, 10]
+    with pytest.raises(FileNotFoundError, match=r"holds no metrics\.json, so no finished run"):
+        compare(finished_runs([tmp_path / "elsewhere"]))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from versions import resumes
 
+from mm_lightning.command.mean_loss import MeanLoss
 from mm_lightning.command.progress import EpochLines, TerminalBar, progress_bar
 
 pytestmark = [
@@ -81,10 +82,30 @@ def lines_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
 def test_one_line_an_epoch(fit: Callable[..., pl.Trainer], capsys: pytest.CaptureFixture[str]) -> None:
     fit(EpochLines(), max_epochs=3)
     assert lines_of(capsys) == [
-        "epoch   1/3  train/loss 2.0000  val/acc 0.2500  left 0:08",
-        "epoch   2/3  train/loss 4.0000  val/acc 0.5000  left 0:04",
-        "epoch   3/3  train/loss 6.0000  val/acc 0.7500  left 0:00",
+        "epoch   1/3  train/loss 1.2500  val/acc 0.2500  left 0:08",
+        "epoch   2/3  train/loss 3.2500  val/acc 0.5000  left 0:04",
+        "epoch   3/3  train/loss 5.2500  val/acc 0.7500  left 0:00",
     ]
+
+
+def test_loss_of_accumulated_batches_is_not_divided(
+    fit: Callable[..., pl.Trainer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(EpochLines(), max_epochs=1, accumulate_grad_batches=2)
+    # 0.5 * (global_step + 1) is 0.5 twice and 1.0 twice
+    assert lines_of(capsys) == ["epoch   1/1  train/loss 0.7500  val/acc 0.2500  left 0:00"]
+
+
+@pytest.mark.parametrize(
+    ("key", "is_mean"),
+    [("train/loss", True), ("train_loss_step", True), ("loss", True), ("train/loss_aux", False), ("val_loss", False)],
+)
+def test_only_the_training_loss_is_shown_as_a_mean(key: str, is_mean: bool) -> None:
+    mean, trainer = MeanLoss(), pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    assert mean.shown({key: 9.0}) == {key: 9.0}
+    for outputs in ({"loss": torch.tensor(1.0)}, torch.tensor(2.0), None, {}):
+        mean.add(trainer, outputs)
+    assert mean.shown({key: 9.0}) == {key: 1.5 if is_mean else 9.0}
 
 
 def test_other_ranks_print_nothing(fit: Callable[..., pl.Trainer], capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,30 +133,30 @@ def test_minutes_left(fit: Callable[..., pl.Trainer], capsys: pytest.CaptureFixt
         pytest.param(
             {"check_val_every_n_epoch": 2, "max_epochs": 2},
             [
-                "epoch   1/2  train/loss 2.0000  left 0:04",
-                "epoch   2/2  train/loss 4.0000  val/acc 0.5000  left 0:00",
+                "epoch   1/2  train/loss 1.2500  left 0:04",
+                "epoch   2/2  train/loss 3.2500  val/acc 0.5000  left 0:00",
             ],
             id="validation every second epoch",
         ),
         pytest.param(
             {"max_epochs": None, "max_steps": 6},
             [
-                "epoch   1  train/loss 2.0000  val/acc 0.2500  left 0:02",
-                "epoch   2  train/loss 3.0000  val/acc 0.2500  left 0:00",
+                "epoch   1  train/loss 1.2500  val/acc 0.2500  left 0:02",
+                "epoch   2  train/loss 2.7500  val/acc 0.2500  left 0:00",
             ],
             id="steps alone",
         ),
         pytest.param(
             {"max_epochs": 9, "max_steps": 8},
             [
-                "epoch   1/9  train/loss 2.0000  val/acc 0.2500  left 0:04",
-                "epoch   2/9  train/loss 4.0000  val/acc 0.5000  left 0:00",
+                "epoch   1/9  train/loss 1.2500  val/acc 0.2500  left 0:04",
+                "epoch   2/9  train/loss 3.2500  val/acc 0.5000  left 0:00",
             ],
             id="steps before epochs",
         ),
         pytest.param(
             {"max_epochs": 3, "limit_val_batches": 0},
-            [f"epoch   {i}/3  train/loss {2 * i}.0000  left 0:0{4 * (3 - i)}" for i in (1, 2, 3)],
+            [f"epoch   {i}/3  train/loss {2 * i - 0.75:.4f}  left 0:0{4 * (3 - i)}" for i in (1, 2, 3)],
             id="no validation",
         ),
     ],
@@ -154,8 +175,8 @@ def test_endless_training_has_no_time_left(fit: Callable[..., pl.Trainer], capsy
 
     fit(EpochLines(), StopInSecondEpoch(), max_epochs=-1)
     assert lines_of(capsys) == [
-        "epoch   1  train/loss 2.0000  val/acc 0.2500  left ?",
-        "epoch   2  train/loss 4.0000  val/acc 0.5000  left ?",
+        "epoch   1  train/loss 1.2500  val/acc 0.2500  left ?",
+        "epoch   2  train/loss 3.2500  val/acc 0.5000  left ?",
     ]
 
 
@@ -181,6 +202,7 @@ def test_bar_shows_time_left_and_no_version(fit: Callable[..., pl.Trainer]) -> N
     assert [metrics["left"] for metrics in seen] == [f"0:0{left}" for left in range(7, -1, -1)]
     assert all("v_num" not in metrics for metrics in seen)
     assert seen[-1]["val/acc"] == 0.25
+    assert [metrics["train/loss"] for metrics in seen] == [0.5, 0.75, 1.0, 1.25, 2.5, 2.75, 3.0, 3.25]
 
 
 def test_bar_in_evaluation_has_no_time_left(fit: Callable[..., pl.Trainer]) -> None:

@@ -141,15 +141,20 @@ def test_command_succeeds_without_a_warning(pair: Pair) -> None:
 @pytest.mark.slow
 def test_command_prints_an_epoch_a_line_and_where_all_is(pair: Pair) -> None:
     metrics, lines = metrics_of(pair.folder), pair.whole.out.splitlines()
-    assert re.fullmatch(r"epoch   1/1  train/loss \d\.\d{4}  val/acc \d\.\d{4}  left 0:00", lines[0])
-    assert f"val/acc {metrics['val/acc']:.4f}" in lines[0]
-    assert lines[1].startswith("Test         acc ")
-    for key in ("acc", "ece", "loss", "nll"):
-        assert f" {key} {metrics[f'test/{key}']:.4f}" in lines[1]
-    assert re.fullmatch(rf"Run folder   {re.escape(str(pair.folder))}  \(\d+ s\)", lines[2])
-    figures = [pair.folder / "figures" / f"{picture.replace('/', '_')}.png" for picture in PICTURES]
-    assert lines[3:] == [
-        *(f"Figure       {path}" for path in figures),
+    assert lines[0] == f"Run          {pair.folder}, seed 0, on cpu"
+    assert lines[1] == "Manifold mixup mixes at 'mix_before.3', 'mix_before.4'."
+    assert re.fullmatch(r"epoch   1/1  train/loss \d\.\d{4}  val/acc \d\.\d{4}  left 0:00", lines[2])
+    assert f"val/acc {metrics['val/acc']:.4f}" in lines[2]
+    assert lines[3].startswith("Test         acc ")
+    for key, shown in (("acc", "acc"), ("ece", "ece"), ("loss", "loss, nll")):
+        assert f" {shown} {metrics[f'test/{key}']:.4f}" in lines[3]
+    numbers = re.findall(r"-?\d+\.\d{4}", lines[3])
+    assert len(set(numbers)) == len(numbers)
+    assert re.fullmatch(rf"Run folder   {re.escape(str(pair.folder))}  \(\d+ s\)", lines[4])
+    figures = sorted(pair.folder / "figures" / f"{picture.replace('/', '_')}.png" for picture in PICTURES)
+    animation = pair.folder / "figures" / "confidence_map.gif"
+    assert lines[5:] == [
+        *(f"Figure       {path}" for path in sorted([*figures, animation])),
         f"TensorBoard  tensorboard --logdir {pair.folder}",
     ]
 
@@ -167,7 +172,7 @@ def test_folder_holds_the_resolved_configuration(pair: Pair) -> None:
     config = OmegaConf.create(text)
     assert config.model.blocks.sizes == [784, 1024, 1024, 2, 1024, 1024, 10]
     assert (config.data.seed, config.mixup.seed, config.trainer.max_epochs) == (0, 0, 1)
-    assert config.run_dir == config.logger.save_dir == str(pair.folder)
+    assert config.run_dir == config.logger.tensorboard.save_dir == str(pair.folder)
 
 
 @pytest.mark.slow
@@ -283,6 +288,8 @@ def stop_in_second_epoch(folder: Path, number: int, *overrides: str) -> Finished
     process = start(*TWO_EPOCHS, f"hydra.run.dir={folder}", *overrides, cwd=folder.parent)
     assert process.stdout is not None
     lines = [process.stdout.readline()]
+    while lines[-1] and not lines[-1].startswith("epoch"):
+        lines.append(process.stdout.readline())
     last = folder / "checkpoints" / "last.ckpt"
     if overrides:
         count = saved_step(last)
@@ -386,6 +393,43 @@ def test_resumed_run_equals_the_straight_run(name: str, resumed: dict[str, Finis
     keys = ("test/loss", "test/acc", "test/nll", "test/ece", "val/loss")
     metrics = [metrics_of(stopped.folder / run) for run in (f"{name}_resumed", "straight")]
     assert [metrics[0][key] for key in keys] == [metrics[1][key] for key in keys]
+
+
+# --- extended, begun from weights, and loaded
+
+# two epochs of six steps
+LONGER = [*SMALL, "data.limit=600", "trainer.log_every_n_steps=3", "logger=none"]
+
+
+@pytest.mark.slow
+def test_finished_run_is_extended_to_the_straight_run(command: Command, tmp_path: Path) -> None:
+    assert command(*LONGER, "max_epochs=1", "hydra.run.dir=short").code == 0
+    last = tmp_path / "short" / "checkpoints" / "last.ckpt"
+    for name, resumed in (("longer", [f"ckpt_path={last}"]), ("straight", [])):
+        assert command(*LONGER, "max_epochs=2", f"hydra.run.dir={name}", *resumed).code == 0
+    longer, straight = (weights_of(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("longer", "straight"))
+    assert_close(longer, straight, rtol=0, atol=0)
+    over = command(*LONGER, "max_epochs=1", f"ckpt_path={last}", "hydra.run.dir=over")
+    assert (over.code, over.err) == (0, "")
+    assert f"Nothing is left to train: {last} is of the end. A larger max_epochs trains on." in over.out
+
+
+@pytest.mark.slow
+def test_run_begins_from_the_weights_of_another(command: Command, tmp_path: Path) -> None:
+    assert command(*LONGER, "max_epochs=1", "hydra.run.dir=first").code == 0
+    rates = [
+        "optimizer=sgd",
+        "optimizer.lr=0",
+        "scheduler=cosine",
+        "max_epochs=2",
+    ]  # another optimizer, which stands still
+    assert command(*LONGER, *rates, "weights=first", "hydra.run.dir=second").code == 0
+    first, second = tmp_path / "first" / "checkpoints", tmp_path / "second" / "checkpoints"
+    assert_close(weights_of(second / "last.ckpt"), weights_of(first / "best.ckpt"), rtol=0, atol=0)
+    both = command(*LONGER, "weights=first", "ckpt_path=first/checkpoints/last.ckpt", "hydra.run.dir=both")
+    refused(both, r"weights and ckpt_path are both given\..*")
+    other = command(*LONGER, "model.blocks.sizes=[784,8,16,2,16,16,10]", "weights=first", "hydra.run.dir=other")
+    refused(other, r"The weights in .*best\.ckpt are of another model: 'blocks\.0\.1\.weight' is \(16, 784\) there .*")
 
 
 # --- refused
@@ -658,7 +702,12 @@ def test_commands_in_the_help_compose(command: Command) -> None:
         # a flag between two overrides would end them
         assert all(part in ("--cfg", "job") or i == 0 or part[0] != "-" for i, part in enumerate(parts))
         overrides = [part for part in parts if part not in ("-m", "--cfg", "job") and "," not in part]
-        assert command(*overrides, "--cfg", "job").code == 0
+        finished = command(*overrides, "--cfg", "job")
+        if "+sweep=" in line and finished.code:  # whose packages are not installed
+            pattern = r"There is no 'hydra/\w+/\w+'\. Options: .*pip install \"mm-lightning\[sweep\]\"\."
+            assert re.fullmatch(f"error: {pattern}\n", finished.err)
+        else:
+            assert finished.code == 0
 
 
 def test_cfg_prints_the_composed_configuration(command: Command, tmp_path: Path) -> None:

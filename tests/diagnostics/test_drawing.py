@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from mm_lightning.diagnostics.drawing import (
+    add_legend,
     add_panel,
+    add_run_title,
     class_name,
     label_outer,
     log_figure,
@@ -41,6 +43,23 @@ def test_panels_and_numbers_stand_where_the_inches_say():
     assert places.keys() == want.keys()
     for text, place in want.items():
         assert places[text] == pytest.approx(place)
+
+
+def test_a_run_is_named_above_the_heading_and_all_else_keeps_its_inches():
+    figure = titled_figure(4, 3, "heading", 0.5)
+    axes = add_panel(figure, 0.5, 1.0, 2.0, 1.5)
+    axes.plot([0, 1], label="line")
+    add_legend(figure, axes, 0.5, 0.4)
+    before = figure.legends[0].get_bbox_to_anchor().bounds
+    add_run_title(figure, "manifold mixup, alpha 1, seed 0")
+    assert figure.get_size_inches() == pytest.approx((4, 3.17))
+    places = (np.array(axes.get_position().bounds).reshape(2, 2) * (4, 3.17)).ravel()
+    assert places == pytest.approx([0.5, 1.0, 2.0, 1.5])
+    assert figure.legends[0].get_bbox_to_anchor().bounds == pytest.approx(before)
+    heading, run = figure.texts
+    assert np.multiply(heading.get_position(), (4, 3.17)) == pytest.approx((0.5, 2.88))
+    assert run.get_text() == "manifold mixup, alpha 1, seed 0"
+    assert np.multiply(run.get_position(), (4, 3.17)) == pytest.approx((0.5, 3.07))
 
 
 @pytest.mark.parametrize(("is_left", "is_lowest"), [(True, True), (False, True), (True, False)])

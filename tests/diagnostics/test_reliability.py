@@ -10,6 +10,7 @@ from mm_lightning.diagnostics.reliability import (
     TOO_SURE,
     TOO_UNSURE,
     Reliability,
+    accuracy_intervals,
     calibration_numbers,
     draw_reliability_diagrams,
     reliability,
@@ -177,3 +178,25 @@ def test_diagrams_side_by_side_share_their_axes_and_carry_their_numbers():
     assert [text.get_text() for text in below_left.texts] == ["0.123", "ECE ↓", "−0.050", "conf. − acc."]
     assert [text.get_text() for text in below_right.texts] == ["0.500", "ECE ↓", "+0.050", "conf. − acc."]
     assert figure.texts[0].get_text() == "Heading"
+
+
+def test_intervals_are_the_accuracies_that_the_normal_test_does_not_refuse():
+    counts, accuracy = np.array([2, 0, 7, 5000]), np.array([1.0, np.nan, 3 / 7, 0.9])
+    ends = accuracy_intervals(Reliability(np.linspace(0, 1, 5), counts, accuracy, accuracy))
+    for low, high, n, a in zip(*ends, counts, accuracy, strict=True):
+        if n == 0:
+            assert np.isnan([low, high]).all()
+            continue
+        assert low < high
+        for p in (low, high):
+            assert (a - p) ** 2 == pytest.approx(1.96**2 * p * (1 - p) / n, abs=1e-12)
+    assert ends[:, 0] == pytest.approx([2 / (2 + 1.96**2), 1])
+
+
+def test_a_bar_of_two_rows_is_fainter_than_one_of_thousands():
+    accuracy = np.array([1.0, 0.9])
+    bins = Reliability(np.linspace(0, 1, 3), np.array([2, 5000]), np.array([0.4, 0.95]), accuracy)
+    upper = draw_reliability_diagrams([bins], ["a"]).axes[0]
+    few, many = upper.patches[:2]
+    assert few.get_alpha() == pytest.approx(2 / (2 + 1.96**2))
+    assert many.get_alpha() > 0.98
