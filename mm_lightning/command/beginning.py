@@ -11,13 +11,7 @@ import torch
 
 from mm_lightning.callback import ManifoldMixupCallback
 
-__all__ = ["SayWhereMixed", "print_beginning", "say"]
-
-
-def print_beginning(trainer: pl.Trainer, folder: Path, seed: int) -> None:
-    """Print the run's folder, seed and device, on rank zero."""
-    if trainer.is_global_zero:
-        print(f"Run          {folder}, seed {seed}, on {_device_of(trainer)}", flush=True)
+__all__ = ["SayBeginning", "say"]
 
 
 def say(trainer: pl.Trainer, text: str) -> None:
@@ -28,16 +22,26 @@ def say(trainer: pl.Trainer, text: str) -> None:
         sys.stdout.flush()
 
 
-class SayWhereMixed(pl.Callback):
-    """Prints the layers that are mixed when the first batch has told them; Lightning's remarks are not shown."""
+class SayBeginning(pl.Callback):
+    """Prints what is trained where; Lightning's own remarks are not shown.
 
-    def __init__(self) -> None:
+    The run's folder, seed and device when training starts, which is after most of what is refused; and the layers that
+    are mixed when the first batch has told them.
+
+    Args:
+        folder: Of the run.
+        seed: Of the run.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
         super().__init__()
+        self.folder, self.seed = folder, seed
         self.has_trained = False  # a batch
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Wait for the first batch."""
+        """Print the first line."""
         self.has_trained = False
+        say(trainer, f"Run          {self.folder}, seed {self.seed}, on {_device_of(trainer)}")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Print once."""

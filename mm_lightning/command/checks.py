@@ -148,7 +148,8 @@ def _check_arguments(target: Any, node: dict[str, Any], place: str) -> None:
         return
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     # Classes of this package say more about their own arguments than a type.
-    says_more = inspect.isclass(target) and target.__module__.split(".")[0] == "mm_lightning"
+    parts = target.__module__.split(".")
+    says_more = inspect.isclass(target) and parts[0] == "mm_lightning" and parts[1:2] != ["command"]
     for key, value in node.items():
         if key in _OF_HYDRA:
             continue
@@ -206,8 +207,8 @@ def _words(hint: Any) -> Iterator[str]:
     elif origin is typing.Literal:
         yield from (repr(one) for one in inner)
     elif _is_sequence(origin):
-        of = [_SCALARS[one].split()[-1] for one in inner if _is_scalar(one)]
-        yield f"a list of {of[0]}s" if of else "a list"
+        of = [f"{word.split()[-1]}s" if word != "null" else word for one in inner[:1] for word in _words(one)]
+        yield f"a list of {' or '.join(of)}" if of else "a list"
 
 
 # --- epochs

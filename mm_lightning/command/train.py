@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from mm_lightning.command.beginning import SayWhereMixed, print_beginning, say
+from mm_lightning.command.beginning import SayBeginning, say
 from mm_lightning.command.checkpoint import check_checkpoint
 from mm_lightning.command.checks import check_config, check_devices
 from mm_lightning.command.ending import ending
@@ -83,12 +83,11 @@ def _run(config: DictConfig, folder: Path, overrides: Sequence[str], begin: floa
     optimizer, scheduler = _optimizer_and_scheduler(config, model) if is_configured else (None, None)
     if config.ckpt_path is not None:
         check_checkpoint(Path(config.ckpt_path), model, optimizer, scheduler)
-    watch, first_batch = Watch(), SayWhereMixed()
-    trainer = build_trainer(config, [watch, first_batch])
+    watch, beginning = Watch(), SayBeginning(folder, config.seed)
+    trainer = build_trainer(config, [watch, beginning])
     made_with = environment()
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     settings = flat_settings(resolved, made_with["git_revision"])
-    print_beginning(trainer, folder, config.seed)
     log_settings(trainer, settings)
     metrics: dict[str, float] = {}
     try:
@@ -96,7 +95,7 @@ def _run(config: DictConfig, folder: Path, overrides: Sequence[str], begin: floa
             trainer.fit(model, data, ckpt_path=config.ckpt_path)
             if trainer.interrupted:  # of which lightning before 2.4 says nothing else
                 raise KeyboardInterrupt
-            if config.ckpt_path is not None and not first_batch.has_trained:
+            if config.ckpt_path is not None and not beginning.has_trained:
                 say(
                     trainer,
                     f"Nothing is left to train: {config.ckpt_path} is of the end. A larger max_epochs trains on.",

@@ -63,14 +63,20 @@ PATH = "must be the dotted path of a class or a function, got"
         (["optimizer.lr=[0.1]"], "optimizer.lr must be a number, got [0.1] of type list."),
         (["optimizer.fused=maybe"], "optimizer.fused must be true or false or null, got 'maybe' of type str."),
         (["scheduler.step_size=2.5"], "scheduler.step_size must be an integer, got 2.5 of type float."),
-        (["model.blocks.sizes=784"], "model.blocks.sizes must be a list of integers, got 784 of type int."),
-        (["model.blocks.sizes=[4,x]"], "model.blocks.sizes must be a list of integers, got [4, 'x'] of type list."),
+        (["model.blocks.sizes=784"], "model.blocks.sizes must be a list of integers or null, got 784 of type int."),
+        (
+            ["model.blocks.sizes=[4,x]"],
+            "model.blocks.sizes must be a list of integers or null, got [4, 'x'] of type list.",
+        ),
         (["model.blocks.negative_slope=x"], "model.blocks.negative_slope must be a number, got 'x' of type str."),
         (["trainer.gradient_clip_val=x"], "trainer.gradient_clip_val must be a number or null, got 'x' of type str."),
-        (["logger.version=[1]"], "logger.version must be an integer or a text or null, got [1] of type list."),
+        (
+            ["logger.tensorboard.version=[1]"],
+            "logger.tensorboard.version must be an integer or a text or null, got [1] of type list.",
+        ),
         (
             ["callbacks.checkpoint.save_last=maybe"],
-            "callbacks.checkpoint.save_last must be true or false or 'link' or null, got 'maybe' of type str.",
+            "callbacks.checkpoint.save_last must be true or false, got 'maybe' of type str.",
         ),
         (
             ["optimizer=sgd", "+optimizer.nesterv=true"],
@@ -79,7 +85,7 @@ PATH = "must be the dotted path of a class or a function, got"
         (
             ["+model.blocks.depth=3"],
             "model.blocks.depth: mm_lightning.models.mlp_blocks has no such argument. It takes sizes, mix_before, "
-            "negative_slope, dropout.",
+            "negative_slope, dropout, input_shape, num_classes.",
         ),
         (
             ["model._target_=mm_lightning.MixabelModule"],
@@ -181,8 +187,7 @@ def test_more_gpus_than_there_are_name_how_many(
         ["+trainer.limit_train_batches=0.5"],
         ["+trainer.val_check_interval=0.25"],
         ["+model.blocks.dropout=[0,0.5]"],
-        ["callbacks.checkpoint.save_last=link"],
-        ["logger.version=3"],
+        ["logger.tensorboard.version=3"],
         ["callbacks=last"],
         ["diagnostics=[hidden_space,confidence_map,calibration,spectrum,mixup_monitor]"],
         ["mixup.alpha=x"],  # which the callback refuses, and says more
