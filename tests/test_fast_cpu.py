@@ -88,6 +88,7 @@ def test_command_trains_and_tests_with_it_on_a_cpu(
         strategy = SimpleNamespace(root_device=torch.device(device))
         callback_metrics: ClassVar[dict[str, Any]] = {}
         is_global_zero = interrupted = False
+        loggers: ClassVar[list[Any]] = []
 
         def fit(self, *args: Any, **kwargs: Any) -> None:
             seen.append(torch.get_float32_matmul_precision())
@@ -98,7 +99,7 @@ def test_command_trains_and_tests_with_it_on_a_cpu(
     kept: list[bool] = []
     monkeypatch.setattr(fast_cpu, "products_are_exact", lambda: True)
     monkeypatch.setattr(train, "keep_freed_memory", lambda: kept.append(True))
-    monkeypatch.setattr(train, "build_trainer", lambda config: Trainer())
+    monkeypatch.setattr(train, "build_trainer", lambda config, extra: Trainer())
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", [f"run_dir={tmp_path}/run", "data.limit=10", f"fast_cpu={str(wanted).lower()}"])
     train.run(config)
