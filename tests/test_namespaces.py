@@ -92,6 +92,22 @@ def test_module_data_and_diagnostics_are_the_same_under_both_names(tmp_path: Pat
     torch.testing.assert_close((metrics, weights), (others[0], others[3]), rtol=0, atol=0, equal_nan=True)
 
 
+@both
+def test_data_of_either_are_looked_at_after_training(package: ModuleType, tmp_path: Path) -> None:
+    class Data(package.LightningDataModule):  # type: ignore[misc,name-defined]
+        def train_dataloader(self) -> Any:
+            return loader()
+
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            asked.append(self.trainer.training)
+            return batch
+
+    asked: list[bool] = []
+    watching = HiddenSpace("second", train_points=20, forward=lambda module, batch: module(batch[0]))
+    trainer(package, tmp_path, watching, max_epochs=1).fit(classifier(package), datamodule=Data())
+    assert asked == [True] * 5 + [False] * 3  # 20 rows are in three batches of 8
+
+
 HOOKS = {
     "LightningModule": (MixableModule, lambda: blocks(), {"training_step", "forward", "on_train_epoch_end"}),
     "LightningDataModule": (SpiralsDataModule, SpiralsDataModule, {"train_dataloader", "setup"}),

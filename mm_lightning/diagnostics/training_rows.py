@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import CombinedLoader
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from mm_lightning.diagnostics.hidden_states import HiddenStates, evaluating
-from mm_lightning.namespaces import LightningModule, Trainer
+from mm_lightning.namespaces import LightningModule, Trainer, package_of
 
 
 def overhear_training(
@@ -85,5 +84,6 @@ def _kept_generators(loader: CombinedLoader) -> Iterator[None]:
 
 def _before_transfer(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
     data = trainer.datamodule  # type: ignore[attr-defined]
-    is_of_data = data is not None and is_overridden("on_before_batch_transfer", data)
+    helpers = package_of(trainer).utilities.model_helpers
+    is_of_data = data is not None and helpers.is_overridden("on_before_batch_transfer", data)
     return (data if is_of_data else module).on_before_batch_transfer(batch, 0)
