@@ -79,7 +79,11 @@ def is_finished(job: Job) -> bool:
         return False
     made = leaves(OmegaConf.to_container(OmegaConf.load(job.folder / CONFIG)))
     wanted = leaves(composed(job, made.get("run_dir")))  # where it was made: a study may be moved
-    differing = [key for key in {**wanted, **made} if made.get(key, _ABSENT) != wanted.get(key, _ABSENT)]
+    differing = [
+        key
+        for key in {**wanted, **made}
+        if made.get(key, _ABSENT) != wanted.get(key, _ABSENT) and not _is_of_data(key, wanted)
+    ]
     if differing:
         first = "; ".join(f"{key} is {wanted.get(key, _ABSENT)}, was {made.get(key, _ABSENT)}" for key in differing[:3])
         raise ValueError(
@@ -87,6 +91,11 @@ def is_finished(job: Job) -> bool:
             "Move it away, or choose another folder with out=..."
         )
     return True
+
+
+def _is_of_data(key: str, wanted: dict[str, Any]) -> bool:
+    """Whether a run fills the setting in from its data, as it is left open."""
+    return key.startswith("model.") and wanted.get(key) is None
 
 
 def composed(job: Job, folder: str | Path | None = None) -> dict[str, Any]:

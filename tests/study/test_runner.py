@@ -78,6 +78,18 @@ def test_run_with_other_settings_is_not_taken_for_this_one(tmp_path: Path) -> No
         runner.is_finished(job(tmp_path, "max_epochs=2"))
 
 
+def test_what_a_run_has_filled_in_from_its_data_is_no_other_setting(tmp_path: Path) -> None:
+    finish(job(tmp_path))
+    config = OmegaConf.load(job(tmp_path).folder / "config.yaml")
+    OmegaConf.update(config, "model.num_classes", 2, force_add=True)
+    OmegaConf.save(config, job(tmp_path).folder / "config.yaml")
+    assert runner.is_finished(job(tmp_path))
+    OmegaConf.update(config, "model.blocks.negative_slope", 0.1)
+    OmegaConf.save(config, job(tmp_path).folder / "config.yaml")
+    with pytest.raises(ValueError, match=r"would not make now \(model.blocks.negative_slope is 0.3, was 0.1"):
+        runner.is_finished(job(tmp_path))
+
+
 def test_failure_is_named_and_what_is_finished_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = (
         "print('error: no room')\nif 'seed1' in str(folder): sys.exit(3)\n(folder / 'metrics.json').write_text('{}')"
