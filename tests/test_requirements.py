@@ -101,7 +101,7 @@ class Site:
         report = self.packages / "report.json"
         command = [sys.executable, "-m", "pip", f"--python={self.python}", "install", "--dry-run", "--no-index"]
         command += ["--quiet", "--no-build-isolation", f"--report={report}", *map(str, what)]
-        environment = {**os.environ, "PIP_CONFIG_FILE": os.devnull}  # which may cap versions
+        environment = {**os.environ, "PYTHONPATH": "", "PIP_CONFIG_FILE": os.devnull}  # which may cap versions
         if subprocess.run(command, capture_output=True, check=False, env=environment).returncode:
             return None
         return {entry["metadata"]["name"] for entry in json.loads(report.read_text())["install"]}
