@@ -63,7 +63,7 @@ def tested(checkpoint: Path, folder: Path, config: DictConfig, overrides: Sequen
         ValueError: If the model knows no test.
     """
     quieten()
-    pl.seed_everything(config.seed, workers=True, verbose=False)
+    pl.seed_everything(config.seed, workers=True)
     model: Any = load(checkpoint)
     data: pl.LightningDataModule = instantiate(config.data)
     if type(model).test_step is pl.LightningModule.test_step:
@@ -71,7 +71,7 @@ def tested(checkpoint: Path, folder: Path, config: DictConfig, overrides: Sequen
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer: pl.Trainer = instantiate(config.trainer, **quiet)
     with computing_fast(trainer) if config.get("fast_cpu") else nullcontext():
-        trainer.test(model, data, verbose=False)
+        trainer.test(model, data)
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     plain: Any = OmegaConf.to_container(config.data, resolve=True)
     return Evaluation(checkpoint, folder, list(overrides), plain, metrics, trainer.is_global_zero)
