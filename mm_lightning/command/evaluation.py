@@ -71,7 +71,7 @@ def tested(checkpoint: Path, folder: Path, config: DictConfig, overrides: Sequen
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer: pl.Trainer = instantiate(config.trainer, **quiet)
     with computing_fast(trainer) if config.get("fast_cpu") else nullcontext():
-        trainer.test(model, data)
+        trainer.test(model, data, verbose=False)
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     plain: Any = OmegaConf.to_container(config.data, resolve=True)
     return Evaluation(checkpoint, folder, list(overrides), plain, metrics, trainer.is_global_zero)
