@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
+from functools import partial
 from inspect import signature
 from operator import is_
 from typing import Any
@@ -14,13 +16,17 @@ import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from mm_lightning.arguments import plain
+from mm_lightning.arguments import check_number, plain
 from mm_lightning.fit import Batch, Fit, Settings
 from mm_lightning.mixup import BetaRatio, LayerSpec, MixPlan, PlanSource
 from mm_lightning.mixup.pairing import Pairing, RandomPermutation, check_pairing
-from mm_lightning.mixup.plan import PlansAhead, check_probability, check_seed, check_weights
+from mm_lightning.mixup.plan import Interpolation, PlansAhead, check_probability, check_seed, check_weights
+from mm_lightning.mixup.ratio import Ratio, alpha_of, check_ratio, is_by_row, with_alpha
+from mm_lightning.mixup.schedule import ScheduleSpec, check_schedule
+from mm_lightning.mixup.seen import LOGITS
 from mm_lightning.namespaces import CallbackOfBoth, LightningModule, Trainer, classes, version_of
 from mm_lightning.step.named_losses import LossSpec
+from mm_lightning.step.run import loss_of, with_loss
 from mm_lightning.summary import Summary
 
 __all__ = ["ManifoldMixupCallback"]
@@ -64,7 +70,8 @@ class ManifoldMixupCallback(CallbackOfBoth):
     TensorBoard gets histograms of ``lam`` and the layer over each epoch.
 
     Args:
-        alpha: Parameter of ``lam ~ Beta(alpha, alpha)``, >= 0. 0 switches mixing off.
+        alpha: Parameter of ``lam ~ Beta(alpha, alpha)``, >= 0. 0 switches mixing off. None is 2.0, or what ``ratio``
+            says.
         layers: The eligible layers. ``"auto"`` means the module's MixPoints; where there are none, the input and up to
             three ends of early stages that the whole computation runs through. ``"input"`` means the batch itself, or
             the embeddings of its integers; a dotted module name (``*`` for any text without a dot), a module class or a
@@ -74,7 +81,10 @@ class ManifoldMixupCallback(CallbackOfBoth):
         per_sample: Draw a ``lam`` for each row instead of one for the batch.
         probability: Share of the training batches that is mixed, in [0, 1].
         seed: Seed of the plans, in [0, 2**64). None takes the one given to ``seed_everything``, or 0.
-        pairing: Draws the partners; :class:`RandomPermutation` (default) or :class:`Roll`.
+        pairing: Draws the partners; :class:`RandomPermutation` (default), :class:`Roll`, :class:`SameClass`,
+            :class:`LabelDistance` and so on, or a function of a generator and the number of rows. One with a parameter
+            called ``targets``, ``hidden`` (states of the mixed layer), ``logits`` (of the unmixed batch, at the cost of
+            a forward pass) or ``batch`` is handed these.
         layer_weights: Probability of each eligible layer up to a factor, in the order of ``layer_names``.
         loss: Names the losses to mix, where others must stay unmixed: an attribute's name
             (``"criterion"``), a module or a function, or a list of these. Such a loss is evaluated on the targets and
@@ -86,8 +96,22 @@ class ManifoldMixupCallback(CallbackOfBoth):
         union_masks: Give a mixed row the tokens of both its parents: from the mixed layer on, modules that are handed a
             mask of padded sequences get the union of both rows' masks. Without masks it changes nothing.
         strict: Refuse layers that a path leads around, instead of warning of them.
+        ratio: Draws ``lam`` in the place of ``alpha`` and ``per_sample``: :class:`BetaRatio`, :class:`UniformRatio`,
+            :class:`FixedRatio`, :class:`FoldedRatio`, :class:`SimilarityRatio`, or a function as for ``pairing``, which
+            may ask for ``partner``, too.
+        interpolation: Mixes rows with their partners: :class:`CutMix`, :class:`PatchUp`, :class:`NoisyFeatures`,
+            :class:`TokenMix`, :class:`ChannelMix`, or a function of hidden states (N, ...) and the plan that returns
+            mixed ones and the weight of the row itself, (N,). None is the linear one of the paper.
+        schedule: Factor of ``probability`` as a function of the share of training that lies behind: :class:`Until`,
+            :class:`WarmUp`, :class:`LinearSchedule`, :class:`CosineSchedule`, :class:`Alternating`; or a dict of such
+            functions by what they are of: ``"alpha"``, ``"probability"`` or the name of a layer, for its weight.
+        clean_weight: Adds the loss of the unmixed batch with this weight, >= 0 (RegMixup, Pinto et al., NeurIPS 2022),
+            for which the network runs a second time in every mixed step.
+        targets: Where in the batch the targets are that a pairing asks for, such as ``"labels"`` or ``"1"``. None takes
+            what the loss compares with, if that is one part of the batch.
 
-    ``alpha``, ``probability``, ``pairing``, ``layer_weights`` and ``seed`` may be set during a fit. Lists and mappings
+    ``alpha``, ``ratio``, ``probability``, ``pairing``, ``layer_weights``, ``schedule``, ``clean_weight`` and ``seed``
+    may be set during a fit, with effect from the next batch on. Lists and mappings
     are taken of any kind, OmegaConf's say.
 
     Attributes:
@@ -109,7 +133,7 @@ class ManifoldMixupCallback(CallbackOfBoth):
 
     def __init__(
         self,
-        alpha: float = 2.0,
+        alpha: float | None = None,
         layers: LayerSpec = "auto",
         per_sample: bool = False,
         probability: float = 1.0,
@@ -122,9 +146,21 @@ class ManifoldMixupCallback(CallbackOfBoth):
         batch_size: int | None = None,
         union_masks: bool = True,
         strict: bool = False,
+        ratio: Ratio | None = None,
+        interpolation: Interpolation | None = None,
+        schedule: ScheduleSpec | None = None,
+        clean_weight: float = 0.0,
+        targets: str | None = None,
     ) -> None:
         super().__init__()
-        self.ratio = BetaRatio(alpha, per_sample)
+        if ratio is not None and (alpha is not None or per_sample is not False):
+            given = f"alpha={alpha!r}" if alpha is not None else f"per_sample={per_sample!r}"
+            raise ValueError(f"{given} and ratio={ratio!r} are both given. Leave one of them out.")
+        self.ratio: Ratio = BetaRatio(2.0 if alpha is None else alpha, per_sample) if ratio is None else ratio
+        self.interpolation = interpolation
+        self.schedule = schedule if callable(schedule) else plain(schedule)
+        self.clean_weight = clean_weight
+        self.targets = targets
         self.layers = plain(layers)
         self.probability = probability
         self.seed = seed
@@ -147,18 +183,18 @@ class ManifoldMixupCallback(CallbackOfBoth):
         self._restored: dict[str, Any] = {}
 
     @property
-    def alpha(self) -> float:
-        """Parameter of ``lam ~ Beta(alpha, alpha)``; may be set during a fit."""
-        return self.ratio.alpha
+    def alpha(self) -> float | None:
+        """Parameter of ``lam ~ Beta(alpha, alpha)``, which may be set during a fit; None of another ratio."""
+        return alpha_of(self.ratio)
 
     @alpha.setter
     def alpha(self, alpha: float) -> None:
-        self.ratio = replace(self.ratio, alpha=alpha)
+        self.ratio = with_alpha(self.ratio, alpha)
 
     @property
     def per_sample(self) -> bool:
-        """Whether each row has a ``lam`` of its own."""
-        return self.ratio.per_sample
+        """Whether each row has a weight of its own."""
+        return is_by_row(self.ratio) or bool(getattr(self.interpolation, "per_sample", False))
 
     @property
     def plan(self) -> MixPlan | None:
@@ -187,6 +223,8 @@ class ManifoldMixupCallback(CallbackOfBoth):
         """Hook the eligible layers. Here, because the module is complete now and nothing has run or compiled yet."""
         self._release()
         self._summary.begin()
+        if self.schedule is not None:
+            _progress(trainer, 0)
 
         def agree(says_so: bool) -> bool:
             return trainer.strategy.reduce_boolean_decision(says_so) if trainer.world_size > 1 else says_so
@@ -211,17 +249,20 @@ class ManifoldMixupCallback(CallbackOfBoth):
         fit, self._batch = self._fit, None
         if fit is None:
             return
-        place = {"epoch": trainer.current_epoch, "batch_index": batch_idx, "rank": self._rank}
+        place: dict[str, Any] = {"epoch": trainer.current_epoch, "batch_index": batch_idx, "rank": self._rank}
+        if self.schedule is not None:
+            place["progress"] = _progress(trainer, batch_idx)
         self._batch = Batch(place, size=1)
         if fit.layers:
             self._draw_from(fit)
-        if self.ratio.alpha == 0 or self.probability == 0:
+        if self.alpha == 0 or self.probability == 0:
             self._batch.plan = MixPlan.unmixed(1) if fit.layers else None
             return
         if fit.settings.differ(self):
             raise RuntimeError(
-                "layers, per_sample, loss, batch_dim, batch_size, union_masks and strict of ManifoldMixupCallback must "
-                "not change during a fit; alpha, probability, pairing, layer_weights and seed may."
+                "layers, per_sample, interpolation, targets, loss, batch_dim, batch_size, union_masks and strict of "
+                "ManifoldMixupCallback must not change during a fit; alpha, ratio, probability, pairing, "
+                "layer_weights, schedule, clean_weight and seed may."
             )
         self._batch.size = fit.rows_of(batch)
         self._batch.is_armed = True
@@ -238,12 +279,12 @@ class ManifoldMixupCallback(CallbackOfBoth):
         if batch is not None and batch.has_no_loss:
             _refuse_unseen_loss()
         if self._fit is not None and batch is not None and batch.is_mixed and batch.plan is not None:
-            self._fit.begin_backward(batch.plan)
+            self._fit.begin_backward()
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End what :meth:`on_before_backward` began."""
         if self._fit is not None and self._batch is not None and self._batch.plan is not None:
-            self._fit.end_backward(self._batch.plan)
+            self._fit.end_backward()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -274,7 +315,7 @@ class ManifoldMixupCallback(CallbackOfBoth):
             return
         for logger in trainer.loggers:
             if isinstance(logger, classes("loggers.TensorBoardLogger")) and self._fit.epoch:
-                for name, values in zip(("lam", "layer"), np.array(self._fit.epoch).T, strict=True):
+                for name, values in zip(("lam", "layer"), np.array(self._fit.epoch, dtype=float).T, strict=True):
                     logger.experiment.add_histogram(f"mixup/{name}_of_epoch", values, trainer.global_step)
         self._fit.epoch.clear()
 
@@ -305,10 +346,13 @@ class ManifoldMixupCallback(CallbackOfBoth):
         """The call that makes such a callback: alpha, layers, and what is not at its default."""
         defaults = {name: p.default for name, p in signature(ManifoldMixupCallback.__init__).parameters.items()}
         values = {name: getattr(self, name) for name in defaults if name != "self"}
+        values["alpha" if type(self.ratio) is not BetaRatio or self.ratio.beta is not None else "ratio"] = None
+        if values["ratio"] is not None:
+            values["per_sample"] = False
         shown = [
             f"{name}={_shown(value)}"
             for name, value in values.items()
-            if name in ("alpha", "layers") or value != defaults[name]
+            if value is not None and (name in ("alpha", "layers") or value != defaults[name])
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
 
@@ -337,7 +381,18 @@ class ManifoldMixupCallback(CallbackOfBoth):
         if not batch.plan.mixes:
             return fit.run_unmixed(original, args, kwargs)
         batch.is_mixed = True
-        return fit.run(original, args, kwargs, batch)
+        asks = batch.plan.asks_for
+        clean = None
+        if self.clean_weight or LOGITS in asks:
+            clean = fit.run_clean(original, args, kwargs, bool(self.clean_weight), LOGITS in asks)
+        if asks:
+            look = partial(fit.look, original, args, kwargs)
+            batch.plan = fit.see(batch.plan, args[0], batch.signature, clean, look)
+        output = fit.run(original, args, kwargs, batch)
+        loss = loss_of(output)
+        if clean is None or clean.loss is None or loss is None:
+            return output
+        return with_loss(output, loss + float(self.clean_weight) * clean.loss)
 
     def _draw(self, fit: Fit) -> None:
         batch = self._batch
@@ -352,7 +407,16 @@ class ManifoldMixupCallback(CallbackOfBoth):
     def _draw_from(self, fit: Fit) -> None:
         """Take over the layers, and settings that were changed."""
         weights = plain(self.layer_weights)  # a copy, for a list may be changed in place
-        key = [fit.layers, self.ratio, self.probability, self.seed, self.pairing, weights]
+        key = [
+            fit.layers,
+            self.ratio,
+            self.probability,
+            self.seed,
+            self.pairing,
+            self.schedule,
+            self.clean_weight,
+            weights,
+        ]
         if self._plans is not None and key[-1] == self._drawn_by[-1] and all(map(is_, key[:-1], self._drawn_by)):
             return
         names = tuple(layer.name for layer in fit.layers)
@@ -364,26 +428,44 @@ class ManifoldMixupCallback(CallbackOfBoth):
             weights=weights,
             probability=self.probability,
             seed=_global_seed() if self.seed is None else int(self.seed),
+            interpolation=self.interpolation,
+            schedule=self.schedule,
         )
         self._drawn_by = key
         self._plans = PlansAhead(source)
         self._summary.layers = names
         self._settings = {  # of Python's own types, or a checkpoint would not load with weights_only
-            "alpha": float(self.alpha),
+            "alpha": None if self.alpha is None else float(self.alpha),
             "per_sample": bool(self.per_sample),
             "probability": float(self.probability),
             "seed": source.seed,
             "layers": list(names),
             "layer_weights": None if weights is None else list(map(float, weights)),
-            "pairing": re.sub(r" at 0x\w+", "", _shown(source.pairing)),  # the same in another process
+            "pairing": _lasting(source.pairing),
         }
+        others: dict[str, Any] = {
+            "ratio": self.ratio if self.alpha is None else None,
+            "interpolation": self.interpolation,
+        }
+        others |= {"schedule": self.schedule, "clean_weight": self.clean_weight or None}
+        self._settings |= {name: _lasting(value) for name, value in others.items() if value is not None}
         now, then = self._settings, self._restored
-        changes = [f"{key}={now[key]!r} (was {then[key]!r})" for key in now if key in then and then[key] != now[key]]
+        shared = [key for key in {**now, **then} if key in then or key in others] if then else []
+        changes = [f"{key}={now.get(key)!r} (was {then.get(key)!r})" for key in shared if then.get(key) != now.get(key)]
         if changes:
             rank_zero_warn(f"Manifold mixup resumes with other settings than the checkpoint's: {', '.join(changes)}.")
         self._restored = {}
 
     def _check_changeable_settings(self, num_layers: int | None = None) -> None:
+        check_ratio(self.ratio)
+        check_schedule(self.schedule)
+        check_number(
+            "clean_weight",
+            self.clean_weight,
+            "a finite number >= 0",
+            lambda weight: 0 <= weight < math.inf,
+            "0 trains on the mixed batch alone.",
+        )
         check_probability(self.probability)
         if self.seed is not None:
             check_seed(self.seed)
@@ -408,6 +490,30 @@ def _shown(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_shown, value))}]"
     return str(getattr(value, "__name__", repr(value)))  # of a class or a function its name
+
+
+def _lasting(value: Any) -> Any:
+    """What a value is in a checkpoint: of Python's own types, and the same in another process."""
+    if isinstance(value, dict):
+        return {key: _lasting(item) for key, item in value.items()}
+    return float(value) if isinstance(value, (int, float)) else re.sub(r" at 0x\w+", "", _shown(value))
+
+
+def _progress(trainer: Trainer, batch_index: int) -> float:
+    """The share of training that lies behind: by epochs or by steps, whichever ends it first.
+
+    Raises:
+        ValueError: If there is an end of neither.
+    """
+    batches, shares = trainer.num_training_batches, []
+    if trainer.max_epochs not in (None, -1):
+        part = batch_index / batches if 0 < batches < math.inf else 0.0
+        shares.append((trainer.current_epoch + part) / max(trainer.max_epochs, 1))
+    if trainer.max_steps not in (None, -1):
+        shares.append(trainer.global_step / max(trainer.max_steps, 1))
+    if not shares:
+        raise ValueError("schedule needs to know how long training is. Give the Trainer max_epochs or max_steps.")
+    return min(max(shares), 1.0)
 
 
 def _refuse_unseen_loss() -> None:

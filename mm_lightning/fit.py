@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from mm_lightning.arguments import check_flag
+from mm_lightning.arguments import check_flag, refusal
 from mm_lightning.look.eligible import Proofs, check, judge, settle_auto
 from mm_lightning.look.look import Look, check_batch_dim
 from mm_lightning.look.proof import Proof
+from mm_lightning.look.rows_of_interpolation import problem_of
 from mm_lightning.mixup import INPUT, Layer, LayerSpec, Mixer, MixPlan, has_auto, resolve_layers
-from mm_lightning.mixup.batch import Layout, check_batch_size, guess_layout, signature_of
+from mm_lightning.mixup.batch import Layout, Path, check_batch_size, guess_layout, leaf_at, leaf_named, signature_of
 from mm_lightning.mixup.layers import check_layers
+from mm_lightning.mixup.plan import Interpolation, check_interpolation
+from mm_lightning.mixup.seen import BATCH, LOGITS, TARGETS, seen_by
 from mm_lightning.namespaces import LightningModule
 from mm_lightning.step.attach import Attached, is_compiled
+from mm_lightning.step.clean import Clean, clean_run
+from mm_lightning.step.effects import Effects
 from mm_lightning.step.host import Host
 from mm_lightning.step.loss_modes import Measuring
 from mm_lightning.step.named_losses import LossSpec, NamedLosses, check_loss
@@ -33,7 +39,7 @@ _TRIES_FOR_POWER = 5
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the callback that must not change during a fit.
+    """Settings of the callback that must not change during a fit, by the names of its arguments.
 
     Raises:
         TypeError: If one is of a wrong type.
@@ -42,6 +48,8 @@ class Settings:
 
     layers: LayerSpec
     per_sample: bool
+    interpolation: Interpolation | None
+    targets: str | None
     loss: LossSpec | None
     batch_dim: int | Mapping[str, int] | None
     batch_size: int | None
@@ -52,6 +60,9 @@ class Settings:
         check_layers(self.layers)
         if self.loss is not None:
             check_loss(self.loss)
+        check_interpolation(self.interpolation)
+        if not (self.targets is None or isinstance(self.targets, str)):
+            raise refusal("targets", self.targets, "the name of a part of the batch", "None finds the only ones.")
         check_batch_dim(self.batch_dim)
         if self.batch_size is not None:
             check_batch_size(self.batch_size)
@@ -73,7 +84,7 @@ class Batch:
         is_armed: Whether a training step that runs now is this batch's.
         plan: Its plan, once it is drawn.
         is_mixed: Whether it was mixed.
-        lam: The mean of its ``lam``.
+        lam: The mean of its ``lam``, as the loss was mixed.
         is_measured: Whether its loss will be logged.
         measured: Accuracy and floor of its loss, if they were measured.
         has_no_loss: Whether the look saw that it trains on nothing.
@@ -84,7 +95,7 @@ class Batch:
     size: int
     is_armed: bool = False
     plan: MixPlan | None = None
-    lam: float = 1.0
+    lam: float | Tensor = 1.0
     is_mixed: bool = False
     is_measured: bool = False
     measured: dict[str, Tensor] = field(default_factory=dict)
@@ -113,11 +124,13 @@ class Fit:
         self.named = NamedLosses(module, settings.loss) if settings.loss is not None else None
         self.layers: tuple[Layer, ...] = ()
         self.is_settled = False
-        self.epoch: list[tuple[float, int]] = []
+        self.epoch: list[tuple[float | Tensor, int]] = []
         self.measured: set[str] = set()
         self._mixer: Mixer | None = None
         self._layout: Layout | None = None
         self._ways: dict[Any, dict[str, Way]] = {}
+        self._targets: dict[tuple[Any, str], tuple[Path, ...]] = {}
+        self._whole: Effects | None = None
         self._unproved: dict[str, int] = {}
         self._steps = 0
         self._last_look = 0
@@ -126,6 +139,7 @@ class Fit:
         self._warned_of: set[str] = set()
         self._mixed = MixedStep(self.host, self.named)
         self._mixed.fuses = self.named is None
+        self._mixed.by_row = settings.per_sample
         self._attached: Attached | None = None
         if not has_auto(module, settings.layers):
             self._mix_at(resolve_layers(module, settings.layers))
@@ -152,7 +166,7 @@ class Fit:
         signature = batch.signature = signature_of(args[0])
         if signature in self._ways and self.is_settled:
             return True
-        look = self._look(step, args, kwargs)
+        look = self.look(step, args, kwargs)
         if not look.has_loss:
             if not self.module.automatic_optimization:
                 self.warn_once(
@@ -183,9 +197,12 @@ class Fit:
         assert self._mixer is not None
         self._steps += 1
         self._prove_again(step, args, kwargs, plan.layer, batch)
-        measuring = Measuring(plan) if batch.is_measured else None
+        measuring = Measuring() if batch.is_measured else None
         way = self._ways[batch.signature][plan.layer]
         output, logged = self._mixed.run(step, args, kwargs, plan, self._mixer, way, measuring)
+        if plan.interpolation is not None or plan.pending is not None:  # which the layer has settled
+            batch.plan = self._mixer.plan
+            batch.lam = batch.plan.lam.detach().mean()
         batch.measured = {} if measuring is None else measuring.measured
         if logged:
             self.host.log(logged)
@@ -196,15 +213,91 @@ class Fit:
         context = getattr(self.module, "_compiler_ctx", None)
         return (step if context is None else context["dynamo_ctx"](step))(*args, **kwargs)
 
-    def begin_backward(self, plan: MixPlan) -> None:
+    def begin_backward(self) -> None:
         """Let forward passes that activation checkpointing recomputes repeat the mix."""
         if self._mixer is not None:
-            self._mixer.begin_backward(plan)
+            self._mixer.begin_backward()
 
-    def end_backward(self, plan: MixPlan) -> None:
+    def end_backward(self) -> None:
         """End what :meth:`begin_backward` began."""
         if self._mixer is not None:
-            self._mixer.end_backward(plan)
+            self._mixer.end_backward()
+
+    def run_clean(
+        self,
+        step: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        keeps_graph: bool,
+        wants_logits: bool,
+    ) -> Clean:
+        """Run the step on the unmixed batch, so that nothing but its loss is left of it.
+
+        Args:
+            step: The user's.
+            args: Its arguments.
+            kwargs: Its keyword arguments.
+            keeps_graph: Whether the loss is trained on.
+            wants_logits: Whether the scores are to be seen.
+
+        Raises:
+            RuntimeError: In manual optimization, where the loss could not be added to another one.
+        """
+        if keeps_graph and not self.module.automatic_optimization:
+            raise RuntimeError(
+                f"{type(self.module).__name__} optimizes manually, so that clean_weight has no loss to add to. Use "
+                "automatic optimization, or clean_weight=0."
+            )
+        if self._whole is None:
+            self._whole = self.look(step, args, kwargs).effects_of_step()
+        return clean_run(self.host, self._whole, step, args, kwargs, keeps_graph, wants_logits)
+
+    def see(self, plan: MixPlan, batch: Any, signature: Any, clean: Clean | None, look: Callable[[], Look]) -> MixPlan:
+        """Let the plan see what it asks for, but hidden states.
+
+        Args:
+            plan: The plan.
+            batch: The batch as ``training_step`` gets it.
+            signature: Of the batch.
+            clean: The run on the unmixed batch, if the plan asks for logits.
+            look: Makes a look at the step.
+
+        Raises:
+            ValueError: If targets or logits cannot be told.
+        """
+        seen: dict[str, Any] = {BATCH: batch}
+        if TARGETS in plan.asks_for:
+            seen[TARGETS] = self._targets_of(plan, batch, signature, look)
+        if LOGITS in plan.asks_for:
+            assert clean is not None
+            seen[LOGITS] = clean.checked_logits(plan.batch_size)
+        return plan.settled(**seen)
+
+    def _targets_of(self, plan: MixPlan, batch: Any, signature: Any, look: Callable[[], Look]) -> Tensor:
+        name, layer = self.settings.targets, plan.layer
+        assert layer is not None
+        if name is not None:
+            found = leaf_named(batch, name, "targets")
+        else:
+            if (signature, layer) not in self._targets:
+                seen = look()
+                for other in self.layers:
+                    self._targets[signature, other.name] = seen.targets_of(other)
+            paths = self._targets[signature, layer]
+            if len(paths) != 1:
+                names = ", ".join(repr(".".join(map(str, path))) for path in paths) or "none"
+                raise ValueError(
+                    f"The pairing asks for the targets, but the loss compares with {len(paths)} parts of the batch: "
+                    f"{names}. Say which: ManifoldMixupCallback(targets=...)."
+                )
+            found = leaf_at(batch, paths[0])
+        tensor = torch.as_tensor(found)
+        dim = self._layout.dim_of(tensor, plan.batch_size) if self._layout is not None else 0
+        if dim is None:
+            raise ValueError(
+                f"The targets of shape {tuple(tensor.shape)} have no row for each of the {plan.batch_size} rows."
+            )
+        return tensor.movedim(dim, 0)
 
     def warn_once(self, message: str) -> None:
         """Warn, if that was not said in this fit."""
@@ -212,7 +305,8 @@ class Fit:
             self._warned_of.add(message)
             rank_zero_warn(message)
 
-    def _look(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Look:
+    def look(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Look:
+        """Look at the step."""
         self._last_look = self._steps
         settings = self.settings
         return Look(
@@ -228,12 +322,15 @@ class Fit:
 
     def _settle(self, proofs: Proofs) -> None:
         if has_auto(self.module, self.settings.layers):
-            layers = settle_auto(proofs, self.settings.layers)
+            layers = settle_auto(proofs, self.settings.layers, partial(self._unfit, proofs.look))
             if is_compiled(self.module):
                 torch.compiler.reset()  # hooks are ignored where a validation was compiled before they were attached
         else:
             layers = self.layers
         self.layers = judge(proofs, layers, strict=self.settings.strict, warn=self.warn_once)
+        for layer in self.layers:
+            if problem := self._unfit(proofs.look, layer):
+                raise ValueError(f"Layer {layer.name!r} cannot be mixed: {problem}. Name other layers.")
         self._bypassed = {layer.name for layer in self.layers if proofs.made(layer) is None}
         self._mix_at(self.layers, proofs.look)
         self.is_settled = True
@@ -244,6 +341,18 @@ class Fit:
         is_embedded = embeddings and self.layers[0].name == INPUT
         embedded = f" ('input' means after {embeddings})" if is_embedded else ""
         rank_zero_info(f"Manifold mixup mixes at {', '.join(repr(layer.name) for layer in self.layers)}{embedded}.")
+
+    def _unfit(self, look: Look, layer: Layer) -> str:
+        """Say why the interpolation cannot mix a layer; empty if it can."""
+        interpolation = self.settings.interpolation
+        if interpolation is None:
+            return ""
+        shapes = look.mixed_shapes(layer)
+        if len(shapes) != 1:
+            return f"{interpolation!r} mixes one tensor, and there are {len(shapes)}"
+        batch = look.args[0] if BATCH in seen_by(interpolation) else None
+        problem = problem_of(interpolation, shapes[0], batch, self.settings.per_sample)
+        return f"{interpolation!r} does not fit: {problem}" if problem else ""
 
     def _mix_at(self, layers: tuple[Layer, ...], look: Look | None = None) -> None:
         self.layers = layers
@@ -268,7 +377,7 @@ class Fit:
             return
         self._epoch_of_last_look = epoch
         layer = next(layer for layer in self.layers if layer.name == name)
-        proofs = Proofs(self._look(step, args, kwargs), bool(self.settings.per_sample))
+        proofs = Proofs(self.look(step, args, kwargs), bool(self.settings.per_sample))
         if not proofs.look.has_loss:
             return
         place = None if name == INPUT else proofs.look.places.get(name)  # a module may be called so

@@ -598,7 +598,7 @@ def test_per_sample_must_not_change_during_a_fit(make_trainer: MakeTrainer) -> N
             callback.ratio = BetaRatio(2.0, per_sample=True)
 
     callback = ManifoldMixupCallback(layers=LAYERS)
-    with pytest.raises(RuntimeError, match=r"^layers, per_sample, loss, .* must not change during a fit"):
+    with pytest.raises(RuntimeError, match=r"^layers, per_sample, interpolation, .* must not change during a fit"):
         make_trainer(callback, Changing()).fit(Classifier(), loader())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from mm_lightning.diagnostics.drawing import GREY, HAIRLINE, INK, add_panel, cla
 class Mixing(NamedTuple):
     """How the batches of one epoch were mixed, on one process. The layers are in the order of the picture's rows."""
 
-    alpha: float  # lam ~ Beta(alpha, alpha)
+    alpha: float  # lam ~ Beta(alpha, alpha); nan if it is not
     lam: np.ndarray  # of the mixed batches, or of their rows where drawn per sample, in [0, 1], (M,)
     counts: dict[str, int]  # batches by layer
     expected: dict[str, float]  # share of the batches by layer, in [0, 1]
@@ -88,11 +89,13 @@ def _draw_ratios(axes: Axes, mixing: Mixing, num_bins: int) -> None:
         axes.text(0.5, 0.5, "nothing was mixed", transform=axes.transAxes, ha="center", color=GREY, size=10)
         axes.set_yticks([])
         return
-    x = torch.linspace(0, 1, 401)[1:-1]  # below alpha = 1 the density has no end at 0 and 1
-    density = torch.distributions.Beta(mixing.alpha, mixing.alpha).log_prob(x).exp().numpy()
     heights, *_ = axes.hist(
         mixing.lam, bins=num_bins, range=(0, 1), density=True, color=GREY, alpha=0.4, edgecolor="white", lw=0.5
     )
+    if math.isnan(mixing.alpha):
+        return
+    x = torch.linspace(0, 1, 401)[1:-1]  # below alpha = 1 the density has no end at 0 and 1
+    density = torch.distributions.Beta(mixing.alpha, mixing.alpha).log_prob(x).exp().numpy()
     axes.plot(x, density, color=INK, lw=1.6, label=f"Beta({mixing.alpha:g}, {mixing.alpha:g})")
     within = density[(x > 0.5 / num_bins) & (x < 1 - 0.5 / num_bins)]
     axes.set_ylim(0, 1.25 * max(*heights, *within))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from mm_lightning.callback import UNMIXED, ManifoldMixupCallback
 from mm_lightning.diagnostics.drawing import figures_folder, publish
 from mm_lightning.diagnostics.mixing_figure import Mixing, draw_mixing, expected_shares
+from mm_lightning.mixup import BetaRatio
 from mm_lightning.namespaces import CallbackOfBoth, LightningModule, Trainer
 
 
@@ -119,15 +121,18 @@ class MixupMonitor(CallbackOfBoth):
     def _collected(self, trainer: Trainer) -> Mixing:
         mixup = self._mixup
         assert mixup is not None
-        probability = mixup.probability if mixup.ratio.alpha > 0 and mixup.layer_names else 0.0
+        probability = mixup.probability if mixup.alpha != 0 and mixup.layer_names else 0.0
         expected = expected_shares(mixup.layer_names or (), probability, mixup.layer_weights)
+        # of which alone the picture shows a density
+        alpha = mixup.ratio.alpha if isinstance(mixup.ratio, BetaRatio) and mixup.ratio.beta is None else math.nan
+        is_plain = mixup.schedule is None and mixup.interpolation is None
         # one number a batch stands in all of its rows
-        lam = _moved([lam if mixup.ratio.per_sample else lam[:1] for lam in self._lam])
+        lam = _moved([lam[:1] if lam.stride(0) == 0 else lam for lam in self._lam])
         # Lightning hands out the loss divided by the number of batches of an optimizer step
         losses = _moved([loss.reshape(1) for loss in self._losses]) * trainer.accumulate_grad_batches
         layers = np.array(self._loss_layers)
         return Mixing(
-            alpha=float(mixup.ratio.alpha),
+            alpha=float(alpha) if is_plain else math.nan,
             lam=lam,
             counts={layer: self._counts[layer] for layer in expected},
             expected=expected,

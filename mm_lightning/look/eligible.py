@@ -61,15 +61,26 @@ class Proofs:
         return not self.of(Layer(place.name, (self.look.modules[place.name],))).problem
 
 
-def settle_auto(proofs: Proofs, layers: LayerSpec) -> tuple[Layer, ...]:
+def settle_auto(
+    proofs: Proofs, layers: LayerSpec, unfit: Callable[[Layer], str] = lambda layer: ""
+) -> tuple[Layer, ...]:
     """What ``layers="auto"`` means, where there are no MixPoints.
+
+    Args:
+        proofs: Those of the look.
+        layers: What the user has named.
+        unfit: Says why a layer cannot be mixed in the way that is wanted; empty if it can.
 
     Raises:
         ValueError: If there is no place to mix at.
     """
     look = proofs.look
-    chosen = [place.name for place in choose_places(list(look.places.values()), proofs.is_safe)]
-    problem = look.entries.problem
+
+    def is_safe(place: Place) -> bool:
+        return proofs.is_safe(place) and not unfit(Layer(place.name, (look.modules[place.name],)))
+
+    chosen = [place.name for place in choose_places(list(look.places.values()), is_safe)]
+    problem = look.entries.problem or unfit(look.input_layer)
     if not problem and (proof := proofs.of(look.input_layer)).problem:
         problem = proofs.explain(proof)
     elif not problem and chosen and not proof.has_power and not look.has_targets(look.input_layer):

@@ -18,7 +18,7 @@ from mm_lightning.look.nodes import Call, Leaf, closure
 from mm_lightning.look.place import Place
 from mm_lightning.look.reordering import RowSamples, are_close, mover, order_of, tolerance_of
 from mm_lightning.look.ways import Calls, Ways
-from mm_lightning.look.without_trace import without_trace
+from mm_lightning.look.without_trace import Watched, without_trace
 from mm_lightning.mixup import INPUT, Layer, named_layers
 from mm_lightning.mixup.batch import Layout, Path, guess_layout, layouts
 from mm_lightning.mixup.hook import Dims
@@ -356,6 +356,45 @@ class Look:
         """Paths of the batch's tensors that are mixed themselves."""
         return frozenset(leaf.path for leaf in self.entries.leaves if layer.name == INPUT)
 
+    def targets_of(self, layer: Layer) -> tuple[Path, ...]:
+        """Paths of the batch's tensors with rows that the loss compares with, past the layer."""
+        found = Ways(self.graph, self.nodes(layer)).targets
+        leaves = [leaf for leaf in self.flow.leaves if leaf in found and leaf not in self.entries.leaves]
+        return tuple(leaf.path for leaf in leaves if self.layout.dim_of(leaf.tensor, self.rows) is not None)
+
+    def mixed_shapes(self, layer: Layer) -> list[tuple[int, ...]]:
+        """Shapes (N, ...) of the tensors that are mixed at a layer."""
+        shapes = []
+        if layer.name == INPUT:
+            leaves = [(leaf.tensor.shape, self.layout.dim_of(leaf.tensor, self.rows)) for leaf in self.entries.leaves]
+            shapes += [_rows_first(shape, dim) for shape, dim in leaves if dim is not None]
+        for module in layer.modules:
+            call = self.graph.runs_of(module)[0]
+            name = next((name for name, part in self.modules.items() if part is module), layer.name)
+            dims = zip(call.shapes, self._dims(name, call), call.dtypes, strict=True)
+            shapes += [
+                _rows_first(shape, dim)
+                for shape, dim, dtype in dims
+                if dim is not None and (dtype.is_floating_point or dtype.is_complex)
+            ]
+        return shapes
+
+    def effects_of_step(self) -> Effects:
+        """What a whole run of the step changes in the module.
+
+        Raises:
+            RuntimeError: If it cannot be put back.
+        """
+        with without_trace(self.host, self.args[0], self.into([])) as writes:
+            watched = Watched(list(self.module.modules()), writes)
+            started = watched.start()
+            self._call(self.args[0])
+            with started.put_back():
+                pass
+        if watched.problem:
+            raise RuntimeError(f"The step cannot run a second time on the unmixed batch: {watched.problem}.")
+        return watched.found
+
     def without_rows(self, layer: Layer) -> str:
         """Say which tensor of the batch takes part in the loss and has no row for each row; empty if none."""
         nodes = {*Ways(self.graph, self.nodes(layer)).targets, *self.entries.leaves}
@@ -372,6 +411,10 @@ class Look:
         with suppress(OptimizerReached), self.named.half(False) if self.named is not None else nullcontext():
             loss = loss_of(self.step(batch, *self.args[1:], **self.kwargs))
         return loss
+
+
+def _rows_first(shape: Sequence[int], dim: int) -> tuple[int, ...]:
+    return (shape[dim], *shape[:dim], *shape[dim + 1 :])
 
 
 def _with_inner(call: Call) -> Iterator[Call]:

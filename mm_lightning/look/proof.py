@@ -94,6 +94,7 @@ class Prover:
                 watched = Watched(look.outside(calls, runs), writes)
                 switch = self._noise_switch(writes, ways, moves_noise, order)
                 step = MixedStep(look.host, look.named, look.into(collected), switch)
+                step.by_row = per_sample
                 way = look.way(layer, calls, watched)
                 plan = _plan_of(layer.name, order, per_sample, look.module)
                 with self._mixing(mixer, layer, writes, moves_noise, ways, order):

@@ -21,6 +21,7 @@ __all__ = [
     "fresh",
     "guess_layout",
     "layouts",
+    "leaf_named",
     "leaves_of",
     "map_leaves",
     "signature_of",
@@ -174,6 +175,27 @@ def leaf_at(batch: Any, path: Path) -> Any:
     for key in path:
         batch = _at(batch, key)
     return batch
+
+
+def leaf_named(batch: Any, name: str, argument: str) -> Any:
+    """What a batch has at a dotted name, such as ``"labels"``, ``"1"`` or ``"meta.labels"``.
+
+    Args:
+        batch: The batch.
+        name: Keys, positions and attributes with dots between them.
+        argument: What the user has given the name as.
+
+    Raises:
+        ValueError: If there is nothing.
+    """
+    value = batch
+    for key in name.split("."):
+        found = _at(value, key)
+        value = _at(value, int(key)) if found is None and key.isdecimal() else found
+    if value is None:
+        known = ", ".join(dict.fromkeys(repr(".".join(map(str, path))) for path, _ in leaves_of(batch) if path))
+        raise ValueError(f"{argument} must name a part of the batch, got {name!r}. It has {known or 'none'}.")
+    return value
 
 
 def check_batch_size(batch_size: Any) -> None:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from mm_lightning.mixup.interpolation import mix_rows
 from mm_lightning.mixup.layers import Hook, Layer
 from mm_lightning.mixup.masks import MaskSite, UnionHook
+from mm_lightning.mixup.mixing import Mixing
 from mm_lightning.mixup.plan import MixPlan
 from mm_lightning.mixup.trees import map_tensors
 
@@ -51,7 +51,18 @@ class Mixer:
         self._mask_hooks = {module: UnionHook(found) for module, found in sites.items()}
         self._handles: list[RemovableHandle] = []
         self._in_step = False
-        self._plan: MixPlan | None = None
+        self._mixing: Mixing | None = None
+
+    @property
+    def mixing(self) -> Mixing:
+        """What is mixed since :meth:`start`."""
+        assert self._mixing is not None
+        return self._mixing
+
+    @property
+    def plan(self) -> MixPlan:
+        """The plan as targets are mixed by it, once the planned layer has run."""
+        return self.mixing.for_loss
 
     def attach(self) -> None:
         """Hook every eligible layer, once."""
@@ -80,14 +91,13 @@ class Mixer:
             hook.runs = 0
             hook.keeps = keep
             hook.made.clear()
-        self._switch_on(plan, counting=True)
+        self._mixing = Mixing(plan)
+        self._switch_on(counting=True)
         self._in_step = True
-        self._plan = plan
 
     def mix_input(self, rows: Tensor) -> Tensor:
         """Mix the batch itself, the layer ``"input"``, in a loop of one's own. Integers stay, their embeddings mix."""
-        assert self._plan is not None
-        return mix_rows(rows, self._plan) if rows.is_floating_point() or rows.is_complex() else rows
+        return self.mixing.mix(rows) if rows.is_floating_point() or rows.is_complex() else rows
 
     def repeat(self, again: bool) -> None:
         """Return what the planned layer has returned since :meth:`start`, in this order, if kept; or go on to mix."""
@@ -97,21 +107,21 @@ class Mixer:
     def stop(self) -> None:
         """Mix nothing from now on."""
         for hook in self._all_hooks:
-            hook.plan = hook.repeating = None
+            hook.mixing = hook.repeating = None
             hook.counting = False
             hook.made.clear()
         for mask_hook in self._mask_hooks.values():
-            mask_hook.plan = None
+            mask_hook.mixing = None
         self._in_step = False
 
-    def begin_backward(self, plan: MixPlan) -> None:
+    def begin_backward(self) -> None:
         """Mix without counting: activation checkpointing recomputes forward passes during the backward pass."""
-        self._switch_on(plan, counting=False)
+        self._switch_on(counting=False)
 
-    def end_backward(self, plan: MixPlan) -> None:
+    def end_backward(self) -> None:
         """End what :meth:`begin_backward` began; in manual optimization it was a part of the step."""
         if self._in_step:
-            self._switch_on(plan, counting=True)
+            self._switch_on(counting=True)
         else:
             self.stop()
 
@@ -119,15 +129,15 @@ class Mixer:
         """How often each module of a layer has run since :meth:`start`."""
         return [hook.runs for hook in self._hooks[self._index[layer]]]
 
-    def _switch_on(self, plan: MixPlan, *, counting: bool) -> None:
-        index = self._index.get(plan.layer or "", -1)
+    def _switch_on(self, *, counting: bool) -> None:
+        index = self._index.get(self.mixing.plan.layer or "", -1)
         for hook in self._all_hooks:
             hook.counting = counting
-            hook.plan = None
+            hook.mixing = None
         for hook in self._hooks[index] if index >= 0 else ():
-            hook.plan = plan
+            hook.mixing = self._mixing
         for mask_hook in self._mask_hooks.values():
-            mask_hook.switch_on(index, plan)
+            mask_hook.switch_on(index, self.mixing)
 
     @property
     def _all_hooks(self) -> list[_MixHook]:
@@ -138,7 +148,7 @@ class _MixHook(Hook):
     """The forward hook of one layer; a class, not a closure, so that a hooked module stays picklable.
 
     Attributes:
-        plan: What to mix by; None if another layer is planned, or none.
+        mixing: What to mix by; None if another layer is planned, or none.
         counting: Whether to count the runs.
         runs: How often the layer has run.
         keeps: Whether to keep what it returns.
@@ -148,7 +158,7 @@ class _MixHook(Hook):
 
     def __init__(self, name: str, dims: Dims | None = None) -> None:
         self.name, self.dims = name, dims
-        self.plan: MixPlan | None = None
+        self.mixing: Mixing | None = None
         self.counting = False
         self.runs = 0
         self.keeps = False
@@ -162,60 +172,59 @@ class _MixHook(Hook):
         return _MixHook, (self.name,)  # nor is a loaded one
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        plan = self.plan
+        mixing = self.mixing
         if self.repeating is not None and self.keeps:
-            if plan is None or self.repeating >= len(self.made):
+            if mixing is None or self.repeating >= len(self.made):
                 return None
             self.repeating += 1
             return self.made[self.repeating - 1]
         if self.counting and self.repeating is None:
             self.runs += 1
-        if plan is None or not (self.counting or torch.is_grad_enabled()):
+        if mixing is None or not (self.counting or torch.is_grad_enabled()):
             return None  # around the backward pass only what is recomputed for it is mixed
-        mixed = self._mixed(output, plan)
+        mixed = self._mixed(output, mixing)
         if self.keeps and self.counting:
             self.made.append(mixed)
         return mixed
 
-    def _mixed(self, output: Any, plan: MixPlan) -> Any:
+    def _mixed(self, output: Any, mixing: Mixing) -> Any:
+        rows = mixing.plan.batch_size
         if isinstance(output, Tensor):
             dim = 0 if self.dims is None else self.dims[0]
-            if _has_rows(output, dim, plan):
-                return _mix(output, dim, plan)
+            if _has_rows(output, dim, rows):
+                return _mix(output, dim, mixing)
         else:
             found: list[Tensor] = []
             dims = iter(self.dims) if self.dims is not None else None
 
             def mix_if_batch(tensor: Tensor) -> Tensor:
                 dim = 0 if dims is None else next(dims, None)
-                if not _has_rows(tensor, dim, plan):
+                if not _has_rows(tensor, dim, rows):
                     return tensor
                 found.append(tensor)
-                return _mix(tensor, dim, plan)
+                return _mix(tensor, dim, mixing)
 
             mixed = map_tensors(mix_if_batch, output)
             if found:
                 return mixed
-        raise self._refusal(output, plan)
+        raise self._refusal(output, rows)
 
-    def _refusal(self, output: Any, plan: MixPlan) -> Exception:
+    def _refusal(self, output: Any, rows: int) -> Exception:
         if isinstance(output, Tensor):
             what = f"the output has shape {tuple(output.shape)} and type {output.dtype}"
         else:
             what = f"no tensor of its {type(output).__name__} is that"
         dim = next((dim for dim in self.dims or () if dim is not None), 0)
         return ValueError(
-            f"Layer {self.name!r} cannot be mixed: the batch of {plan.batch_size} rows must be in dimension "
+            f"Layer {self.name!r} cannot be mixed: the batch of {rows} rows must be in dimension "
             f"{dim} of a floating point output, but {what}. Choose another layer, or name the dimension with batch_dim."
         )
 
 
-def _has_rows(tensor: Tensor, dim: int | None, plan: MixPlan) -> bool:
+def _has_rows(tensor: Tensor, dim: int | None, rows: int) -> bool:
     is_number = tensor.is_floating_point() or tensor.is_complex()
-    return dim is not None and is_number and tensor.dim() > dim and tensor.shape[dim] == plan.batch_size
+    return dim is not None and is_number and tensor.dim() > dim and tensor.shape[dim] == rows
 
 
-def _mix(hidden: Tensor, dim: int | None, plan: MixPlan) -> Tensor:
-    if not dim:
-        return mix_rows(hidden, plan)
-    return mix_rows(hidden.movedim(dim, 0), plan).movedim(0, dim)
+def _mix(hidden: Tensor, dim: int | None, mixing: Mixing) -> Tensor:
+    return mixing.mix(hidden) if not dim else mixing.mix(hidden.movedim(dim, 0)).movedim(0, dim)

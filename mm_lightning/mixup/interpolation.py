@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from mm_lightning.mixup.plan import MixPlan
 
-__all__ = ["linear", "mix"]
+__all__ = ["linear", "mix", "mix_part", "mix_rows"]
 
 # From this number of elements on one pass over memory pays for the table of rows that it needs.
 _MANY = 2**20
@@ -46,8 +46,7 @@ def linear(own: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
     if own.dim() == 0 or lam.shape != own.shape[:1]:
         raise ValueError(f"lam must be (N,) for rows (N, ...), got {tuple(lam.shape)} for {tuple(own.shape)}.")
     # Not lerp, whose difference of two infinite rows is no number. The result has the memory format of ``own``.
-    weight = _weight(lam, own)
-    return own * weight + partner * (1 - weight)
+    return _between(own, partner, lam)
 
 
 def mix(hidden: Tensor, plan: MixPlan) -> Tensor:
@@ -69,13 +68,58 @@ def mix(hidden: Tensor, plan: MixPlan) -> Tensor:
 
     Raises:
         TypeError: If ``hidden`` holds integers.
-        ValueError: If ``hidden`` has another number of rows than the plan.
+        ValueError: If ``hidden`` has another number of rows than the plan, or the plan is one for :func:`interpolate`.
     """
+    if plan.interpolation is not None or plan.pending is not None:
+        raise ValueError(
+            "The plan has an interpolation of its own, or draws partners by hidden states, so that the loss needs what "
+            "comes of mixing. Use hidden, plan = interpolate(hidden, plan)."
+        )
     return mix_rows(hidden, plan) if plan.mixes else hidden
 
 
 def mix_rows(hidden: Tensor, plan: MixPlan) -> Tensor:
     """:func:`mix` for a plan that mixes. A graph compiled of it is the same for all layers."""
+    partner, inverse = _rows_of(hidden, plan)
+    if inverse is None or torch._C._are_functorch_transforms_active():  # torch.func sees through plain operations
+        # Several rows may share a partner. The backward of advanced indexing sums them in a fixed order.
+        return linear(hidden, hidden[partner], plan.lam)
+    # A compiled graph would be made anew for every number; it reads the tensor.
+    lam = plan.lam if torch.compiler.is_compiling() or plan.shared_lam is None else plan.shared_lam
+    if not (hidden.requires_grad and torch.is_grad_enabled()):
+        return _weighted_sum(hidden, partner, lam)
+    return _MixPermuted.apply(hidden, lam, partner, inverse)
+
+
+def mix_part(hidden: Tensor, plan: MixPlan, inside: Tensor, lam: float | None = None) -> Tensor:
+    """Mix a part of each row, and leave the rest as it is.
+
+    Args:
+        hidden: Hidden states or inputs, floating point or complex, (N, ...). Not changed.
+        plan: The batch's plan, which mixes.
+        inside: What is mixed, bool, of as many dimensions as ``hidden``: with 1 row for all, or N.
+        lam: Weight of the row itself inside, in [0, 1]; None is the plan's ``lam``.
+
+    Returns:
+        Mixed hidden states.
+
+    Raises:
+        TypeError: If ``hidden`` holds integers.
+        ValueError: If ``hidden`` has another number of rows than the plan.
+    """
+    partner, inverse = _rows_of(hidden, plan)
+    known = None if torch.compiler.is_compiling() else plan.shared_lam
+    ratio: Any = lam if lam is not None else plan.lam if known is None else known
+    is_plain = inverse is None or len(inside) > 1 or not _is_shared(ratio)
+    if is_plain or torch._C._are_functorch_transforms_active():
+        return torch.where(inside, _between(hidden, hidden[partner], ratio), hidden)
+    if not (hidden.requires_grad and torch.is_grad_enabled()):
+        return torch.where(inside, _weighted_sum(hidden, partner, ratio), hidden)
+    return _MixPart.apply(hidden, inside, ratio, partner, inverse)
+
+
+def _rows_of(hidden: Tensor, plan: MixPlan) -> tuple[Tensor, Tensor | None]:
+    """The plan's partners and their inverse, for hidden states that it fits."""
     if not (hidden.is_floating_point() or hidden.is_complex()):
         raise TypeError(
             f"Only floating point hidden states can be mixed, got {hidden.dtype}. Mix after an embedding, not before."
@@ -86,14 +130,14 @@ def mix_rows(hidden: Tensor, plan: MixPlan) -> Tensor:
             f"The plan is for {plan.lam.shape[0]} rows, but the hidden state has shape {tuple(hidden.shape)}. "
             "Dimension 0 of a mixed layer's output must be the batch."
         )
-    if inverse is None or torch._C._are_functorch_transforms_active():  # torch.func sees through plain operations
-        # Several rows may share a partner. The backward of advanced indexing sums them in a fixed order.
-        return linear(hidden, hidden[partner], plan.lam)
-    # A compiled graph would be made anew for every number; it reads the tensor.
-    lam = plan.lam if torch.compiler.is_compiling() or plan.shared_lam is None else plan.shared_lam
-    if not (hidden.requires_grad and torch.is_grad_enabled()):
-        return _weighted_sum(hidden, partner, lam)
-    return _MixPermuted.apply(hidden, lam, partner, inverse)
+    return partner, inverse
+
+
+def _between(own: Tensor, partner: Tensor, lam: Tensor | float) -> Tensor:
+    if not isinstance(lam, Tensor) and lam == 0:
+        return partner
+    weight = _weight(lam, own)
+    return own * weight + partner * (1 - weight)
 
 
 class _MixPermuted(torch.autograd.Function):
@@ -117,6 +161,26 @@ class _MixPermuted(torch.autograd.Function):
             return _MixPermuted.apply(grad, lam, inverse, partner), None, None, None
         into = _weight(_complement(lam, grad)[inverse], grad)
         return torch.addcmul(grad * _weight(lam, grad), grad[inverse], into), None, None, None
+
+
+class _MixPart(torch.autograd.Function):
+    """The mix of a part that is the same in all rows: so the gradient of the part is mixed by the inverse."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, inside: Tensor, lam: Tensor | float, partner: Tensor, inverse: Tensor
+    ) -> Tensor:
+        ctx.number = None if isinstance(lam, Tensor) else lam
+        ctx.save_for_backward(inside, partner, inverse, lam if isinstance(lam, Tensor) else None)
+        return torch.where(inside, _weighted_sum(hidden, partner, lam), hidden)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        inside, partner, inverse, lam = ctx.saved_tensors
+        lam = ctx.number if lam is None else lam
+        if torch.is_grad_enabled():  # a gradient of the gradient is wanted
+            return _MixPart.apply(grad, inside, lam, inverse, partner), None, None, None, None
+        return torch.where(inside, _weighted_sum(grad, inverse, lam, is_backward=True), grad), None, None, None, None
 
 
 def _weighted_sum(rows: Tensor, other: Tensor, lam: Tensor | float, is_backward: bool = False) -> Tensor:

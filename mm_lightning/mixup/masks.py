@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_lightning.mixup.layers import Hook
+from mm_lightning.mixup.mixing import Mixing
 from mm_lightning.mixup.plan import MixPlan
 
 __all__ = ["MaskSite", "UnionHook", "keep_value", "masks_in", "union"]
@@ -66,24 +67,26 @@ def masks_in(
     return [MaskSite(name, key, keep) for key, keep in kept if keep is not None]
 
 
-def union(mask: Tensor, partner: Tensor, keep: bool) -> Tensor:
-    """Keep what either row keeps.
+def union(mask: Tensor, plan: MixPlan, keep: bool) -> Tensor:
+    """Keep what either row keeps; where the interpolation exchanges tokens, what the row keeps that each is from.
 
     Args:
         mask: Booleans, integers or floating point numbers, (N, ...), or (N * heads, T, T).
-        partner: Each row's partner, (N,).
+        plan: The plan; of an interpolation that has it, ``mix_mask`` tells the mask of mixed rows.
         keep: The value that keeps a token, for booleans and integers.
 
     Returns:
         The mask for the mixed rows; ``mask`` itself if it has no row for each row of the batch.
     """
-    rows = len(partner)
+    rows = plan.batch_size
     if mask.dim() == 0 or (mask.shape[0] != rows and (mask.dim() != 3 or mask.shape[0] % rows)):
         return mask
     grouped = mask.view(rows, -1, *mask.shape[1:])
-    of_partner = grouped.index_select(0, partner)
+    of_partner = grouped.index_select(0, plan.partner)
     keeps_larger = keep or mask.is_floating_point()
-    if mask.dtype == torch.bool:
+    if (mix_mask := getattr(plan.interpolation, "mix_mask", None)) is not None:
+        both = mix_mask(grouped, of_partner, plan)
+    elif mask.dtype == torch.bool:
         both = grouped | of_partner if keeps_larger else grouped & of_partner
     else:
         both = torch.maximum(grouped, of_partner) if keeps_larger else torch.minimum(grouped, of_partner)
@@ -133,13 +136,13 @@ class UnionHook(Hook):
 
     def __init__(self, sites: Mapping[int, Sequence[MaskSite]]) -> None:
         self.sites = dict(sites)
-        self.plan: MixPlan | None = None
+        self.mixing: Mixing | None = None
         self.active: Sequence[MaskSite] = ()
 
-    def switch_on(self, layer: int, plan: MixPlan) -> None:
+    def switch_on(self, layer: int, mixing: Mixing) -> None:
         """Take the unions that belong to the layer of this index."""
         self.active = self.sites.get(layer, ())
-        self.plan = plan if self.active else None
+        self.mixing = mixing if self.active else None
 
     def __deepcopy__(self, memo: Any) -> UnionHook:
         return UnionHook({})
@@ -149,12 +152,12 @@ class UnionHook(Hook):
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Replace the masks if the planned layer has been mixed before this module."""
-        if self.plan is None:
+        if self.mixing is None:
             return None
         positional, named = list(args), dict(kwargs)
         for site in self.active:
             holder: Any = named if isinstance(site.key, str) else positional
             mask = holder[site.key] if isinstance(site.key, int) else holder.get(site.key)
             if isinstance(mask, Tensor):
-                holder[site.key] = union(mask, self.plan.partner, site.keep)
+                holder[site.key] = union(mask, self.mixing.plan, site.keep)
         return tuple(positional), named

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
 
@@ -15,14 +15,26 @@ from torch import Tensor
 from mm_lightning.arguments import check_integer, check_number, plain, refusal
 from mm_lightning.mixup.batch import check_batch_size
 from mm_lightning.mixup.pairing import Pairing, RandomPermutation, check_pairing
-from mm_lightning.mixup.ratio import BetaRatio
+from mm_lightning.mixup.ratio import BetaRatio, Ratio, alpha_of, check_ratio, is_by_row, with_alpha
+from mm_lightning.mixup.schedule import Progress, Schedule, ScheduleSpec
+from mm_lightning.mixup.seen import BATCH, PARTNER, call_with, seen_by
 
-__all__ = ["MixPlan", "PlanSource", "PlansAhead", "check_probability", "check_seed", "check_weights"]
+__all__ = [
+    "Interpolation",
+    "MixPlan",
+    "PlanSource",
+    "PlansAhead",
+    "check_interpolation",
+    "check_probability",
+    "check_seed",
+    "check_weights",
+]
 
-Ratio = Callable[[np.random.Generator, int], np.ndarray]
+Interpolation = Callable[..., Any]
+"""Takes hidden states (N, ...) and the plan; returns mixed ones, and the weight of the row itself in each, (N,)."""
 
-# The layer is drawn alike on every rank, ratio and partners are not: two independent streams of one seed.
-_SHARED_STREAM, _RANK_STREAM = 0, 1
+# The layer is drawn alike on every rank, ratio and partners are not: independent streams of one seed.
+_SHARED_STREAM, _RANK_STREAM, _NOISE_STREAM = 0, 1, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +50,11 @@ class MixPlan:
             backward pass into a gather. None is always right, only slower.
         shared_lam: The number in every row of ``lam``, if there is one, for code that would wait for a device to read
             it. None is always right here, too; a plan with another ``lam`` must not keep the number.
+        interpolation: How rows are mixed; None is the linear interpolation.
+        seed: Seed of what the interpolation draws, int64 scalar on the CPU; None for the linear one.
+        batch: The batch, for an interpolation that asks to see it.
+        pending: What is left to draw once more is seen: partners by hidden states, say. Until then ``partner`` and
+            ``lam`` hold no draws.
     """
 
     layer: str | None
@@ -45,11 +62,20 @@ class MixPlan:
     lam: Tensor
     inverse: Tensor | None = None
     shared_lam: float | None = None
+    interpolation: Interpolation | None = None
+    seed: Tensor | None = None
+    batch: Any = None
+    pending: Pending | None = None
 
     @property
     def mixes(self) -> bool:
         """Whether the batch is mixed at all."""
         return self.layer is not None
+
+    @property
+    def asks_for(self) -> frozenset[str]:
+        """What must be seen before the plan is settled: ``"targets"``, ``"batch"``, ``"logits"``, ``"hidden"``."""
+        return frozenset() if self.pending is None else self.pending.asks_for
 
     @property
     def ratio(self) -> Any:
@@ -69,13 +95,76 @@ class MixPlan:
         if device == self.partner.device:
             return self
         inverse = None if self.inverse is None else _move(self.inverse, device)
-        return MixPlan(self.layer, _move(self.partner, device), _move(self.lam, device), inverse, self.shared_lam)
+        return replace(self, partner=_move(self.partner, device), lam=_move(self.lam, device), inverse=inverse)
+
+    def settled(self, **seen: Any) -> MixPlan:
+        """Return the plan with what it asks for, as far as it is given: once all is, partners and ``lam`` are drawn.
+
+        Args:
+            seen: By the names of :attr:`asks_for`. What it does not ask for is left aside.
+
+        Raises:
+            ValueError: If the pairing or the ratio draws something else than it should.
+        """
+        return self if self.pending is None else self.pending.settle(self, seen)
+
+    def for_loss(self, lam: Tensor) -> MixPlan:
+        """Return the plan with the weight that the interpolation gave the row itself, (N,)."""
+        return replace(self, lam=lam, shared_lam=None)
 
     @classmethod
     def unmixed(cls, batch_size: int) -> MixPlan:
         """Return the plan that leaves a batch of ``batch_size`` rows as it is."""
         rows = torch.arange(batch_size)
         return cls(None, rows, torch.ones(1).expand(batch_size), rows, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Pending:
+    """What a plan still has to draw.
+
+    Attributes:
+        draw: Draws ratio and partners, once all is seen.
+        asks_for: Names of what must be seen.
+        ratio: Of the source.
+        pairing: Of the source.
+        seen: What was seen.
+    """
+
+    draw: Callable[[Mapping[str, Any]], tuple[Any, Any]]
+    asks_for: frozenset[str]
+    ratio: Ratio
+    pairing: Pairing
+    seen: Mapping[str, Any] = field(default_factory=dict)
+
+    def settle(self, plan: MixPlan, seen: Mapping[str, Any]) -> MixPlan:
+        """A plan with what was seen now."""
+        known = {**self.seen, **{name: seen[name] for name in self.asks_for if name in seen}}
+        if plan.interpolation is not None and BATCH in seen_by(plan.interpolation):
+            plan = replace(plan, batch=known.get(BATCH))
+        if missing := self.asks_for - known.keys():
+            return replace(plan, pending=replace(self, asks_for=missing, seen=known))
+        return replace(self.fill(plan, *self.draw(known)), pending=None)
+
+    def fill(self, plan: MixPlan, lam: Any, partner: Any) -> MixPlan:
+        """A plan with what was drawn, on its device.
+
+        Raises:
+            ValueError: If that is no ratio, or are no partners.
+        """
+        rows = plan.batch_size
+        lam = np.array(lam, dtype=np.float32)
+        if lam.shape not in ((1,), (rows,)) or not ((lam >= 0) & (lam <= 1)).all():
+            raise ValueError(f"{self.ratio!r} must draw numbers in [0, 1], one or one for each of the {rows} rows.")
+        partner = _checked_partner(partner, rows, self.pairing)
+        filled = replace(
+            plan,
+            partner=partner,
+            lam=torch.from_numpy(lam).expand(rows),
+            inverse=_inverse(partner) if partner.device.type == "cpu" else None,  # of others it would be waited for
+            shared_lam=float(lam[0]) if lam.shape == (1,) else None,
+        )
+        return filled if plan.partner.device.type == "cpu" else filled.to(plan.partner.device)
 
 
 @dataclass(frozen=True)
@@ -87,15 +176,20 @@ class PlanSource:
 
     Args:
         layers: Names of the eligible layers, the set S of the paper. At least one.
-        ratio: Draws ``lam``.
-        pairing: Draws ``partner``; called with a generator and the batch size, it returns (N,) row indices.
+        ratio: Draws ``lam``; called with a generator and the batch size, it returns (1,) or (N,).
+        pairing: Draws ``partner``; called likewise, it returns (N,) row indices. Either may have parameters called
+            ``targets``, ``batch``, ``logits`` or ``hidden``, a ratio ``partner``, too, and is handed these.
         weights: Probability of each layer up to a common factor, in the order of ``layers``. Uniform if None.
         probability: Share of the batches that is mixed, in [0, 1].
         seed: Integer in [0, 2**64).
+        interpolation: Mixes rows with their partners; None is the linear interpolation. Called with hidden states
+            (N, ...) and the plan, it returns mixed ones and the weight of the row itself, (N,).
+        schedule: Factor of the probability as a function of :class:`Progress`, or a dict of such functions for
+            ``"alpha"``, ``"probability"`` and names of layers.
 
     Raises:
         TypeError: If an argument is of a wrong type.
-        ValueError: If one is out of its range or ``weights`` does not fit ``layers``.
+        ValueError: If one is out of its range, ``weights`` does not fit ``layers``, or ``schedule`` names none of them.
     """
 
     layers: Sequence[str]
@@ -104,6 +198,10 @@ class PlanSource:
     weights: Sequence[float] | None = None
     probability: float = 1.0
     seed: int = 0
+    interpolation: Interpolation | None = None
+    schedule: ScheduleSpec | None = None
+    asks_for: frozenset[str] = field(init=False, repr=False, compare=False)
+    _schedule: Schedule = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         names = plain(self.layers)
@@ -111,15 +209,35 @@ class PlanSource:
             raise refusal("layers", self.layers, "a sequence of layer names", "Give for example ['input'].")
         if not names:
             raise ValueError(f"layers must hold at least one layer name, got {self.layers!r}. Give ['input'], say.")
-        if isinstance(self.ratio, type) or not callable(self.ratio):
-            expected = "a function of a numpy.random.Generator and the number of rows"
-            raise refusal("ratio", self.ratio, expected, "Give BetaRatio(alpha).")
+        check_ratio(self.ratio)
         check_pairing(self.pairing)
         check_weights(self.weights, len(self.layers))
         check_probability(self.probability)
         check_seed(self.seed)
+        check_interpolation(self.interpolation)
+        schedule = Schedule(self.schedule, names)
+        if schedule.has_alpha and alpha_of(self.ratio) is None:
+            raise ValueError(f"schedule is of alpha, but the ratio {self.ratio!r} has none. Give BetaRatio(alpha).")
+        asked = seen_by(self.pairing) | seen_by(self.ratio)
+        asked |= frozenset() if self.interpolation is None else seen_by(self.interpolation)
+        object.__setattr__(self, "asks_for", asked - {PARTNER})
+        object.__setattr__(self, "_schedule", schedule)
 
-    def draw(self, batch_size: int, *, epoch: int = 0, batch_index: int = 0, rank: int = 0) -> MixPlan:
+    @property
+    def is_by_row(self) -> bool:
+        """Whether each row has a weight of its own."""
+        return is_by_row(self.ratio) or bool(getattr(self.interpolation, "per_sample", False))
+
+    def draw(
+        self,
+        batch_size: int,
+        *,
+        epoch: int = 0,
+        batch_index: int = 0,
+        rank: int = 0,
+        progress: float = 0.0,
+        **seen: Any,
+    ) -> MixPlan:
         """Draw the plan of one batch, on the CPU.
 
         Args:
@@ -127,43 +245,59 @@ class PlanSource:
             epoch: Epoch, from 0.
             batch_index: Index of the batch in its epoch, from 0.
             rank: Rank of the process among all that train together.
+            progress: Share of training that lies behind, in [0, 1], for the schedule.
+            seen: What pairing, ratio and interpolation ask to see: ``targets``, ``batch``, ``logits``. Hidden states
+                are seen where the plan is used.
 
         Returns:
-            The plan, the same for the same arguments.
+            The plan, the same for the same arguments. Its tensors are on the CPU.
 
         Raises:
             TypeError: If an argument is no integer.
-            ValueError: If ``batch_size`` is below 1, another one negative, or if ``pairing`` draws something else than
-                rows of the batch.
+            ValueError: If ``batch_size`` is below 1, another one negative, if ``pairing`` draws something else than
+                rows of the batch, ``ratio`` something else than numbers in [0, 1], or the schedule no factor.
         """
         check_batch_size(batch_size)
         for name, value in (("epoch", epoch), ("batch_index", batch_index), ("rank", rank)):
             check_integer(name, value, "an integer in [0, 2**64)", lambda n: 0 <= n < 2**64, "Count from 0.")
+        probability, weights, ratio = self.probability, self.weights, self.ratio
+        if self.schedule is not None:
+            now = Progress(progress, epoch, batch_index)
+            probability, weights = self._schedule.probability(probability, now), self._schedule.weights(weights, now)
+            if self._schedule.has_alpha:
+                ratio = with_alpha(ratio, (alpha_of(ratio) or 0.0) * self._schedule.alpha(now))
         shared = self._rng(_SHARED_STREAM, epoch, batch_index, 0)
-        layer = self.layers[self._draw_layer(shared)]
-        if batch_size == 1 or shared.random() >= self.probability:
+        layer = self._draw_layer(shared, weights)
+        if batch_size == 1 or layer is None or shared.random() >= probability:
             return MixPlan.unmixed(batch_size)
-        own = self._rng(_RANK_STREAM, epoch, batch_index, rank)
-        lam = np.array(self.ratio(own, batch_size), dtype=np.float32)
-        if (lam == 1).all():  # nothing of the partners is wanted: leave the batch exactly as it is
-            return MixPlan.unmixed(batch_size)
-        partner = np.array(self.pairing(own, batch_size), dtype=np.int64)
-        if partner.shape != (batch_size,) or partner.min() < 0 or partner.max() >= batch_size:
-            raise ValueError(f"{self.pairing!r} must draw one row in 0 ... {batch_size - 1} for each of the rows.")
-        inverse = _inverse(partner)
-        return MixPlan(
-            layer=layer,
-            partner=torch.from_numpy(partner),
-            lam=torch.from_numpy(lam).expand(batch_size),
-            inverse=None if inverse is None else torch.from_numpy(inverse),
-            shared_lam=float(lam[0]) if lam.shape == (1,) else None,
-        )
 
-    def _draw_layer(self, rng: np.random.Generator) -> int:
-        if self.weights is None:
-            return int(rng.integers(len(self.layers)))
-        cumulative = np.cumsum(plain(self.weights))
-        return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+        def draw(seen: Mapping[str, Any]) -> tuple[Any, Any]:
+            """Ratio and partners; these first if the ratio asks for them."""
+            own = self._rng(_RANK_STREAM, epoch, batch_index, rank)
+            if PARTNER not in seen_by(ratio):
+                return call_with(ratio, (own, batch_size), seen), call_with(self.pairing, (own, batch_size), seen)
+            partner = _checked_partner(call_with(self.pairing, (own, batch_size), seen), batch_size, self.pairing)
+            return call_with(ratio, (own, batch_size), {**seen, PARTNER: partner}), partner
+
+        rows, seed = torch.arange(batch_size), None
+        if self.interpolation is not None:
+            seed = torch.tensor(int(self._rng(_NOISE_STREAM, epoch, batch_index, rank).integers(2**63)))
+        plan = MixPlan(layer, rows, torch.ones(1).expand(batch_size), interpolation=self.interpolation, seed=seed)
+        pending = Pending(draw, self.asks_for, self.ratio, self.pairing)
+        if self.asks_for:
+            return replace(plan, pending=pending).settled(**seen)
+        lam, partner = draw({})
+        if np.all(np.asarray(lam) == 1):  # nothing of the partners is wanted: leave the batch exactly as it is
+            return MixPlan.unmixed(batch_size)
+        return pending.fill(plan, lam, partner)
+
+    def _draw_layer(self, rng: np.random.Generator, weights: Sequence[float] | None) -> str | None:
+        """The layer; None if all have the weight 0, which a schedule may do."""
+        if weights is None:
+            return self.layers[int(rng.integers(len(self.layers)))]
+        cumulative = np.cumsum(plain(weights))
+        place = int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+        return None if cumulative[-1] == 0 else self.layers[place]
 
     def _rng(self, stream: int, epoch: int, batch_index: int, rank: int) -> np.random.Generator:
         # Philox is counter-based: the key names the sequence, the counter the place in it. Word 0 counts the draws.
@@ -189,8 +323,13 @@ class PlansAhead:
         self._plans: dict[tuple[int, int, int, int], MixPlan] = {}
         self._batch_size = 0
 
-    def draw(self, batch_size: int, *, epoch: int = 0, batch_index: int = 0, rank: int = 0) -> MixPlan:
+    def draw(
+        self, batch_size: int, *, epoch: int = 0, batch_index: int = 0, rank: int = 0, progress: float = 0.0
+    ) -> MixPlan:
         """Return a plan that :meth:`PlanSource.draw` has drawn from the same arguments, not returned before."""
+        if self.source.schedule is not None:  # later batches have another progress
+            place = {"epoch": epoch, "batch_index": batch_index, "rank": rank}
+            return self.source.draw(batch_size, **place, progress=progress)
         if (batch_size, epoch, batch_index, rank) not in self._plans:
             # The next batches are taken to have the size of this one once two in a row had the same.
             count = self.count if batch_size == self._batch_size else 1
@@ -236,11 +375,28 @@ def check_seed(seed: Any) -> None:
     check_integer("seed", seed, "an integer in [0, 2**64)", lambda seed: 0 <= seed < 2**64, "Give 0, for example.")
 
 
-def _inverse(partner: np.ndarray) -> np.ndarray | None:
-    rows = np.arange(len(partner))
-    inverse = np.zeros_like(partner)
-    inverse[partner] = rows
-    return inverse if np.array_equal(partner[inverse], rows) else None
+def check_interpolation(interpolation: Any) -> None:
+    """Raise TypeError unless ``interpolation`` is None or can be called; a class such as ``CutMix`` cannot."""
+    if interpolation is not None and (isinstance(interpolation, type) or not callable(interpolation)):
+        expected = "a function of hidden states and the plan"
+        raise refusal("interpolation", interpolation, expected, "Give CutMix(), say; None is the linear one.")
+
+
+def _checked_partner(partner: Any, rows: int, pairing: Pairing) -> Tensor:
+    """Partners as int64 (N,); their range is not looked at on a device that would be waited for."""
+    partner = partner.detach().clone() if isinstance(partner, Tensor) else torch.from_numpy(np.array(partner))
+    is_whole = not partner.is_floating_point() and partner.shape == (rows,)
+    if not is_whole or (partner.device.type == "cpu" and not 0 <= int(partner.min()) <= int(partner.max()) < rows):
+        raise ValueError(f"{pairing!r} must draw one row in 0 ... {rows - 1} for each of the rows.")
+    return partner.long()
+
+
+def _inverse(partner: Tensor) -> Tensor | None:
+    numbers = partner.numpy()
+    rows = np.arange(len(numbers))
+    inverse = np.zeros_like(numbers)
+    inverse[numbers] = rows
+    return torch.from_numpy(inverse) if np.array_equal(numbers[inverse], rows) else None
 
 
 def _move(tensor: Tensor, device: torch.device) -> Tensor:

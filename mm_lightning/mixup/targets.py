@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mm_lightning.mixup.interpolation import linear
+from mm_lightning.mixup.mixing import Mixing
 from mm_lightning.mixup.plan import MixPlan
 
 __all__ = ["cross_entropy_of_pair", "halves", "mixed_accuracy", "mixed_cross_entropy", "mixed_target_entropy"]
@@ -120,17 +121,17 @@ class _Halves:
     """The mixed step that is running: its plan, for functions that are called without one."""
 
     def __init__(self) -> None:
-        self._plan: MixPlan | None = None
+        self._mixing: Mixing | None = None
         self._values: list[Any] = []
         self._next: int | None = None
 
-    def begin(self, plan: MixPlan) -> None:
+    def begin(self, mixing: Mixing) -> None:
         """The own half of a step runs from now on."""
-        self._plan, self._values, self._next = plan, [], None
+        self._mixing, self._values, self._next = mixing, [], None
 
     def end(self) -> None:
         """The step is over."""
-        self._plan, self._values, self._next = None, [], None
+        self._mixing, self._values, self._next = None, [], None
 
     def repeat(self, again: bool) -> None:
         """The step runs once more, perhaps on targets in the partners' order; or the own half goes on."""
@@ -142,8 +143,9 @@ class _Halves:
             self._next += 1
             value: Tensor = self._values[self._next - 1]
             return value
-        value = function(self._plan if self._next is None else None)
-        if self._plan is not None and self._next is None:
+        mixing = self._mixing if self._next is None else None
+        value = function(None if mixing is None else mixing.for_loss)
+        if mixing is not None:
             self._values.append(value)
         return value
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from mm_lightning.mixup import INPUT, MixPlan
+from mm_lightning.mixup import INPUT
 from mm_lightning.mixup.batch import fresh, leaf_at, map_leaves, tensors_of
-from mm_lightning.mixup.interpolation import mix_rows
+from mm_lightning.mixup.mixing import Mixing
 from mm_lightning.step.effects import Contents
 from mm_lightning.step.way import Way
 
@@ -19,10 +19,10 @@ __all__ = ["Batches"]
 class Batches:
     """The batch of the own half, and that of the partners'."""
 
-    def __init__(self, batch: Any, plan: MixPlan, way: Way) -> None:
-        self._plan, self._way = plan, way
+    def __init__(self, batch: Any, mixing: Mixing, way: Way) -> None:
+        self._mixing, self._way = mixing, way
         self._mixed: dict[int, Tensor] = {}
-        if plan.layer == INPUT:
+        if mixing.plan.layer == INPUT:
             for path in way.inputs:
                 if isinstance(tensor := leaf_at(batch, path), Tensor):
                     self._mixed[id(tensor)] = self._mix(tensor)
@@ -34,15 +34,15 @@ class Batches:
 
     def has_target(self, tensor: Tensor) -> bool:
         """Whether it is a tensor of the batch that may be a target, with its rows in dimension 0."""
-        has_rows = self._way.layout.dim_of(tensor, self._plan.batch_size) == 0
+        has_rows = self._way.layout.dim_of(tensor, self._mixing.plan.batch_size) == 0
         return has_rows and any(tensor is other for other in tensors_of(self.own))
 
     @cached_property
     def partners(self) -> Any:
         """Everything in the partners' order, but for what was mixed."""
         mixed = {id(tensor) for tensor in self._mixed.values()}
-        batch = self._way.layout.permuted(self.begun(), self._plan.partner, skip=lambda leaf: id(leaf) in mixed)
-        return batch
+        partner = self._mixing.for_loss.partner
+        return self._way.layout.permuted(self.begun(), partner, skip=lambda leaf: id(leaf) in mixed)
 
     def begun(self) -> Any:
         """The batch as it was when the step began, in containers and with tensors of its own."""
@@ -58,10 +58,11 @@ class Batches:
                 now.restore()
 
     def _mix(self, tensor: Tensor) -> Tensor:
-        dim = self._way.layout.dim_of(tensor, self._plan.batch_size)
+        rows = self._mixing.plan.batch_size
+        dim = self._way.layout.dim_of(tensor, rows)
         if dim is None:
             raise ValueError(
-                f"The input of shape {tuple(tensor.shape)} has no row for each of the {self._plan.batch_size} rows of "
-                "the batch, so it cannot be mixed."
+                f"The input of shape {tuple(tensor.shape)} has no row for each of the {rows} rows of the batch, so it "
+                "cannot be mixed."
             )
-        return mix_rows(tensor.movedim(dim, 0), self._plan).movedim(0, dim)
+        return self._mixing.mix(tensor.movedim(dim, 0)).movedim(0, dim)

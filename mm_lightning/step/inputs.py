@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mm_lightning.mixup.batch import Layout
-from mm_lightning.mixup.interpolation import mix_rows
-from mm_lightning.mixup.plan import MixPlan
+from mm_lightning.mixup.mixing import Mixing
 from mm_lightning.mixup.trees import map_tensors
 from mm_lightning.step.replay import called_by
 
@@ -19,20 +18,20 @@ __all__ = ["mixed_entries"]
 
 
 @contextmanager
-def mixed_entries(modules: Sequence[nn.Module], plan: MixPlan, layout: Layout) -> Iterator[None]:
+def mixed_entries(modules: Sequence[nn.Module], mixing: Mixing, layout: Layout) -> Iterator[None]:
     """Hand modules their floating point arguments with the rows mixed as planned.
 
     Args:
         modules: Where inputs enter the network.
-        plan: The plan.
+        mixing: The batch's.
         layout: Where the rows are.
     """
 
     def mixed(tensor: Tensor) -> Tensor:
-        dim = layout.dim_of(tensor, plan.batch_size)
+        dim = layout.dim_of(tensor, mixing.plan.batch_size)
         if dim is None or not (tensor.is_floating_point() or tensor.is_complex()):
             return tensor
-        return mix_rows(tensor.movedim(dim, 0), plan).movedim(0, dim)
+        return mixing.mix(tensor.movedim(dim, 0)).movedim(0, dim)
 
     def call_with_mixed(entry: _Entry, call: Any, args: Any, kwargs: Any) -> Any:
         args, kwargs = map_tensors(mixed, (args, kwargs))

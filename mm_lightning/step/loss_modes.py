@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from mm_lightning.mixup import MixPlan, mixed_accuracy, mixed_target_entropy
+from mm_lightning.mixup import mixed_accuracy, mixed_target_entropy
+from mm_lightning.mixup.mixing import Mixing
 from mm_lightning.mixup.targets import cross_entropy_of_pair
 
 __all__ = ["Fusing", "LossMode", "Measuring", "RowWeights", "paused"]
@@ -53,7 +54,7 @@ class Fusing(LossMode):
     That is the whole mixed loss of a step that returns it and nothing else: no second half is needed then.
 
     Args:
-        plan: The batch's plan.
+        mixing: The batch's.
         is_target: Whether a tensor is one of the batch that has its rows in dimension 0.
         is_mixed: Whether a tensor is what the mixed network returned.
         rows: Weighs rows, if that was entered before.
@@ -65,13 +66,13 @@ class Fusing(LossMode):
 
     def __init__(
         self,
-        plan: MixPlan,
+        mixing: Mixing,
         is_target: Callable[[Tensor], bool],
         is_mixed: Callable[[Tensor], bool],
         rows: RowWeights | None = None,
     ) -> None:
         super().__init__()
-        self.plan, self.is_target, self.is_mixed = plan, is_target, is_mixed
+        self.mixing, self.is_target, self.is_mixed = mixing, is_target, is_mixed
         self._below = [] if rows is None else [rows]
         self.losses: list[Tensor] = []
         self.is_wanted = True
@@ -100,7 +101,8 @@ class Fusing(LossMode):
         if not (is_plain and self.is_target(target) and self.is_mixed(input)):
             more = (weight, size_average, ignore_index, reduce, reduction, label_smoothing)
             return F.cross_entropy(input, target, *more)
-        plan, partner = self.plan, target.index_select(0, self.plan.partner)
+        plan = self.mixing.for_loss
+        partner = target.index_select(0, plan.partner)
         options = (weight, ignore_index, reduction, label_smoothing)
         with paused(self._below):
             loss = cross_entropy_of_pair(input, target, partner, plan.lam, *options, shared_lam=plan.shared_lam)
@@ -128,23 +130,29 @@ class RowWeights(LossMode):
     interpolation of both with ``mean(lam)`` weighs each row's loss with its ``lam``, and a term without rows with 1.
 
     Args:
-        plan: A plan with one ``lam`` per row.
+        mixing: The batch's, with one ``lam`` per row.
     """
 
-    def __init__(self, plan: MixPlan) -> None:
+    def __init__(self, mixing: Mixing) -> None:
         super().__init__()
-        mean = plan.lam.mean()
-        self._own, self._partners = plan.lam / mean, (1 - plan.lam) / (1 - mean)
-        self._weights = self._own
+        self.mixing = mixing
+        self._is_partners = False
 
     @contextmanager
     def of_partners(self) -> Iterator[None]:
         """Weigh the rows of the partners' half."""
-        self._weights = self._partners
+        self._is_partners = True
         try:
             yield
         finally:
-            self._weights = self._own
+            self._is_partners = False
+
+    @property
+    def weights(self) -> Tensor:
+        """Of the rows in the half that runs, (N,)."""
+        lam = self.mixing.for_loss.lam
+        part = 1 - lam if self._is_partners else lam
+        return part / part.mean().clamp_min(torch.finfo(part.dtype).tiny)  # all 0 where nothing of this half counts
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -160,10 +168,11 @@ class RowWeights(LossMode):
         reduction = bound.arguments["reduction"]
         bound.arguments["reduction"] = "none"
         rows = whole if reduction == "none" else func(*bound.args, **bound.kwargs)
-        count = len(self._weights)
+        weights = self.weights.to(rows.dtype)
+        count = len(weights)
         if rows.dim() == 0 or rows.shape[0] % count:
             return whole  # not by row: the proof finds the loss wrong, and it is refused
-        weights = self._weights.to(rows.dtype).repeat_interleave(rows.shape[0] // count)
+        weights = weights.repeat_interleave(rows.shape[0] // count)
         weighted = rows * weights.view(-1, *[1] * (rows.dim() - 1))  # (N,) -> (N, 1, ..., 1)
         if reduction == "none":
             return weighted
@@ -178,16 +187,14 @@ class RowWeights(LossMode):
 class Measuring(LossMode):
     """Measures the first cross-entropy on class indices (N,) of a step: its accuracy and its floor.
 
-    Args:
-        plan: The batch's plan.
-
     Attributes:
+        mixing: The batch's, once it begins.
         measured: Accuracy on the mixed targets and their entropy, scalars by name; empty without such a loss.
     """
 
-    def __init__(self, plan: MixPlan) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.plan = plan
+        self.mixing: Mixing | None = None
         self.measured: dict[str, Tensor] = {}
 
     def __torch_function__(
@@ -195,13 +202,14 @@ class Measuring(LossMode):
     ) -> Any:
         """Look at the arguments, if ``func`` is the cross-entropy."""
         kwargs = kwargs or {}
-        if func is F.cross_entropy and not self.measured:
+        if func is F.cross_entropy and not self.measured and self.mixing is not None:
             logits, targets = (*args[:2], *(kwargs[name] for name in ("input", "target") if name in kwargs))[:2]
             is_classes = targets.dim() == 1 and not targets.is_floating_point() and logits.requires_grad
-            if is_classes and len(targets) == self.plan.batch_size:
+            if is_classes and len(targets) == self.mixing.plan.batch_size:
+                plan = self.mixing.for_loss
                 self.measured = {
-                    "acc_mixed": mixed_accuracy(logits, targets, self.plan),
-                    "loss_floor": mixed_target_entropy(targets, self.plan),
+                    "acc_mixed": mixed_accuracy(logits, targets, plan),
+                    "loss_floor": mixed_target_entropy(targets, plan),
                 }
         return func(*args, **kwargs)
 

@@ -21,7 +21,7 @@ from mm_lightning.step.named_losses import NamedLosses
 from mm_lightning.step.replay import Replay
 from mm_lightning.step.way import Way
 
-__all__ = ["MixedStep", "loss_of"]
+__all__ = ["MixedStep", "loss_of", "with_loss"]
 
 
 class MixedStep:
@@ -37,6 +37,7 @@ class MixedStep:
 
     Attributes:
         fuses: Whether the loss may be nothing but a cross-entropy. False once it was not.
+        by_row: Whether rows may have weights of their own.
         hides_calls: Whether a call that was to be taken over was not seen, as within a compiled function.
         own_losses: The losses of the last step, on its own targets.
         losses: The mixed losses of the last step.
@@ -53,6 +54,7 @@ class MixedStep:
         self.host, self.named, self.backward, self.observe = host, named, backward, observe
         self.compiled = compiled_with(host.module)
         self.fuses = False
+        self.by_row = False
         self.hides_calls = False
         self.own_losses: list[Tensor] = []
         self.losses: list[Tensor] = []
@@ -86,15 +88,17 @@ class MixedStep:
         Raises:
             RuntimeError: If the planned layer did not run as often as it should.
         """
-        batches = Batches(args[0], plan, way)
-        run = _Run(self, lambda batch: step(batch, *args[1:], **kwargs), batches, plan, mixer, way, measuring)
-        self.own_losses, self.losses, self.replay = run.own_losses, run.losses, run.replay
         mixer.start(plan, keep=self.hides_calls or way.calls_layer)
         try:
-            return run.result()
+            batches = Batches(args[0], mixer.mixing, way)
+            run = _Run(self, lambda batch: step(batch, *args[1:], **kwargs), batches, mixer, way, measuring)
+            self.own_losses, self.losses, self.replay = run.own_losses, run.losses, run.replay
+            try:
+                return run.result()
+            finally:
+                self.hides_calls = self.hides_calls or not run.replay.is_complete
         finally:
             mixer.stop()
-            self.hides_calls = self.hides_calls or not run.replay.is_complete
 
 
 class _Run:
@@ -105,19 +109,20 @@ class _Run:
         mixed_step: MixedStep,
         step: Callable[[Any], Any],
         batches: Batches,
-        plan: MixPlan,
         mixer: Mixer,
         way: Way,
         measuring: Measuring | None,
     ) -> None:
         self.mixed_step, self.step, self.batches = mixed_step, step, batches
-        self.plan, self.mixer, self.way = plan, mixer, way
+        self.mixing, self.mixer, self.way = mixer.mixing, mixer, way
         self.host, self.named = mixed_step.host, mixed_step.named
         self.own_losses: list[Tensor] = []
         self.losses: list[Tensor] = []
-        has_one_lam = plan.shared_lam is not None or plan.lam.stride(0) == 0
-        self.rows = None if has_one_lam else RowWeights(plan)
-        self.fusing = Fusing(plan, batches.has_target, self.has_mixed, self.rows) if mixed_step.fuses else None
+        self.rows = RowWeights(self.mixing) if mixed_step.by_row else None
+        fusing = partial(Fusing, self.mixing, batches.has_target, self.has_mixed, self.rows)
+        self.fusing = fusing() if mixed_step.fuses else None
+        if measuring is not None:
+            measuring.mixing = self.mixing
         self.modes: list[LossMode] = [mode for mode in (self.rows, self.fusing, measuring) if mode is not None]
         around = partial(paused, self.modes) if self.modes else None
         self.replay = Replay(way.calls, way.effects.draws, around, mixed_step.compiled)
@@ -127,11 +132,11 @@ class _Run:
         """What the step returns and logs."""
         self.started = self.way.effects.start()
         with ExitStack() as stack:
-            if self.plan.layer == INPUT and self.way.entries:
-                stack.enter_context(mixed_entries(self.way.entries, self.plan, self.way.layout))
+            if self.mixing.plan.layer == INPUT and self.way.entries:
+                stack.enter_context(mixed_entries(self.way.entries, self.mixing, self.way.layout))
             if self.named is not None:
                 stack.enter_context(self.named.half(False))
-            halves.begin(self.plan)
+            halves.begin(self.mixing)
             stack.callback(halves.end)
             logged = stack.enter_context(self.host.own_half(self.at_backward))
             stack.enter_context(self.replay.recording())
@@ -146,7 +151,7 @@ class _Run:
             total, logs = self.mixed(own, None, logged)
         self.own_losses.append(own)
         self.losses += [] if total is None else [total]
-        return output if total is own else _with_loss(output, total), logs
+        return output if total is own else with_loss(output, total), logs
 
     def at_backward(self, loss: Tensor, *more: Any, **options: Any) -> None:
         """Stands in for ``manual_backward``: goes back from the mixed loss."""
@@ -173,18 +178,33 @@ class _Run:
                 own, logged = half.loss, half.logged
         half = self.again(True, upto)
         if self.named is not None:  # those losses are interpolated, and the rest sees its own targets
-            with self.named.interpolating(self.plan.ratio):
+            with self.named.interpolating(self.ratio):
                 half = self.again(False, upto)
             return half.loss, half.logged
-        total = None if half.loss is None else between(own, half.loss, self.plan.ratio)
-        return total, interpolated(logged, half.logged, self.plan.ratio)
+        total = None if half.loss is None else between(own, half.loss, self.ratio)
+        return total, interpolated(logged, half.logged, self.ratio)
+
+    @property
+    def ratio(self) -> Any:
+        """The weight of the own half.
+
+        Raises:
+            RuntimeError: If rows have weights of their own, and it was not said before that they may.
+        """
+        plan = self.mixing.for_loss
+        if self.rows is None and plan.shared_lam is None and plan.lam.stride(0) != 0:
+            raise RuntimeError(
+                f"{plan.interpolation or 'ratio'!r} gives each row a weight of its own, which it must say: give it an "
+                "attribute per_sample = True."
+            )
+        return plan.ratio
 
     def mixed_logs(self, logged: list[Logged]) -> list[Logged]:
         """What is logged in manual optimization."""
         if not logged or self.is_fused(None, logged):
             return logged
         own = self.again(False, None).logged if self.fusing is not None and self.fusing.losses else logged
-        return interpolated(own, self.again(True, None).logged, self.plan.ratio)
+        return interpolated(own, self.again(True, None).logged, self.ratio)
 
     def again(self, on_partners: bool, upto: int | None) -> _Half:
         """The step once more, with the network replayed, up to its ``upto``-th backward pass."""
@@ -221,7 +241,7 @@ class _Run:
 
     def check_layer(self) -> None:
         """Raise RuntimeError if the planned layer did not run once."""
-        layer = self.plan.layer
+        layer = self.mixing.plan.layer
         assert layer is not None
         if layer != INPUT and (runs := self.mixer.times_mixed(layer)) != [1]:
             raise RuntimeError(
@@ -234,6 +254,13 @@ def loss_of(output: Any) -> Tensor | None:
     """The loss in what a step returns."""
     loss = output.get("loss") if isinstance(output, Mapping) else output
     return loss if isinstance(loss, Tensor) else None
+
+
+def with_loss(output: Any, loss: Tensor | None) -> Any:
+    """What a step returns, with another loss."""
+    if isinstance(output, Tensor) or loss is None:
+        return loss
+    return type(output)({**output, "loss": loss})
 
 
 class _Enough(BaseException):
@@ -272,9 +299,3 @@ class _Half:
         finally:
             for parameter, grad in grads:
                 parameter.grad = grad
-
-
-def _with_loss(output: Any, loss: Tensor | None) -> Any:
-    if isinstance(output, Tensor) or loss is None:
-        return loss
-    return type(output)({**output, "loss": loss})

@@ -197,10 +197,10 @@ def test_recomputed_forward_pass_repeats_the_mix(
     mixer.start(plan)
     loss = Checkpointed(net, use_reentrant=use_reentrant)(make_rows()).square().sum()
     mixer.stop()
-    mixer.begin_backward(plan)
+    mixer.begin_backward()
     loss.backward()
     assert mixer.times_mixed(layer) == [1]  # the recomputation is not counted
-    mixer.end_backward(plan)
+    mixer.end_backward()
     assert torch.equal(net(make_rows()), plain(make_rows()))  # and off again
     expected = _reference_forward(plain, make_rows(), plan).square().sum()
     expected.backward()
@@ -214,15 +214,15 @@ def test_backward_within_a_step_leaves_the_step_on(net: nn.Sequential, mixer: Mi
     plan, rows = make_plan("2"), make_rows()
     mixer.start(plan)
     loss = net(rows).sum()
-    mixer.begin_backward(plan)
+    mixer.begin_backward()
     loss.backward()
-    mixer.end_backward(plan)
+    mixer.end_backward()
     assert mixer.times_mixed("2") == [1]
     assert_close(net(rows), _reference_forward(make_net(), rows, plan), rtol=0, atol=1e-14)
     assert mixer.times_mixed("2") == [2]
     mixer.stop()
-    mixer.begin_backward(plan)
-    mixer.end_backward(plan)
+    mixer.begin_backward()
+    mixer.end_backward()
     assert torch.equal(net(rows), make_net()(rows))
 
 

@@ -18,7 +18,7 @@ from mm_lightning import MixPlan
 from mm_lightning.mixup.masks import UnionHook, keep_value, masks_in, union
 
 MakeTrainer = Callable[..., pl.Trainer]
-PARTNER = torch.tensor([1, 2, 0])
+PLAN = MixPlan("first", torch.tensor([1, 2, 0]), torch.zeros(3))
 KEEP = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0]])
 UNION = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0]])
 
@@ -29,30 +29,30 @@ class Batches(list[Any]):
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.uint8, torch.float32])
 def test_union_keeps_what_either_row_keeps(dtype: torch.dtype) -> None:
-    assert torch.equal(union(KEEP.to(dtype), PARTNER, True), UNION.to(dtype))
+    assert torch.equal(union(KEEP.to(dtype), PLAN, True), UNION.to(dtype))
     if dtype != torch.float32:
-        assert torch.equal(union((1 - KEEP).to(dtype), PARTNER, False), (1 - UNION).to(dtype))
+        assert torch.equal(union((1 - KEEP).to(dtype), PLAN, False), (1 - UNION).to(dtype))
 
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_additive_masks_keep_the_larger_value(keep: bool) -> None:
     additive, wanted = ((1.0 - mask).masked_fill(mask == 0, -torch.inf) for mask in (KEEP, UNION))
-    assert torch.equal(union(additive, PARTNER, keep), wanted)
-    assert torch.equal(union(additive[:, None, None], PARTNER, keep), wanted[:, None, None])
+    assert torch.equal(union(additive, PLAN, keep), wanted)
+    assert torch.equal(union(additive[:, None, None], PLAN, keep), wanted[:, None, None])
 
 
 def test_masks_of_heads_take_the_partner_of_their_row() -> None:
     # (N, T) -> (N * heads, T, T), heads of a row next to each other; the second head drops the first token
     heads, wanted = ((m.bool()[:, None, None].expand(3, 2, 4, 4).clone()) for m in (KEEP, UNION))
     heads[:, 1, :, 0] = wanted[:, 1, :, 0] = False
-    got = union(heads.view(6, 4, 4), PARTNER, True)
+    got = union(heads.view(6, 4, 4), PLAN, True)
     assert torch.equal(got, wanted.view(6, 4, 4))
 
 
 @pytest.mark.parametrize("shape", [(), (4,), (4, 4), (1, 4), (6, 4), (4, 4, 4), (6, 1, 4, 4)])
 def test_masks_without_a_row_each_stay_as_they_are(shape: tuple[int, ...]) -> None:
     mask = torch.zeros(shape, dtype=torch.bool)
-    assert union(mask, PARTNER, True) is mask
+    assert union(mask, PLAN, True) is mask
 
 
 class Block(nn.Module):

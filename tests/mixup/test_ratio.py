@@ -105,4 +105,4 @@ def test_numbers_and_booleans_of_numpy_and_torch_are_as_good(alpha: float, yes: 
 
 
 def test_repr_is_the_call_that_makes_it() -> None:
-    assert repr(BetaRatio(0.5, per_sample=True)) == "BetaRatio(alpha=0.5, per_sample=True)"
+    assert repr(BetaRatio(0.5, per_sample=True)) == "BetaRatio(alpha=0.5, per_sample=True, beta=None)"

@@ -1,0 +1,33 @@
+"""What a way of mixing may ask to see, by the names of its parameters."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["BATCH", "HIDDEN", "LOGITS", "PARTNER", "TARGETS", "call_with", "seen_by"]
+
+TARGETS, BATCH, LOGITS, HIDDEN, PARTNER = "targets", "batch", "logits", "hidden", "partner"
+_NAMES = (TARGETS, BATCH, LOGITS, HIDDEN, PARTNER)
+
+
+def seen_by(way: Any, positional: int = 2) -> frozenset[str]:
+    """Which of the names are parameters of ``way``, past those that it is always called with."""
+    try:
+        names = list(inspect.signature(way).parameters)
+    except (TypeError, ValueError):  # of a builtin
+        return frozenset()
+    return frozenset(names[positional:]).intersection(_NAMES)
+
+
+def call_with(way: Any, arguments: tuple[Any, ...], seen: Mapping[str, Any]) -> Any:
+    """Call ``way`` with what it asks to see.
+
+    Raises:
+        ValueError: If that is not known.
+    """
+    wanted = seen_by(way, len(arguments))
+    if missing := sorted(wanted - seen.keys()):
+        raise ValueError(f"{way!r} asks for {' and '.join(missing)}, which must be given: draw(..., {missing[0]}=...).")
+    return way(*arguments, **{name: seen[name] for name in wanted})

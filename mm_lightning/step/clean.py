@@ -1,0 +1,99 @@
+"""A run of the step on the unmixed batch, beside the mixed one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from mm_lightning.step.effects import Effects
+from mm_lightning.step.host import Host
+from mm_lightning.step.replay import RandomState
+from mm_lightning.step.run import loss_of
+
+__all__ = ["Clean", "clean_run"]
+
+
+@dataclass(frozen=True)
+class Clean:
+    """What came of the unmixed batch.
+
+    Attributes:
+        loss: Its loss; None if the step returned none.
+        logits: Scores of classes (N, K), as the step's first cross-entropy got them; None without one.
+    """
+
+    loss: Tensor | None
+    logits: Tensor | None
+
+    def checked_logits(self, rows: int) -> Tensor:
+        """The scores.
+
+        Raises:
+            ValueError: If there are none for each row.
+        """
+        if self.logits is None or self.logits.dim() != 2 or len(self.logits) != rows:
+            raise ValueError(
+                "The pairing asks for logits, but training_step calls no torch.nn.functional.cross_entropy on scores "
+                "of shape (N, K), where they would be seen. Choose another pairing."
+            )
+        return self.logits
+
+
+def clean_run(
+    host: Host,
+    effects: Effects,
+    step: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    keeps_graph: bool,
+    wants_logits: bool,
+) -> Clean:
+    """Run the step on the batch as it is, and put all of its effects back; random states, too.
+
+    Args:
+        host: The LightningModule around the step.
+        effects: What a run of the step changes.
+        step: The user's ``training_step``.
+        args: Its arguments, the batch first.
+        kwargs: Its keyword arguments.
+        keeps_graph: Whether its loss is trained on.
+        wants_logits: Whether the scores are to be seen.
+    """
+    random_state = RandomState()
+    scores = _Scores()
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.set_grad_enabled(keeps_graph))
+            stack.enter_context(effects.start().put_back())
+            stack.enter_context(host.silent(_no_backward))
+            if wants_logits:
+                stack.enter_context(scores)
+            loss = loss_of(step(*args, **kwargs))
+    finally:
+        random_state.restore()
+    return Clean(loss if keeps_graph else None, scores.logits)
+
+
+class _Scores(TorchFunctionMode):
+    """Keeps the scores that the first cross-entropy gets."""
+
+    logits: Tensor | None = None
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.cross_entropy and self.logits is None:
+            self.logits = (*args, kwargs.get("input"))[0].detach()
+        return func(*args, **kwargs)
+
+
+def _no_backward(*_: Any, **__: Any) -> None:
+    return None
