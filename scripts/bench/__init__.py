@@ -5,6 +5,7 @@ BENCHMARKS = {  # name: what it answers
     "mixed_loss": "the mixed cross-entropy against the plain one",
     "memory": "memory that mixing needs at its peak, and what autograd keeps",
     "step": "a training step with manifold mixup against one without",
+    "methods": "a training step of every way to mix",
     "calls": "what the calls of mixing cost beside matrix products, in a bare loop",
     "look": "the look before the first training step: time in forward passes, and memory",
     "layers": "a training step with 1 to 16 eligible layers",
