@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import math
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from inspect import signature
-from operator import is_
 from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from mm_lightning.arguments import check_number, plain
+from mm_lightning.arguments import plain
+from mm_lightning.draws import Draws, check_changeable, place_of, shown
 from mm_lightning.fit import Batch, Fit, Settings
-from mm_lightning.mixup import BetaRatio, LayerSpec, MixPlan, PlanSource
-from mm_lightning.mixup.pairing import Pairing, RandomPermutation, check_pairing
-from mm_lightning.mixup.plan import Interpolation, PlansAhead, check_probability, check_seed, check_weights
-from mm_lightning.mixup.ratio import Ratio, alpha_of, check_ratio, is_by_row, with_alpha
-from mm_lightning.mixup.schedule import ScheduleSpec, check_schedule
+from mm_lightning.mixup import BetaRatio, LayerSpec, MixPlan
+from mm_lightning.mixup.pairing import Pairing
+from mm_lightning.mixup.plan import Interpolation
+from mm_lightning.mixup.ratio import Ratio, alpha_of, is_by_row, with_alpha
+from mm_lightning.mixup.schedule import ScheduleSpec
 from mm_lightning.mixup.seen import LOGITS
 from mm_lightning.namespaces import CallbackOfBoth, LightningModule, Trainer, classes, version_of
 from mm_lightning.step.named_losses import LossSpec
@@ -171,16 +168,12 @@ class ManifoldMixupCallback(CallbackOfBoth):
         self.batch_size = batch_size
         self.union_masks = union_masks
         self.strict = strict
-        self._check_changeable_settings()
+        check_changeable(self)
         self._fixed_settings()
         self._fit: Fit | None = None
-        self._plans: PlansAhead | None = None
         self._batch: Batch | None = None
         self._summary = Summary()
-        self._rank = 0
-        self._drawn_by: list[Any] = []
-        self._settings: dict[str, Any] = {}
-        self._restored: dict[str, Any] = {}
+        self._draws = Draws()
 
     @property
     def alpha(self) -> float | None:
@@ -223,17 +216,15 @@ class ManifoldMixupCallback(CallbackOfBoth):
         """Hook the eligible layers. Here, because the module is complete now and nothing has run or compiled yet."""
         self._release()
         self._summary.begin()
-        if self.schedule is not None:
-            _progress(trainer, 0)
+        place_of(trainer, 0, self)
 
         def agree(says_so: bool) -> bool:
             return trainer.strategy.reduce_boolean_decision(says_so) if trainer.world_size > 1 else says_so
 
         self._fit = Fit(pl_module, self._fixed_settings(), agree)
         self._fit.attach(self._step)
-        self._rank = _data_rank(trainer)
         if self._fit.layers:
-            self._draw_from(self._fit)
+            self._take_over(self._fit)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the trainer itself resumes a batch too early."""
@@ -249,12 +240,9 @@ class ManifoldMixupCallback(CallbackOfBoth):
         fit, self._batch = self._fit, None
         if fit is None:
             return
-        place: dict[str, Any] = {"epoch": trainer.current_epoch, "batch_index": batch_idx, "rank": self._rank}
-        if self.schedule is not None:
-            place["progress"] = _progress(trainer, batch_idx)
-        self._batch = Batch(place, size=1)
+        self._batch = Batch(place_of(trainer, batch_idx, self), size=1)
         if fit.layers:
-            self._draw_from(fit)
+            self._take_over(fit)
         if self.alpha == 0 or self.probability == 0:
             self._batch.plan = MixPlan.unmixed(1) if fit.layers else None
             return
@@ -336,11 +324,11 @@ class ManifoldMixupCallback(CallbackOfBoth):
 
         Not as the callback's state: of two callbacks with one, Lightning would say that their keys must differ.
         """
-        checkpoint["mm_lightning"] = self._settings or self._restored
+        checkpoint["mm_lightning"] = self._draws.settings or self._draws.restored
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Remember the checkpoint's settings until fit starts."""
-        self._restored = checkpoint.get("mm_lightning", {})
+        self._draws.restored = checkpoint.get("mm_lightning", {})
 
     def __repr__(self) -> str:
         """The call that makes such a callback: alpha, layers, and what is not at its default."""
@@ -349,16 +337,16 @@ class ManifoldMixupCallback(CallbackOfBoth):
         values["alpha" if type(self.ratio) is not BetaRatio or self.ratio.beta is not None else "ratio"] = None
         if values["ratio"] is not None:
             values["per_sample"] = False
-        shown = [
-            f"{name}={_shown(value)}"
+        parts = [
+            f"{name}={shown(value)}"
             for name, value in values.items()
             if value is not None and (name in ("alpha", "layers") or value != defaults[name])
         ]
-        return f"{type(self).__name__}({', '.join(shown)})"
+        return f"{type(self).__name__}({', '.join(parts)})"
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a running fit."""
-        return {**self.__dict__, "_fit": None, "_plans": None, "_batch": None, "_drawn_by": []}
+        return {**self.__dict__, "_fit": None, "_batch": None}
 
     def _step(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What runs in the place of ``training_step``."""
@@ -397,81 +385,18 @@ class ManifoldMixupCallback(CallbackOfBoth):
     def _draw(self, fit: Fit) -> None:
         batch = self._batch
         assert batch is not None
-        self._draw_from(fit)
-        assert self._plans is not None
-        plan = self._plans.draw(batch.size, **batch.place)
+        self._take_over(fit)
+        plan = self._draws.draw(batch.size, batch.place)
         # Before it is moved: reading it from a device would wait for the device.
         batch.lam = float(plan.lam.mean()) if plan.shared_lam is None else plan.shared_lam
         batch.plan = plan.to(fit.module.device)
 
-    def _draw_from(self, fit: Fit) -> None:
-        """Take over the layers, and settings that were changed."""
-        weights = plain(self.layer_weights)  # a copy, for a list may be changed in place
-        key = [
-            fit.layers,
-            self.ratio,
-            self.probability,
-            self.seed,
-            self.pairing,
-            self.schedule,
-            self.clean_weight,
-            weights,
-        ]
-        if self._plans is not None and key[-1] == self._drawn_by[-1] and all(map(is_, key[:-1], self._drawn_by)):
-            return
+    def _take_over(self, fit: Fit) -> None:
+        """Draw for the layers, and as settings say that were changed."""
         names = tuple(layer.name for layer in fit.layers)
-        self._check_changeable_settings(len(names))
-        source = PlanSource(
-            names,
-            ratio=self.ratio,
-            pairing=RandomPermutation() if self.pairing is None else self.pairing,
-            weights=weights,
-            probability=self.probability,
-            seed=_global_seed() if self.seed is None else int(self.seed),
-            interpolation=self.interpolation,
-            schedule=self.schedule,
-        )
-        self._drawn_by = key
-        self._plans = PlansAhead(source)
-        self._summary.layers = names
-        self._settings = {  # of Python's own types, or a checkpoint would not load with weights_only
-            "alpha": None if self.alpha is None else float(self.alpha),
-            "per_sample": bool(self.per_sample),
-            "probability": float(self.probability),
-            "seed": source.seed,
-            "layers": list(names),
-            "layer_weights": None if weights is None else list(map(float, weights)),
-            "pairing": _lasting(source.pairing),
-        }
-        others: dict[str, Any] = {
-            "ratio": self.ratio if self.alpha is None else None,
-            "interpolation": self.interpolation,
-        }
-        others |= {"schedule": self.schedule, "clean_weight": self.clean_weight or None}
-        self._settings |= {name: _lasting(value) for name, value in others.items() if value is not None}
-        now, then = self._settings, self._restored
-        shared = [key for key in {**now, **then} if key in then or key in others] if then else []
-        changes = [f"{key}={now.get(key)!r} (was {then.get(key)!r})" for key in shared if then.get(key) != now.get(key)]
-        if changes:
-            rank_zero_warn(f"Manifold mixup resumes with other settings than the checkpoint's: {', '.join(changes)}.")
-        self._restored = {}
-
-    def _check_changeable_settings(self, num_layers: int | None = None) -> None:
-        check_ratio(self.ratio)
-        check_schedule(self.schedule)
-        check_number(
-            "clean_weight",
-            self.clean_weight,
-            "a finite number >= 0",
-            lambda weight: 0 <= weight < math.inf,
-            "0 trains on the mixed batch alone.",
-        )
-        check_probability(self.probability)
-        if self.seed is not None:
-            check_seed(self.seed)
-        if self.pairing is not None:
-            check_pairing(self.pairing)
-        check_weights(self.layer_weights, num_layers, "layer_weights")
+        if names != self._summary.layers:
+            self._summary.layers = names
+        self._draws.take_over(self, self._summary.layers)
 
     def _fixed_settings(self) -> Settings:
         return Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
@@ -483,37 +408,8 @@ class ManifoldMixupCallback(CallbackOfBoth):
         if self._fit is not None:
             self._fit.release()
             self._summary.end()
-        self._fit = self._plans = None
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_shown, value))}]"
-    return str(getattr(value, "__name__", repr(value)))  # of a class or a function its name
-
-
-def _lasting(value: Any) -> Any:
-    """What a value is in a checkpoint: of Python's own types, and the same in another process."""
-    if isinstance(value, dict):
-        return {key: _lasting(item) for key, item in value.items()}
-    return float(value) if isinstance(value, (int, float)) else re.sub(r" at 0x\w+", "", _shown(value))
-
-
-def _progress(trainer: Trainer, batch_index: int) -> float:
-    """The share of training that lies behind: by epochs or by steps, whichever ends it first.
-
-    Raises:
-        ValueError: If there is an end of neither.
-    """
-    batches, shares = trainer.num_training_batches, []
-    if trainer.max_epochs not in (None, -1):
-        part = batch_index / batches if 0 < batches < math.inf else 0.0
-        shares.append((trainer.current_epoch + part) / max(trainer.max_epochs, 1))
-    if trainer.max_steps not in (None, -1):
-        shares.append(trainer.global_step / max(trainer.max_steps, 1))
-    if not shares:
-        raise ValueError("schedule needs to know how long training is. Give the Trainer max_epochs or max_steps.")
-    return min(max(shares), 1.0)
+        self._fit = None
+        self._draws.forget()
 
 
 def _refuse_unseen_loss() -> None:
@@ -523,19 +419,8 @@ def _refuse_unseen_loss() -> None:
     )
 
 
-def _data_rank(trainer: Trainer) -> int:
-    """Which part of the data this process trains on: processes that share a forward pass must share the plan."""
-    settings = trainer.distributed_sampler_kwargs or {}
-    return int(settings.get("rank", trainer.global_rank))
-
-
 def _is_logged(trainer: Trainer, steps_ahead: int = 0) -> bool:
     """Whether what is logged after this step, or so many steps ahead, reaches a logger."""
     if not trainer.loggers:
         return False
     return (trainer.global_step + steps_ahead) % max(trainer.log_every_n_steps, 1) == 0  # type: ignore[attr-defined]
-
-
-def _global_seed() -> int:
-    """The seed given to ``seed_everything``, which Lightning keeps in the environment for all its processes, or 0."""
-    return int(os.environ.get("PL_GLOBAL_SEED", 0))
