@@ -16,6 +16,7 @@ from mm_lightning.mixup.pairing import Pairing, RandomPermutation, check_pairing
 from mm_lightning.mixup.plan import Interpolation, PlansAhead, check_probability, check_seed, check_weights
 from mm_lightning.mixup.ratio import Ratio, check_ratio
 from mm_lightning.mixup.schedule import ScheduleSpec, check_schedule
+from mm_lightning.mixup.seen import TARGETS, seen_by
 from mm_lightning.namespaces import Trainer
 
 __all__ = ["Draws", "Mixing", "check_changeable", "place_of", "shown"]
@@ -34,6 +35,7 @@ class Mixing(Protocol):
     schedule: ScheduleSpec | None
     clean_weight: float
     seed: int | None
+    targets: str | None
 
 
 class Draws:
@@ -116,7 +118,7 @@ class Draws:
 def check_changeable(by: Mixing, num_layers: int | None = None) -> None:
     """Refuse what may change during a fit and is of a wrong type, with TypeError, or value, with ValueError."""
     check_ratio(by.ratio)
-    check_schedule(by.schedule)
+    check_schedule(by.schedule, by.ratio)
     way_out = "0 trains on the mixed batch alone."
     check_number("clean_weight", by.clean_weight, "a finite number >= 0", lambda w: 0 <= w < math.inf, way_out)
     check_probability(by.probability)
@@ -125,6 +127,11 @@ def check_changeable(by: Mixing, num_layers: int | None = None) -> None:
     if by.pairing is not None:
         check_pairing(by.pairing)
     check_weights(by.layer_weights, num_layers, "layer_weights")
+    if by.targets is not None and TARGETS not in seen_by(by.pairing or RandomPermutation()) | seen_by(by.ratio):
+        raise ValueError(
+            f"targets={by.targets!r} is for pairings and ratios that ask for targets, and {by.pairing or by.ratio!r} "
+            "does not. Leave it out, or give such a one: pairing=SameClass(), say."
+        )
 
 
 def place_of(trainer: Trainer, batch_index: int, by: Mixing) -> dict[str, Any]:

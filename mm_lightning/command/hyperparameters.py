@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mm_lightning.study.runner import leaves
@@ -24,8 +25,8 @@ def flat_settings(config: Mapping[str, Any], git_revision: str | None) -> dict[s
         git_revision: Of the source, or None.
 
     Returns:
-        Beside the configuration: ``method`` (``none``, ``input``, ``manifold``), ``layers``, ``git_revision``; of lists
-        and null the text. What only watches is left out, and paths below the run's folder, which differ in every run.
+        Beside the configuration: ``method`` (see :func:`method_of`), ``layers``, ``git_revision``; of lists and null
+        the text. What only watches is left out, and paths below the run's folder, which differ in every run.
     """
     folder, mixup = str(config["run_dir"]), config.get("mixup") or {}
     settings = {
@@ -39,9 +40,12 @@ def flat_settings(config: Mapping[str, Any], git_revision: str | None) -> dict[s
 
 
 def method_of(mixup: Mapping[str, Any]) -> str:
-    """Return what mixes: ``none``, ``input`` or ``manifold``."""
+    """Return what mixes: ``none``, ``input``, ``manifold``, or another option that was chosen as ``mixup=NAME``."""
     if not mixup or "_target_" not in mixup:
         return "none"
+    chosen = HydraConfig.get().runtime.choices.get("mixup") if HydraConfig.initialized() else None
+    if chosen not in (None, "none", "input", "manifold"):
+        return str(chosen)
     return "input" if mixup.get("layers") in ("input", ["input"]) else "manifold"
 
 
@@ -49,8 +53,9 @@ def run_title(config: Mapping[str, Any]) -> str:
     """Return what pictures of a run are told apart by: ``manifold mixup, alpha 1, seed 0``."""
     mixup = config.get("mixup") or {}
     method = method_of(mixup)
-    alpha = "" if method == "none" else f", alpha {mixup['alpha']:g}" if "alpha" in mixup else ""
-    return f"{'no' if method == 'none' else method} mixup{alpha}, seed {config['seed']}"
+    alpha = "" if method == "none" or mixup.get("alpha") is None else f", alpha {mixup['alpha']:g}"
+    name = {"none": "no mixup", "input": "input mixup", "manifold": "manifold mixup"}.get(method, method)
+    return f"{name}{alpha}, seed {config['seed']}"
 
 
 def log_settings(trainer: pl.Trainer, settings: Mapping[str, Any]) -> None:

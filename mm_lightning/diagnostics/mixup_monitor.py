@@ -123,6 +123,8 @@ class MixupMonitor(CallbackOfBoth):
         assert mixup is not None
         probability = mixup.probability if mixup.alpha != 0 and mixup.layer_names else 0.0
         expected = expected_shares(mixup.layer_names or (), probability, mixup.layer_weights)
+        if mixup.schedule is not None:  # by which every batch has another share
+            expected = {layer: self._counts[layer] / self._counts.total() for layer in expected}
         # of which alone the picture shows a density
         alpha = mixup.ratio.alpha if isinstance(mixup.ratio, BetaRatio) and mixup.ratio.beta is None else math.nan
         is_plain = mixup.schedule is None and mixup.interpolation is None

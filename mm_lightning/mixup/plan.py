@@ -16,7 +16,7 @@ from mm_lightning.arguments import check_integer, check_number, plain, refusal
 from mm_lightning.mixup.batch import check_batch_size
 from mm_lightning.mixup.pairing import Pairing, RandomPermutation, check_pairing
 from mm_lightning.mixup.ratio import BetaRatio, Ratio, alpha_of, check_ratio, is_by_row, with_alpha
-from mm_lightning.mixup.schedule import Progress, Schedule, ScheduleSpec
+from mm_lightning.mixup.schedule import Progress, Schedule, ScheduleSpec, check_schedule
 from mm_lightning.mixup.seen import BATCH, PARTNER, call_with, seen_by
 
 __all__ = [
@@ -215,9 +215,8 @@ class PlanSource:
         check_probability(self.probability)
         check_seed(self.seed)
         check_interpolation(self.interpolation)
+        check_schedule(self.schedule, self.ratio)
         schedule = Schedule(self.schedule, names)
-        if schedule.has_alpha and alpha_of(self.ratio) is None:
-            raise ValueError(f"schedule is of alpha, but the ratio {self.ratio!r} has none. Give BetaRatio(alpha).")
         asked = seen_by(self.pairing) | seen_by(self.ratio)
         asked |= frozenset() if self.interpolation is None else seen_by(self.interpolation)
         object.__setattr__(self, "asks_for", asked - {PARTNER})

@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Any
 
 from mm_lightning.arguments import check_number, no_such, plain, refusal
+from mm_lightning.mixup.ratio import Ratio, alpha_of
 
 __all__ = [
     "Alternating",
@@ -182,11 +183,9 @@ class Schedule:
 
     Raises:
         ValueError: If a name is none of these.
-        TypeError: As :func:`check_schedule`.
     """
 
     def __init__(self, spec: ScheduleSpec | None, layers: Sequence[str]) -> None:
-        check_schedule(spec)
         self.curves: dict[str, Curve] = _by_name(spec)
         for name in self.curves:
             if name not in (ALPHA, PROBABILITY, *layers):
@@ -236,12 +235,23 @@ class Schedule:
         return float(factor)
 
 
-def check_schedule(spec: Any) -> None:
-    """Raise TypeError unless ``spec`` is None, a function of progress, or a mapping of names to such functions."""
+def check_schedule(spec: Any, ratio: Ratio) -> None:
+    """Refuse what is no schedule.
+
+    Args:
+        spec: None, a function of progress, or a mapping of names to such functions.
+        ratio: Whose alpha it may be of.
+
+    Raises:
+        TypeError: If it is none of these.
+        ValueError: If it is of alpha, and the ratio has none.
+    """
     expected = "a function of the progress of training, or a dict of such functions"
     for curve in _by_name(spec).values() if isinstance(plain(spec), dict) else [spec]:
         if curve is not None and (isinstance(curve, type) or not callable(curve)):
             raise refusal("schedule", curve, expected, "Give Until(0.8), say; None changes nothing.")
+    if ALPHA in _by_name(spec) and alpha_of(ratio) is None:
+        raise ValueError(f"schedule is of alpha, but the ratio {ratio!r} has none. Give ratio=BetaRatio(alpha).")
 
 
 def _by_name(spec: Any) -> dict[str, Curve]:

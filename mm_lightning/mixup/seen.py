@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -15,10 +16,19 @@ _NAMES = (TARGETS, BATCH, LOGITS, HIDDEN, PARTNER)
 def seen_by(way: Any, positional: int = 2) -> frozenset[str]:
     """Which of the names are parameters of ``way``, past those that it is always called with."""
     try:
+        return _parameters_of(way)[positional]
+    except TypeError:  # it cannot be hashed
+        return _parameters_of.__wrapped__(way)[positional]
+
+
+@functools.lru_cache(maxsize=128)
+def _parameters_of(way: Any) -> tuple[frozenset[str], ...]:
+    """Those of the names that stand after the first 0, 1, 2 parameters."""
+    try:
         names = list(inspect.signature(way).parameters)
     except (TypeError, ValueError):  # of a builtin
-        return frozenset()
-    return frozenset(names[positional:]).intersection(_NAMES)
+        names = []
+    return tuple(frozenset(names[begin:]).intersection(_NAMES) for begin in range(3))
 
 
 def call_with(way: Any, arguments: tuple[Any, ...], seen: Mapping[str, Any]) -> Any:
