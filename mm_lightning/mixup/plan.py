@@ -144,27 +144,9 @@ class Pending:
             plan = replace(plan, batch=known.get(BATCH))
         if missing := self.asks_for - known.keys():
             return replace(plan, pending=replace(self, asks_for=missing, seen=known))
-        return replace(self.fill(plan, *self.draw(known)), pending=None)
-
-    def fill(self, plan: MixPlan, lam: Any, partner: Any) -> MixPlan:
-        """A plan with what was drawn, on its device.
-
-        Raises:
-            ValueError: If that is no ratio, or are no partners.
-        """
-        rows = plan.batch_size
-        lam = np.array(lam, dtype=np.float32)
-        if lam.shape not in ((1,), (rows,)) or not ((lam >= 0) & (lam <= 1)).all():
-            raise ValueError(f"{self.ratio!r} must draw numbers in [0, 1], one or one for each of the {rows} rows.")
-        partner = _checked_partner(partner, rows, self.pairing)
-        filled = replace(
-            plan,
-            partner=partner,
-            lam=torch.from_numpy(lam).expand(rows),
-            inverse=_inverse(partner) if partner.device.type == "cpu" else None,  # of others it would be waited for
-            shared_lam=float(lam[0]) if lam.shape == (1,) else None,
-        )
-        return filled if plan.partner.device.type == "cpu" else filled.to(plan.partner.device)
+        drawn = _drawn(*self.draw(known), plan.batch_size, self.ratio, self.pairing)
+        settled = replace(plan, pending=None, **drawn)
+        return settled if plan.partner.device.type == "cpu" else settled.to(plan.partner.device)
 
 
 @dataclass(frozen=True)
@@ -275,20 +257,21 @@ class PlanSource:
             own = self._rng(_RANK_STREAM, epoch, batch_index, rank)
             if PARTNER not in seen_by(ratio):
                 return call_with(ratio, (own, batch_size), seen), call_with(self.pairing, (own, batch_size), seen)
-            partner = _checked_partner(call_with(self.pairing, (own, batch_size), seen), batch_size, self.pairing)
+            partner, _ = _checked_partner(call_with(self.pairing, (own, batch_size), seen), batch_size, self.pairing)
             return call_with(ratio, (own, batch_size), {**seen, PARTNER: partner}), partner
 
-        rows, seed = torch.arange(batch_size), None
+        seed = None
         if self.interpolation is not None:
             seed = torch.tensor(int(self._rng(_NOISE_STREAM, epoch, batch_index, rank).integers(2**63)))
-        plan = MixPlan(layer, rows, torch.ones(1).expand(batch_size), interpolation=self.interpolation, seed=seed)
-        pending = Pending(draw, self.asks_for, self.ratio, self.pairing)
+        how: dict[str, Any] = {"interpolation": self.interpolation, "seed": seed}
         if self.asks_for:
-            return replace(plan, pending=pending).settled(**seen)
+            pending = Pending(draw, self.asks_for, self.ratio, self.pairing)
+            plan = MixPlan(layer, torch.arange(batch_size), torch.ones(1).expand(batch_size), pending=pending, **how)
+            return plan.settled(**seen)
         lam, partner = draw({})
-        if np.all(np.asarray(lam) == 1):  # nothing of the partners is wanted: leave the batch exactly as it is
+        if np.all(lam == 1):  # nothing of the partners is wanted: leave the batch exactly as it is
             return MixPlan.unmixed(batch_size)
-        return pending.fill(plan, lam, partner)
+        return MixPlan(layer, **_drawn(lam, partner, batch_size, self.ratio, self.pairing), **how)
 
     def _draw_layer(self, rng: np.random.Generator, weights: Sequence[float] | None) -> str | None:
         """The layer; None if all have the weight 0, which a schedule may do."""
@@ -381,21 +364,35 @@ def check_interpolation(interpolation: Any) -> None:
         raise refusal("interpolation", interpolation, expected, "Give CutMix(), say; None is the linear one.")
 
 
-def _checked_partner(partner: Any, rows: int, pairing: Pairing) -> Tensor:
-    """Partners as int64 (N,); their range is not looked at on a device that would be waited for."""
-    partner = partner.detach().clone() if isinstance(partner, Tensor) else torch.from_numpy(np.array(partner))
-    is_whole = not partner.is_floating_point() and partner.shape == (rows,)
-    if not is_whole or (partner.device.type == "cpu" and not 0 <= int(partner.min()) <= int(partner.max()) < rows):
+def _drawn(lam: Any, partner: Any, rows: int, ratio: Ratio, pairing: Pairing) -> dict[str, Any]:
+    """What was drawn, as a plan has it.
+
+    Raises:
+        ValueError: If that is no ratio, or are no partners.
+    """
+    lam = np.array(lam, dtype=np.float32)
+    if lam.shape not in ((1,), (rows,)) or not (lam.min() >= 0 and lam.max() <= 1):
+        raise ValueError(f"{ratio!r} must draw numbers in [0, 1], one or one for each of the {rows} rows.")
+    partner, inverse = _checked_partner(partner, rows, pairing)
+    shared = float(lam[0]) if lam.shape == (1,) else None
+    return {"partner": partner, "lam": torch.from_numpy(lam).expand(rows), "inverse": inverse, "shared_lam": shared}
+
+
+def _checked_partner(partner: Any, rows: int, pairing: Pairing) -> tuple[Tensor, Tensor | None]:
+    """Partners as int64 (N,), and of a permutation the inverse; not on a device that would be waited for."""
+    is_far = isinstance(partner, Tensor) and partner.device.type != "cpu"
+    numbers: Any = partner if is_far else np.array(partner)
+    is_whole = not numbers.is_floating_point() if is_far else numbers.dtype.kind in "iu"
+    if not is_whole or numbers.shape != (rows,) or not (is_far or (numbers.min() >= 0 and numbers.max() < rows)):
         raise ValueError(f"{pairing!r} must draw one row in 0 ... {rows - 1} for each of the rows.")
-    return partner.long()
-
-
-def _inverse(partner: Tensor) -> Tensor | None:
-    numbers = partner.numpy()
-    rows = np.arange(len(numbers))
+    if is_far:
+        return numbers.detach().long(), None
+    numbers = numbers.astype(np.int64, copy=False)
+    own = np.arange(rows)
     inverse = np.zeros_like(numbers)
-    inverse[numbers] = rows
-    return torch.from_numpy(inverse) if np.array_equal(numbers[inverse], rows) else None
+    inverse[numbers] = own
+    is_permutation = np.array_equal(numbers[inverse], own)
+    return torch.from_numpy(numbers), torch.from_numpy(inverse) if is_permutation else None
 
 
 def _move(tensor: Tensor, device: torch.device) -> Tensor:
