@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ class Mixing:
     def __init__(self, plan: MixPlan) -> None:
         self.plan = plan
         self.lam: Tensor | None = None
+        if plan.pending is not None and "torch._dynamo" in sys.modules:  # which cannot trace how partners are drawn
+            self._settle = torch.compiler.disable(self._settle)  # type: ignore[method-assign]
 
     @property
     def for_loss(self) -> MixPlan:
@@ -54,7 +57,6 @@ class Mixing:
             self.lam = lam
         return mixed
 
-    @torch.compiler.disable
     def _settle(self, rows: Tensor) -> MixPlan:
         self.plan = self.plan.settled(hidden=rows)
         return self.plan

@@ -45,11 +45,12 @@ def _drawn(seed: Tensor, shape: Sequence[int], device: torch.device, stream: int
     return make(shape, generator=generator, device=device, dtype=torch.float32)
 
 
-@torch.library.custom_op("mm_lightning::draw", mutates_args=())
-def _operation(seed: Tensor, shape: Sequence[int], device: torch.device, stream: int, is_normal: bool) -> Tensor:
-    return _drawn(seed, shape, device, stream, is_normal)
+# Not torch.library.custom_op, which imports the compiler.
+_LIBRARY = torch.library.Library("mm_lightning", "FRAGMENT")
+_LIBRARY.define("draw(Tensor seed, SymInt[] shape, Device device, int stream, bool is_normal) -> Tensor")
+_LIBRARY.impl("draw", _drawn, "CompositeExplicitAutograd")
 
 
-@_operation.register_fake
+@torch.library.register_fake("mm_lightning::draw", lib=_LIBRARY)
 def _(seed: Tensor, shape: Sequence[int], device: torch.device, stream: int, is_normal: bool) -> Tensor:
     return torch.empty(shape, device=device, dtype=torch.float32)
