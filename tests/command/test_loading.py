@@ -164,6 +164,18 @@ def test_other_overrides_are_refused(override: str, message: str, run: Path) -> 
         evaluate(run, [override])
 
 
+def test_data_that_the_model_is_not_trained_for_are_refused(run: Path) -> None:
+    config: Any = OmegaConf.load(run / "config.yaml")
+    config.model.blocks.update(input_shape=[2], num_classes=2)  # as the command records them
+    OmegaConf.save(config, run / "config.yaml")
+    message = (
+        r"model\.blocks\.input_shape is \[2\], but that of the data \(MNISTDataModule\) is \[1, 28, 28\]\. "
+        "The model is trained for it; name data that are alike"
+    )
+    with pytest.raises(ValueError, match=message):
+        evaluate(run, ["data=mnist"])
+
+
 def test_the_command_prints_the_numbers_and_writes_them_beside(
     run: Path, make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
