@@ -69,13 +69,18 @@ def run_composed(job: Callable[[DictConfig], Any], config_name: str) -> None:
     def composed(config: DictConfig) -> Any:
         try:
             return job(config)
-        except Exception as error:
+        except BaseException as error:  # Ctrl-C before the first step, too
             leave_nothing()
-            raise failure.JobFailed(error) from error
+            if isinstance(error, Exception):
+                raise failure.JobFailed(error) from error
+            raise
 
     with failure.as_one_line():
         sys.argv[1:] = _overrides_last(sys.argv[1:])
-        hydra_flags().parse_args()
+        flags = hydra_flags().parse_args()
+        typed_keys = {word.split("=")[0] for word in flags.overrides}
+        if flags.cfg and "max_epochs" in typed_keys and "trainer.max_epochs" not in typed_keys:
+            sys.argv.append("++trainer.max_epochs=${max_epochs}")  # as one_number_of_epochs lets a run have it
         try:
             composed()
         except Exception:  # Hydra's own, for some runs of a sweep
