@@ -33,7 +33,7 @@ ALLOWED = {
     "fit": {"arguments", "look", "mixup", "namespaces", "step"},
     "callback": {"arguments", "fit", "mixup", "namespaces", "step", "summary"},
     "module": {"arguments", "mixup", "namespaces"},
-    "diagnostics": {"callback", "diagnostics", "files", "mixup", "namespaces"},
+    "diagnostics": {"arguments", "callback", "diagnostics", "files", "mixup", "namespaces"},
     "study": {"diagnostics", "files", "study"},
     "command": {"callback", "command", "conf", "fast_cpu", "files", "look", "namespaces", "study"},
     "reproduce": {"command"},
