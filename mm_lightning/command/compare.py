@@ -5,7 +5,6 @@ Runs that differ in nothing but the seed are one column, with mean and standard 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -134,22 +133,11 @@ def _numbered(path: Path) -> list[tuple[int, str]]:
 
 
 def _parser() -> LineParser:
-    parser = LineParser(
-        prog="mm-compare",
-        usage="mm-compare [options] RUN [RUN ...]",
-        description=_ABOUT,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    usage = "mm-compare [options] RUN [RUN ...]"
+    parser = LineParser(prog="mm-compare", usage=usage, description=_ABOUT, epilog=_EXAMPLES)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run, or of many")
     parser.add_argument("--report", type=Path, metavar="FOLDER", help="also write index.html, with pictures, there")
-    parser.add_argument(
-        "--config-dir",
-        "-cd",
-        type=Path,
-        metavar="FOLDER",
-        help="of your own reproduction/EXPERIMENT.yaml: its measures",
-    )
+    parser.add_config_dir("of your own reproduction/EXPERIMENT.yaml: its measures")
     return parser
 
 

@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
@@ -24,11 +25,15 @@ class LineParser(argparse.ArgumentParser):
     """A parser with ``--version``, whose errors can be told in one line."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
         versions = package_versions()
         of_others = ", ".join(f"{name} {versions[name]}" for name in ("torch", "lightning", "hydra-core"))
         text = f"mm-lightning {versions['mm-lightning']} ({of_others})"
         self.add_argument("--version", action="version", version=text, help="print the versions and exit")
+
+    def add_config_dir(self, of: str) -> None:
+        """Take ``--config-dir``, as Hydra's commands do."""
+        self.add_argument("--config-dir", "-cd", type=Path, metavar="FOLDER", help=of)
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage.
