@@ -161,10 +161,11 @@ def _job(folder: Path) -> Job:
 
 
 def _titles(jobs: Sequence[Job]) -> dict[str, str]:
-    """Name each method by what was overridden, or where that is the same or unknown, by the settings that differ."""
-    methods = {job.method: " ".join(job.overrides) for job in jobs}
-    if len(methods) == 1:
-        return {method: title or "as configured" for method, title in methods.items()}
+    """Name each method by what not all have overridden, or where that does not tell, by the settings that differ."""
+    if len({job.method for job in jobs}) == 1:
+        return {jobs[0].method: " ".join(jobs[0].overrides) or "as configured"}
+    shared = set.intersection(*(set(job.overrides) for job in jobs))
+    methods = {job.method: " ".join(word for word in job.overrides if word not in shared) for job in jobs}
     if all(methods.values()) and len(set(methods.values())) == len(methods):
         return methods
     settings = {method: json.loads(method) for method in methods}
