@@ -129,9 +129,10 @@ def _nearest(found: Any, parts: Sequence[str], i: int) -> str:
             return f"Did you mean 'mm_lightning.{parts[0]}'?"
     else:
         names = {*dir(found), *(module.name for module in iter_modules(getattr(found, "__path__", [])))}
-    near = difflib.get_close_matches(parts[i], [name for name in names if name[0] != "_"], n=1)
-    if near:
-        return f"Did you mean {'.'.join([*parts[:i], *near, *parts[i + 1 :]])!r}?"
+    near = difflib.get_close_matches(parts[i], [name for name in names if name[0] != "_"])
+    is_last = found is not None and i == len(parts) - 1
+    if near := [name for name in near if not is_last or callable(getattr(found, name, None))]:
+        return f"Did you mean {'.'.join([*parts[:i], near[0], *parts[i + 1 :]])!r}?"
     if found is None and len(parts) > 1:
         return f"Python cannot import {parts[0]!r}: set PYTHONPATH to the folder that it is in."
     where = f"{'.'.join(parts[:i])!r} has no {parts[i]!r}" if i else f"Python cannot import {parts[i]!r}"

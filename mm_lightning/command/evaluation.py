@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from mm_lightning.command.checks import check_config, check_devices
 from mm_lightning.command.ending import line_of
 from mm_lightning.command.loading import load
 from mm_lightning.command.model import fitted_to_data
@@ -61,9 +62,13 @@ def tested(checkpoint: Path, folder: Path, config: DictConfig, overrides: Sequen
         overrides: By which it differs from the run's.
 
     Raises:
-        ValueError: If the model is not of the data's classes and shape, or knows no test.
+        ValueError: If a value is none that is possible, or the model is not of the data's classes and shape, or knows
+            no test.
+        TypeError: If a value is of another type than its target takes.
     """
     quieten()
+    check_config(config)
+    check_devices(config)
     pl.seed_everything(config.seed, workers=True)
     model: Any = load(checkpoint)
     data: pl.LightningDataModule = instantiate(config.data)

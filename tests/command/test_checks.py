@@ -105,6 +105,10 @@ PATH = "must be the dotted path of a class or a function, got"
             "'mm_lightning.module.MixableModule'?",
         ),
         (
+            ["model._target_=mm_lightning.Module"],  # mm_lightning.module is nearer, and no class
+            "model._target_: there is no 'mm_lightning.Module'. Did you mean 'mm_lightning.MixableModule'?",
+        ),
+        (
             ["model._target_=mm_lightning.zzz.Net"],
             "model._target_: there is no 'mm_lightning.zzz.Net'. 'mm_lightning' has no 'zzz': name a class or a "
             "function with its modules.",

@@ -17,6 +17,7 @@ from torch.testing import assert_close
 
 import mm_lightning
 from mm_lightning import MixableModule
+from mm_lightning.command import checks
 from mm_lightning.command.evaluate import evaluate, main, with_overrides
 from mm_lightning.command.loading import load, load_weights, weights_of
 from mm_lightning.data import SpiralsDataModule
@@ -161,6 +162,27 @@ def test_an_option_replaces_the_data_of_the_run(run: Path) -> None:
 )
 def test_other_overrides_are_refused(override: str, message: str, run: Path) -> None:
     with pytest.raises(ValueError, match=message):
+        evaluate(run, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "message"),
+    [
+        ("trainer=gpu", ValueError, r"trainer\.accelerator is 'gpu', but torch .* Choose trainer=cpu, or install"),
+        (
+            "data._target_=mm_lightning.data.SpiralDataModule",
+            ValueError,
+            r"Did you mean 'mm_lightning\.data\.SpiralsDataModule'",
+        ),
+        ("+trainer.deterministic=maybe", TypeError, r"trainer\.deterministic must be true or false .* got 'maybe'"),
+    ],
+)
+def test_what_no_run_can_be_made_of_is_refused_as_in_training(
+    override: str, error: type[Exception], message: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for accelerator in (checks.CUDAAccelerator, checks.MPSAccelerator):
+        monkeypatch.setattr(accelerator, "is_available", lambda: False)
+    with pytest.raises(error, match=message):
         evaluate(run, [override])
 
 
