@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_flag", "check_integer", "check_number", "is_flag", "no_such", "plain", "refusal"]
+__all__ = ["check_count", "check_flag", "check_integer", "check_number", "is_flag", "no_such", "plain", "refusal"]
 
 
 def check_number(name: str, value: Any, expected: str, is_one: Callable[[Any], bool], way_out: str) -> None:
@@ -39,6 +39,11 @@ def check_integer(name: str, value: Any, expected: str, is_one: Callable[[Any], 
     if not isinstance(value, Integral):
         raise refusal(name, value, expected, way_out)
     check_number(name, value, expected, is_one, way_out)
+
+
+def check_count(name: str, value: Any, least: int, way_out: str) -> None:
+    """Refuse what :func:`check_integer` refuses, and integers below ``least``."""
+    check_integer(name, value, f"an integer >= {least}", lambda count: count >= least, way_out)
 
 
 def check_flag(name: str, value: Any, way_out: str) -> None:

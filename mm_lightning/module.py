@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
-from mm_lightning.arguments import check_integer, is_flag, refusal
+from mm_lightning.arguments import check_count, is_flag, refusal
 from mm_lightning.mixup import INPUT, MixPoint, mixed_accuracy
 from mm_lightning.namespaces import ModuleOfBoth
 
@@ -82,13 +82,7 @@ class MixableModule(ModuleOfBoth):
         blocks = _checked(blocks)
         _check_functions(loss, optimizer, scheduler)
         if num_classes is not None:
-            check_integer(
-                "num_classes",
-                num_classes,
-                "an integer >= 2",
-                lambda count: count >= 2,
-                "None takes it from the blocks.",
-            )
+            check_count("num_classes", num_classes, 2, "None takes it from the blocks.")
         if scheduler_interval not in ("epoch", "step"):
             raise ValueError(f"scheduler_interval must be 'epoch' or 'step', got {scheduler_interval!r}.")
         self.blocks = nn.ModuleList(module for module, _ in blocks)

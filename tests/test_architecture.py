@@ -34,7 +34,7 @@ ALLOWED = {
     "draws": {"arguments", "mixup", "namespaces"},
     "callback": {"arguments", "draws", "fit", "mixup", "namespaces", "step", "summary"},
     "module": {"arguments", "mixup", "namespaces"},
-    "diagnostics": {"callback", "diagnostics", "files", "mixup", "namespaces"},
+    "diagnostics": {"arguments", "callback", "diagnostics", "files", "mixup", "namespaces"},
     "study": {"diagnostics", "files", "study"},
     "command": {"callback", "command", "conf", "fast_cpu", "files", "look", "namespaces", "study"},
     "reproduce": {"command"},

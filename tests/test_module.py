@@ -282,7 +282,7 @@ def test_an_unknown_interval_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("sizes", "mix_before", "message"),
-    [([3], (), "at least two"), ([3, 0, 2], (), "units >= 1"), ([3, 2], (1,), r"names the blocks \[1\]")],
+    [([3], (), "at least two"), ([3, 0, 2], (), "integers >= 1"), ([3, 2], (1,), r"names the blocks \[1\]")],
 )
 def test_perceptrons_that_do_not_fit_are_refused(sizes: list[int], mix_before: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):

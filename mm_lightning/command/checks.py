@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import sys
+import os
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -124,14 +124,17 @@ def _step(found: Any, known: Sequence[str], part: str) -> Any:
 def _nearest(found: Any, parts: Sequence[str], i: int) -> str:
     """Name what is like the missing i-th part, or say where it is missing."""
     if found is None:
-        names = {name.split(".")[0] for name in [*_PACKAGES, *sys.modules]}
+        names = {*_PACKAGES, *(module.name for module in iter_modules([os.getcwd()]))}
         if len(parts) == 1 and hasattr(mm_lightning, parts[0]):
             return f"Did you mean 'mm_lightning.{parts[0]}'?"
     else:
         names = {*dir(found), *(module.name for module in iter_modules(getattr(found, "__path__", [])))}
-    near = difflib.get_close_matches(parts[i], [name for name in names if name[0] != "_"], n=1)
-    if near:
-        return f"Did you mean {'.'.join([*parts[:i], *near, *parts[i + 1 :]])!r}?"
+    near = difflib.get_close_matches(parts[i], [name for name in names if name[0] != "_"])
+    is_last = found is not None and i == len(parts) - 1
+    if near := [name for name in near if not is_last or callable(getattr(found, name, None))]:
+        return f"Did you mean {'.'.join([*parts[:i], near[0], *parts[i + 1 :]])!r}?"
+    if found is None and len(parts) > 1:
+        return f"Python cannot import {parts[0]!r}: set PYTHONPATH to the folder that it is in."
     where = f"{'.'.join(parts[:i])!r} has no {parts[i]!r}" if i else f"Python cannot import {parts[i]!r}"
     return f"{where}: name a class or a function with its modules."
 

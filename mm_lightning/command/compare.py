@@ -5,7 +5,6 @@ Runs that differ in nothing but the seed are one column, with mean and standard 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -134,22 +133,11 @@ def _numbered(path: Path) -> list[tuple[int, str]]:
 
 
 def _parser() -> LineParser:
-    parser = LineParser(
-        prog="mm-compare",
-        usage="mm-compare [options] RUN [RUN ...]",
-        description=_ABOUT,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    usage = "mm-compare [options] RUN [RUN ...]"
+    parser = LineParser(prog="mm-compare", usage=usage, description=_ABOUT, epilog=_EXAMPLES)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run, or of many")
     parser.add_argument("--report", type=Path, metavar="FOLDER", help="also write index.html, with pictures, there")
-    parser.add_argument(
-        "--config-dir",
-        "-cd",
-        type=Path,
-        metavar="FOLDER",
-        help="of your own reproduction/EXPERIMENT.yaml: its measures",
-    )
+    parser.add_config_dir("of your own reproduction/EXPERIMENT.yaml: its measures")
     return parser
 
 
@@ -173,10 +161,11 @@ def _job(folder: Path) -> Job:
 
 
 def _titles(jobs: Sequence[Job]) -> dict[str, str]:
-    """Name each method by what was overridden, or where that is the same or unknown, by the settings that differ."""
-    methods = {job.method: " ".join(job.overrides) for job in jobs}
-    if len(methods) == 1:
-        return {method: title or "as configured" for method, title in methods.items()}
+    """Name each method by what not all have overridden, or where that does not tell, by the settings that differ."""
+    if len({job.method for job in jobs}) == 1:
+        return {jobs[0].method: " ".join(jobs[0].overrides) or "as configured"}
+    shared = set.intersection(*(set(job.overrides) for job in jobs))
+    methods = {job.method: " ".join(word for word in job.overrides if word not in shared) for job in jobs}
     if all(methods.values()) and len(set(methods.values())) == len(methods):
         return methods
     settings = {method: json.loads(method) for method in methods}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,17 +103,12 @@ def main() -> None:
 
 
 def _parser() -> LineParser:
-    parser = LineParser(
-        prog="mm-evaluate",
-        usage="mm-evaluate [options] RUN [data=... overrides]",
-        description=_ABOUT,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    usage = "mm-evaluate [options] RUN [data=... overrides]"
+    parser = LineParser(prog="mm-evaluate", usage=usage, description=_ABOUT, epilog=_EXAMPLES)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, or a checkpoint in it")
     parser.add_argument("overrides", nargs="*", metavar="data=...", help="other data, or another trainer")
     parser.add_argument("--out", type=Path, metavar="FILE", help="of the numbers; default: evaluation.json in the run")
-    parser.add_argument("--config-dir", "-cd", type=Path, metavar="FOLDER", help="of groups and options of your own")
+    parser.add_config_dir("of groups and options of your own")
     return parser
 
 

@@ -12,8 +12,10 @@ import lightning.pytorch as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from mm_lightning.command.checks import check_config, check_devices
 from mm_lightning.command.ending import line_of
 from mm_lightning.command.loading import load
+from mm_lightning.command.model import fitted_to_data
 from mm_lightning.command.run_folder import environment
 from mm_lightning.command.train import computing_fast, quieten
 
@@ -60,12 +62,17 @@ def tested(checkpoint: Path, folder: Path, config: DictConfig, overrides: Sequen
         overrides: By which it differs from the run's.
 
     Raises:
-        ValueError: If the model knows no test.
+        ValueError: If a value is none that is possible, or the model is not of the data's classes and shape, or knows
+            no test.
+        TypeError: If a value is of another type than its target takes.
     """
     quieten()
+    check_config(config)
+    check_devices(config)
     pl.seed_everything(config.seed, workers=True)
     model: Any = load(checkpoint)
     data: pl.LightningDataModule = instantiate(config.data)
+    fitted_to_data(config, data, "The model is trained for it; name data that are alike.")
     if type(model).test_step is pl.LightningModule.test_step:
         raise ValueError(f"{type(model).__name__} has no test_step, so there is nothing that could be measured.")
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}

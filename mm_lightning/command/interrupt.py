@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch.trainer.states import TrainerFn
 
 from mm_lightning.command.line import typed
+from mm_lightning.command.run_folder import keep_folder
 from mm_lightning.namespaces import CallbackOfBoth, LightningModule, Trainer, classes
 
 __all__ = ["StopAfterStep"]  # of conf/callbacks/default.yaml
@@ -64,6 +65,7 @@ class StopAfterStep(CallbackOfBoth):
         if self._is_between_steps or is_terminated:
             self._is_between_steps = False
             trainer.save_checkpoint(self.path)
+            keep_folder()
             if trainer.is_global_zero:
                 again = typed("ckpt_path", str(self.path))
                 print(f"Saved {self.path}. To go on, repeat the command with {again}", file=sys.stderr)

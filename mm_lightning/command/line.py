@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
@@ -24,11 +25,15 @@ class LineParser(argparse.ArgumentParser):
     """A parser with ``--version``, whose errors can be told in one line."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
         versions = package_versions()
         of_others = ", ".join(f"{name} {versions[name]}" for name in ("torch", "lightning", "hydra-core"))
         text = f"mm-lightning {versions['mm-lightning']} ({of_others})"
         self.add_argument("--version", action="version", version=text, help="print the versions and exit")
+
+    def add_config_dir(self, of: str) -> None:
+        """Take ``--config-dir``, as Hydra's commands do."""
+        self.add_argument("--config-dir", "-cd", type=Path, metavar="FOLDER", help=of)
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage.
@@ -69,13 +74,18 @@ def run_composed(job: Callable[[DictConfig], Any], config_name: str) -> None:
     def composed(config: DictConfig) -> Any:
         try:
             return job(config)
-        except Exception as error:
+        except BaseException as error:  # Ctrl-C before the first step, too
             leave_nothing()
-            raise failure.JobFailed(error) from error
+            if isinstance(error, Exception):
+                raise failure.JobFailed(error) from error
+            raise
 
     with failure.as_one_line():
         sys.argv[1:] = _overrides_last(sys.argv[1:])
-        hydra_flags().parse_args()
+        flags = hydra_flags().parse_args()
+        typed_keys = {word.split("=")[0] for word in flags.overrides}
+        if flags.cfg and "max_epochs" in typed_keys and "trainer.max_epochs" not in typed_keys:
+            sys.argv.append("++trainer.max_epochs=${max_epochs}")  # as one_number_of_epochs lets a run have it
         try:
             composed()
         except Exception:  # Hydra's own, for some runs of a sweep

@@ -112,15 +112,7 @@ def weights_of(path: Path) -> dict[str, Tensor]:
         )
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        RuntimeError,
-        pickle.UnpicklingError,
-        EOFError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except _UNREADABLE as error:
         raise ValueError(
             f"{path} cannot be read: it is no whole checkpoint, or holds objects other than tensors and plain values "
             f"({str(error).splitlines()[0]})."

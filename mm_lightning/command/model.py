@@ -23,7 +23,9 @@ OF_THE_DATA = ("num_classes", "input_shape", "in_channels")
 _OF_THE_RUN = ("optimizer", "scheduler")
 
 
-def fitted_to_data(config: DictConfig, data: Any) -> DictConfig:
+def fitted_to_data(
+    config: DictConfig, data: Any, way_out: str = "Leave it null, and it is read from the data."
+) -> DictConfig:
     """Fill in what the model is built for: ``num_classes``, ``input_shape`` and ``in_channels`` of the data.
 
     Where one of them is null, anywhere below ``model``, it becomes the data's; and where the model's class or function
@@ -34,6 +36,7 @@ def fitted_to_data(config: DictConfig, data: Any) -> DictConfig:
     Args:
         config: The composed configuration.
         data: The data module.
+        way_out: What is said to do about a value that is not the data's.
 
     Returns:
         A copy.
@@ -57,7 +60,7 @@ def fitted_to_data(config: DictConfig, data: Any) -> DictConfig:
             node[name] = own
         elif own is not None and given != own:
             text = f"{place}.{name} is {given}, but that of the data ({type(data).__name__}) is {own}"
-            raise ValueError(f"{text}. Leave it null, and it is read from the data.")
+            raise ValueError(f"{text}. {way_out}")
     return config
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -52,9 +53,10 @@ class TerminalBar(TQDMProgressBar):
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """Return the logged metrics, of the loss the mean, without the logger's version, and the time left."""
-        metrics = self._mean_loss.shown(super().get_metrics(trainer, pl_module))
-        metrics.pop("v_num", None)
-        return {**metrics, "left": self._clock.left(trainer)} if trainer.training else dict(metrics)
+        on_bar = super().get_metrics(trainer, pl_module)
+        on_bar.pop("v_num", None)
+        metrics = self._mean_loss.shown(_told(trainer, on_bar))
+        return {**metrics, "left": self._clock.left(trainer)} if trainer.training else metrics
 
 
 class EpochLines(ProgressBar):
@@ -90,12 +92,17 @@ class EpochLines(ProgressBar):
         """Print the epoch's line."""
         if not self._enabled:
             return
-        logged = self._mean_loss.shown(trainer.progress_bar_metrics)
+        logged = self._mean_loss.shown(_told(trainer, trainer.progress_bar_metrics))
         shown = {key: float(value) for key, value in logged.items()}
         metrics = "  ".join(f"{key} {value:.4f}" for key, value in shown.items())
         of = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""
         epoch = f"epoch {trainer.current_epoch + 1:3d}{of}"
         print(f"{epoch}  {metrics}  left {self._clock.left(trainer)}", flush=True)
+
+
+def _told(trainer: pl.Trainer, on_bar: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the module has logged for the bar; where that is nothing, all that it has logged."""
+    return on_bar or {key: value for key, value in trainer.callback_metrics.items() if not key.startswith("mixup/")}
 
 
 class _Clock:

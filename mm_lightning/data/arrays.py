@@ -15,7 +15,7 @@ from mm_lightning.arguments import check_flag, plain, refusal
 from mm_lightning.data.labels import check_classes, encode_labels
 from mm_lightning.data.splits import check_shares, complete_splits
 from mm_lightning.data.tables import Rows, read_npz, read_table
-from mm_lightning.data.tensor_data_module import TensorDataModule, check_seed
+from mm_lightning.data.tensor_data_module import TensorDataModule, seed_of_data
 
 __all__ = ["ArraysDataModule", "existing", "put_together", "standardized"]
 
@@ -76,9 +76,7 @@ class ArraysDataModule(TensorDataModule):
         self.target = target
         self.standardize = bool(standardize)
         self.val_share, self.test_share = val_share, test_share
-        if data_seed is not None:
-            check_seed("data_seed", data_seed)
-        self.data_seed = seed if data_seed is None else data_seed
+        self.data_seed = seed_of_data(seed, data_seed)
 
     def load_splits(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Read the file, as ``load_splits`` of :class:`TensorDataModule` documents it."""

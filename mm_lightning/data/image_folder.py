@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm_lightning.arguments import check_flag, check_integer, check_number, plain, refusal
+from mm_lightning.arguments import check_count, check_flag, check_integer, check_number, plain, refusal
 from mm_lightning.data.arrays import existing
 from mm_lightning.data.image_batches import ImageTransform, WorkerBatches
 from mm_lightning.data.image_files import (
@@ -25,7 +25,7 @@ from mm_lightning.data.image_files import (
 from mm_lightning.data.labels import check_classes
 from mm_lightning.data.splits import check_shares, complete_splits, split_with_names
 from mm_lightning.data.tensor_batches import TensorBatches
-from mm_lightning.data.tensor_data_module import TensorDataModule, check_seed
+from mm_lightning.data.tensor_data_module import TensorDataModule, seed_of_data
 
 __all__ = ["ImageFolderDataModule", "ImageTensorDataModule"]
 
@@ -72,21 +72,19 @@ class ImageTensorDataModule(TensorDataModule):
         data_seed: int | None = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, seed)
-        check_integer("size", size, "an integer >= 1", lambda size: size >= 1, "64 makes 64 x 64 pixels.")
+        check_count("size", size, 1, "64 makes 64 x 64 pixels.")
         check_integer("channels", channels, "1 or 3", lambda count: count in (1, 3), "1 is grey, 3 is RGB.")
-        check_integer("crop_padding", crop_padding, "an integer >= 0", lambda width: width >= 0, "0 does not crop.")
+        check_count("crop_padding", crop_padding, 0, "0 does not crop.")
         check_flag("flip", flip, "False mirrors no image.")
         check_shares(val_share, test_share)
         none_at_all = "0 refuses the first."
         check_number("max_corrupt", max_corrupt, "a number in [0, 1]", lambda share: 0 <= share <= 1, none_at_all)
-        if data_seed is not None:
-            check_seed("data_seed", data_seed)
         self.size, self.channels = int(size), int(channels)
         self.crop_padding, self.flip = int(crop_padding), bool(flip)
         self.mean = _of_channels("mean", mean, _MEAN[channels], least=float("-inf"))
         self.std = _of_channels("std", std, _STD[channels], least=0.0)
         self.val_share, self.test_share, self.max_corrupt = val_share, test_share, max_corrupt
-        self.data_seed = seed if data_seed is None else data_seed
+        self.data_seed = seed_of_data(seed, data_seed)
         self.input_shape = (self.channels, self.size, self.size)
 
     def transform(self, split: str) -> ImageTransform:
@@ -126,7 +124,7 @@ class ImageFolderDataModule(ImageTensorDataModule):
         self.root = existing("root", root, "a folder with a folder of images for each class", "Give data.root=FOLDER.")
         check_number("memory", memory, "a number >= 0, in MB", lambda number: number >= 0, "0 keeps no image.")
         if num_workers is not None:
-            check_integer("num_workers", num_workers, "an integer >= 0", lambda count: count >= 0, "0 starts none.")
+            check_count("num_workers", num_workers, 0, "0 starts none.")
         self.memory, self.num_workers = memory, num_workers
         self._files: list[Path] = []
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mm_lightning.arguments import check_integer, refusal
+from mm_lightning.arguments import check_count, check_integer, refusal
 from mm_lightning.data.tensor_data_module import TensorDataModule
 
 PACKAGED_FILES = Path(__file__).with_name("mnist_files")
@@ -105,7 +105,7 @@ class MNISTDataModule(TensorDataModule):
             "0 trains on all 60,000.",
         )
         if limit is not None:
-            check_integer("limit", limit, "an integer >= 1", lambda count: count >= 1, "None keeps all images.")
+            check_count("limit", limit, 1, "None keeps all images.")
         self.root = root
         self.num_validation = num_validation
         self.limit = limit

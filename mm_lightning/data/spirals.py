@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mm_lightning.arguments import check_integer, check_number
-from mm_lightning.data.tensor_data_module import TensorDataModule, check_seed
+from mm_lightning.arguments import check_count, check_number
+from mm_lightning.data.tensor_data_module import TensorDataModule, check_seed, seed_of_data
 
 _ARM_END = math.radians(780)  # the angle at an arm's end, and its distance from the origin there
 
@@ -44,7 +44,7 @@ def two_spirals(num_points: int, noise: float, seed: int) -> tuple[Tensor, Tenso
         >>> torch.equal(points[1], -points[0]), targets
         (True, tensor([0, 1]))
     """
-    _check_num_points(num_points, 1, "It counts the points of one class.")
+    check_count("num_points", num_points, 1, "It counts the points of one class.")
     _check_noise(noise)
     check_seed("seed", seed)
     u, v, w = _rng(seed, _POINTS_STREAM).random((num_points, 3)).T
@@ -90,19 +90,16 @@ class SpiralsDataModule(TensorDataModule):
     ) -> None:
         super().__init__(batch_size, eval_batch_size, seed)
         # 6 points are 4 to train, 1 to validate and 1 to test
-        _check_num_points(num_points, 3, "Fewer leave a split without points.")
+        check_count("num_points", num_points, 3, "Fewer leave a split without points.")
         _check_noise(noise)
-        if data_seed is not None:
-            check_seed("data_seed", data_seed)
         self.num_points = num_points
         self.noise = noise
-        self.data_seed = data_seed
+        self.data_seed = seed_of_data(seed, data_seed)
 
     def load_splits(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Draw the points and split them, as ``load_splits`` of :class:`TensorDataModule` documents it."""
-        seed = self.seed if self.data_seed is None else self.data_seed
-        points, targets = two_spirals(self.num_points, self.noise, seed)
-        order = torch.from_numpy(_rng(seed, _SPLIT_STREAM).permutation(len(points)))
+        points, targets = two_spirals(self.num_points, self.noise, self.data_seed)
+        order = torch.from_numpy(_rng(self.data_seed, _SPLIT_STREAM).permutation(len(points)))
         num_fit = round(0.9 * len(order))  # to train and validate
         num_train = round(0.9 * num_fit)
         rows = {"train": order[:num_train], "val": order[num_train:num_fit], "test": order[num_fit:]}
@@ -111,10 +108,6 @@ class SpiralsDataModule(TensorDataModule):
 
 def _rng(seed: int, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.array([seed, stream], dtype=np.uint64)))
-
-
-def _check_num_points(num_points: Any, least: int, way_out: str) -> None:
-    check_integer("num_points", num_points, f"an integer >= {least}", lambda count: count >= least, way_out)
 
 
 def _check_noise(noise: Any) -> None:

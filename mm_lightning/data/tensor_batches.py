@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from mm_lightning.arguments import check_flag, check_integer
+from mm_lightning.arguments import check_count, check_flag
 
 # Takes a batch, and the numbers of its epoch, of itself in the epoch, and of its rank.
 Transform = Callable[[tuple[Tensor, ...], tuple[int, int, int]], tuple[Tensor, ...]]
@@ -65,7 +65,7 @@ class TensorBatches:
                 f"sampler must order as many rows as tensors have, got {num_rows} and {lengths[0]}."
                 " Build it from the same data."
             )
-        check_integer("batch_size", batch_size, "an integer >= 1", lambda size: size >= 1, "1 yields single rows.")
+        check_count("batch_size", batch_size, 1, "1 yields single rows.")
         check_flag("drop_last", drop_last, "False keeps a last batch of fewer rows.")
         self.tensors = tuple(tensors)
         self.batch_size = batch_size

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler, TensorDataset
 
-from mm_lightning.arguments import check_integer
+from mm_lightning.arguments import check_count, check_integer
 from mm_lightning.data.tensor_batches import TensorBatches, Transform
 from mm_lightning.namespaces import DataModuleOfBoth
 
@@ -43,7 +43,7 @@ class TensorDataModule(DataModuleOfBoth, ABC):
     def __init__(self, batch_size: int, eval_batch_size: int, seed: int) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            check_integer(name, value, "an integer >= 1", lambda size: size >= 1, f"1 yields single {self.row_name}s.")
+            check_count(name, value, 1, f"1 yields single {self.row_name}s.")
         check_seed("seed", seed)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -135,3 +135,11 @@ class TensorDataModule(DataModuleOfBoth, ABC):
 def check_seed(name: str, seed: Any) -> None:
     """Raise TypeError unless ``seed`` is an integer, and ValueError unless it is in [0, 2**32)."""
     check_integer(name, seed, "an integer in [0, 2**32)", lambda seed: 0 <= seed < 2**32, "Give 0, for example.")
+
+
+def seed_of_data(seed: int, data_seed: Any) -> int:
+    """The ``data_seed``, checked as :func:`check_seed` does it, or where it is None the ``seed``."""
+    if data_seed is None:
+        return seed
+    check_seed("data_seed", data_seed)
+    return data_seed

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from matplotlib.figure import Figure
 
+from mm_lightning.arguments import check_count, check_flag
 from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Rows, SharedArguments
 from mm_lightning.diagnostics.reliability import (
     Reliability,
@@ -49,6 +50,7 @@ class Calibration(Diagnostic):
         **shared: These and ``every_n_epochs``, ``max_points`` and ``name`` are those of every :class:`Diagnostic`.
 
     Raises:
+        TypeError: If an argument is of a wrong type.
         ValueError: If a number is outside its range.
     """
 
@@ -64,8 +66,8 @@ class Calibration(Diagnostic):
         **shared: Unpack[SharedArguments],
     ) -> None:
         super().__init__(name, [layer], every_n_epochs, max_points, **shared)
-        if num_bins < 1:
-            raise ValueError(f"num_bins must be >= 1, got {num_bins}.")
+        check_count("num_bins", num_bins, 1, "15 is usual.")
+        check_flag("probabilities", probabilities, "False takes the layer's output for logits.")
         self.layer = layer
         self.num_bins = num_bins
         self.probabilities = probabilities

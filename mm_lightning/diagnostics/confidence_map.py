@@ -15,11 +15,12 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from mm_lightning.arguments import check_count, check_flag, check_number
 from mm_lightning.diagnostics.clouds import square_frame
 from mm_lightning.diagnostics.confidence_figure import draw_confidence_maps, write_animation
 from mm_lightning.diagnostics.confidence_frames import Frame, packed, stacked, unpacked
 from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Rows, SharedArguments, is_last_validation
-from mm_lightning.diagnostics.drawing import ClassNames, add_run_title, save_arrays
+from mm_lightning.diagnostics.drawing import ClassNames, add_run_title, check_class_names, save_arrays
 from mm_lightning.diagnostics.hidden_states import INPUT, evaluating, first_floats
 from mm_lightning.diagnostics.plane import (
     Extent,
@@ -90,6 +91,7 @@ class ConfidenceMap(Diagnostic):
         **shared: These and ``every_n_epochs``, ``max_points`` and ``name`` are those of every :class:`Diagnostic`.
 
     Raises:
+        TypeError: If an argument is of a wrong type.
         ValueError: If a number is outside its range.
     """
 
@@ -115,18 +117,16 @@ class ConfidenceMap(Diagnostic):
         self._logits: Callable[[LightningModule, Tensor], Tensor] = shared.get("forward") or _logits
         shared["forward"] = self._run_batch
         super().__init__(name, [layer], every_n_epochs, max_points, **shared)
-        counts = {
-            "resolution": (resolution, 2),
-            "frame_resolution": (frame_resolution, 2),
-            "batch_size": (batch_size, 1),
-        }
-        for key, (count, least) in counts.items():
-            if count < least:
-                raise ValueError(f"{key} must be >= {least}, got {count}.")
-        if not 0 < threshold <= 1 or not 0 < band < math.inf:
-            raise ValueError(f"threshold must be in (0, 1] and band > 0, got {threshold} and {band}.")
-        if extent is not None and not all(-math.inf < low < high < math.inf for low, high in extent):
-            raise ValueError(f"extent must be ((x0, x1), (y0, y1)) with x0 < x1 and y0 < y1, got {extent}.")
+        check_count("resolution", resolution, 2, "301 is the default.")
+        check_count("frame_resolution", frame_resolution, 2, "101 is the default.")
+        check_count("batch_size", batch_size, 1, "4096 is the default.")
+        check_number("threshold", threshold, "a number in (0, 1]", lambda share: 0 < share <= 1, "0.9 is the default.")
+        check_number("band", band, "a finite number > 0", lambda width: 0 < width < math.inf, "1/30 is the default.")
+        check_flag("probabilities", probabilities, "False takes the module's output for logits.")
+        check_class_names(class_names)
+        if extent is not None and not _is_extent(extent):
+            expected = "extent must be ((x0, x1), (y0, y1)) with x0 < x1 and y0 < y1"
+            raise ValueError(f"{expected}, got {extent}. None is a square around the points.")
         self.layer = layer
         self.extent = None if extent is None else _floats(extent)
         self.resolution = resolution
@@ -264,6 +264,13 @@ class ConfidenceMap(Diagnostic):
 
 def _logits(module: LightningModule, inputs: Tensor) -> Any:
     return module(inputs)
+
+
+def _is_extent(extent: Any) -> bool:
+    try:
+        return all(-math.inf < low < high < math.inf for low, high in _floats(extent))
+    except (TypeError, ValueError):
+        return False
 
 
 def _floats(extent: Extent) -> Extent:

@@ -16,7 +16,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mm_lightning.diagnostics.drawing import figures_folder, publish
+from mm_lightning.arguments import check_count
+from mm_lightning.diagnostics.drawing import check_folder, figures_folder, publish
 from mm_lightning.diagnostics.hidden_states import HiddenStates
 from mm_lightning.diagnostics.training_rows import overhear_training, run_on_first_entry
 from mm_lightning.namespaces import CallbackOfBoth, LightningModule, Trainer
@@ -88,6 +89,7 @@ class Diagnostic(CallbackOfBoth, ABC):
             or a dict, to ``forward``.
 
     Raises:
+        TypeError: If an argument is of a wrong type.
         ValueError: If a number is outside its range.
     """
 
@@ -114,11 +116,11 @@ class Diagnostic(CallbackOfBoth, ABC):
         targets: Callable[[Any], Tensor] | None = None,
         forward: Forward | None = None,
     ) -> None:
-        bounds = {"every_n_epochs": 1, "max_points": 1, "train_points": 0}
-        values = (every_n_epochs, max_points, train_points)
-        for (key, least), value in zip(bounds.items(), values, strict=True):
-            if value is not None and value < least:
-                raise ValueError(f"{key} must be >= {least}, got {value}.")
+        if every_n_epochs is not None:
+            check_count("every_n_epochs", every_n_epochs, 1, "None looks at the last epoch only.")
+        check_count("max_points", max_points, 1, "10_000 keeps as many rows.")
+        check_count("train_points", train_points, 0, "0 leaves the training data out.")
+        check_folder(dirpath)
         self.name = name
         self.layers = list(dict.fromkeys(layers))
         self.every_n_epochs = every_n_epochs

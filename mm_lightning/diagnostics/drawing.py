@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mm_lightning.arguments import plain, refusal
 from mm_lightning.files import whole_file
 from mm_lightning.namespaces import Trainer, classes
 
@@ -130,6 +132,20 @@ def class_colour(k: int) -> str:
 def class_name(k: int, names: ClassNames | None) -> str:
     """Return the text for a class, by default its index."""
     return str(k) if names is None else names[k]
+
+
+def check_class_names(names: Any) -> None:
+    """Raise TypeError unless ``names`` has a text for class indices, or is None."""
+    if names is not None and not isinstance(plain(names), (dict, list)):
+        raise refusal(
+            "class_names", names, "a list of texts, or a mapping of class indices to texts", "None takes the indices."
+        )
+
+
+def check_folder(dirpath: Any) -> None:
+    """Raise TypeError unless ``dirpath`` is a path or None."""
+    if dirpath is not None and not isinstance(dirpath, (str, PathLike)):
+        raise refusal("dirpath", dirpath, "a path", "None is the folder figures of the trainer's.")
 
 
 def figures_folder(trainer: Trainer, dirpath: str | Path | None) -> Path:

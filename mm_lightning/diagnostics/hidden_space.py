@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from mm_lightning.arguments import plain, refusal
 from mm_lightning.diagnostics.clouds import classes_in_words, draw_clouds, half_and_all, square_frame
 from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Rows, SharedArguments
 from mm_lightning.diagnostics.drawing import (
     ClassNames,
     add_panel,
+    check_class_names,
     label_outer,
     titled_figure,
     write_numbers,
@@ -182,6 +185,7 @@ class HiddenSpace(Diagnostic):
         **shared: These and ``every_n_epochs``, ``max_points`` and ``name`` are those of every :class:`Diagnostic`.
 
     Raises:
+        TypeError: If an argument is of a wrong type.
         ValueError: If a number is outside its range.
     """
 
@@ -199,8 +203,9 @@ class HiddenSpace(Diagnostic):
         **shared: Unpack[SharedArguments],
     ) -> None:
         super().__init__(name, [layer], every_n_epochs, max_points, **shared)
+        check_class_names(class_names)
         self.layer = layer
-        self.subsets = subsets
+        self.subsets = None if subsets is None else _panels(subsets)
         self.class_names = class_names
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, rows: Rows) -> Findings | str:
@@ -224,6 +229,16 @@ class HiddenSpace(Diagnostic):
         arrays = {name: torch.from_numpy(array) for name, array in findings.arrays.items()}
         plane = (arrays["plane"], arrays["variance"]) if "variance" in arrays else None
         return draw_hidden_space(rows.hidden[self.layer], rows.targets, subsets, title, self.class_names, plane)
+
+
+def _panels(subsets: Any) -> list[list[int]]:
+    """The classes of each panel, gone through once."""
+    given = plain(subsets)
+    panels = [plain(panel) for panel in given] if isinstance(given, list) else [given]
+    if not all(isinstance(panel, list) and panel and all(isinstance(k, Integral) for k in panel) for panel in panels):
+        way_out = "None draws half of the classes, and all."
+        raise refusal("subsets", given, "a list with a list of class indices for each panel", way_out)
+    return panels
 
 
 def _captions(hidden: Tensor, targets: Tensor) -> dict[str, str]:

@@ -13,8 +13,9 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from mm_lightning.arguments import check_count
 from mm_lightning.callback import UNMIXED, ManifoldMixupCallback
-from mm_lightning.diagnostics.drawing import figures_folder, publish
+from mm_lightning.diagnostics.drawing import check_folder, figures_folder, publish
 from mm_lightning.diagnostics.mixing_figure import Mixing, draw_mixing, expected_shares
 from mm_lightning.mixup import BetaRatio
 from mm_lightning.namespaces import CallbackOfBoth, LightningModule, Trainer
@@ -50,6 +51,7 @@ class MixupMonitor(CallbackOfBoth):
         name: First part of the picture's tag and of the files.
 
     Raises:
+        TypeError: If an argument is of a wrong type.
         ValueError: If a number is below 1; in ``setup``, if there is no ``ManifoldMixupCallback`` or another monitor.
     """
 
@@ -62,9 +64,9 @@ class MixupMonitor(CallbackOfBoth):
         num_bins: int = 20,
         name: str = "mixup_monitor",
     ) -> None:
-        for key, value in (("every_n_epochs", every_n_epochs), ("num_bins", num_bins)):
-            if value < 1:
-                raise ValueError(f"{key} must be >= 1, got {value}.")
+        check_count("every_n_epochs", every_n_epochs, 1, "1 draws after each.")
+        check_count("num_bins", num_bins, 1, "20 is the default.")
+        check_folder(dirpath)
         self.every_n_epochs = every_n_epochs
         self.dirpath = dirpath
         self.num_bins = num_bins

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
+from mm_lightning.arguments import check_count
 from mm_lightning.diagnostics.drawing import (
     GREY,
     INK,
@@ -181,8 +182,7 @@ def captions(numbers: Mapping[str, float]) -> dict[str, str]:
 
 
 def _check(probabilities: Tensor, targets: Tensor, num_bins: int) -> None:
-    if num_bins < 1:
-        raise ValueError(f"num_bins must be >= 1, got {num_bins}.")
+    check_count("num_bins", num_bins, 1, "15 is usual.")
     if probabilities.ndim != 2 or not len(probabilities) or targets.shape != probabilities.shape[:1]:
         shapes = f"{tuple(probabilities.shape)} and {tuple(targets.shape)}"
         raise ValueError(f"probabilities must be (N, K) and targets (N,), with N >= 1, got {shapes}.")

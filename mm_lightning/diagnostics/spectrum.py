@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
+from mm_lightning.arguments import plain
 from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Rows, SharedArguments
 from mm_lightning.diagnostics.drawing import (
     GREY,
@@ -20,6 +21,7 @@ from mm_lightning.diagnostics.drawing import (
     PALETTE,
     ClassNames,
     add_panel,
+    check_class_names,
     class_colour,
     class_name,
     label_outer,
@@ -189,7 +191,11 @@ class Spectrum(Diagnostic):
         name: str = "spectrum",
         **shared: Unpack[SharedArguments],
     ) -> None:
-        super().__init__(name, [layers] if isinstance(layers, str) else layers, every_n_epochs, max_points, **shared)
+        several = plain(layers)
+        super().__init__(
+            name, several if isinstance(several, list) else [several], every_n_epochs, max_points, **shared
+        )
+        check_class_names(class_names)
         self.class_names = class_names
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, rows: Rows) -> Findings:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mm_lightning.arguments import check_integer, no_such
+from mm_lightning.arguments import check_count, check_flag, no_such, plain, refusal
 from mm_lightning.module import MixableModule
 
 __all__ = ["classifier", "timm_classifier", "torchvision_classifier"]
@@ -69,13 +70,14 @@ def timm_classifier(
     if not isinstance(name, str) or not timm.is_model(name):
         raise ValueError(no_such(str(name), timm.list_models(), "network of timm"))
     _check_num_classes(num_classes)
+    check_flag("pretrained", pretrained, "True begins with the weights that timm downloads.")
     settings: dict[str, Any] = {"num_classes": num_classes, "pretrained": pretrained}
     if input_shape is not None:
         channels, *size = _image_shape(input_shape)
         settings["in_chans"] = channels
         if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
             settings["img_size"] = tuple(size)
-    network = timm.create_model(name, **{**settings, **(arguments or {})})
+    network = timm.create_model(name, **{**settings, **_of_the_network(arguments)})
     return classifier(network, num_classes, optimizer, scheduler)
 
 
@@ -116,17 +118,29 @@ def torchvision_classifier(
     if name in ("googlenet", "inception_v3"):
         settings["aux_logits"] = False  # or in training they return two outputs
     return classifier(
-        models.get_model(name, weights=None, **{**settings, **(arguments or {})}), num_classes, optimizer, scheduler
+        models.get_model(name, weights=None, **{**settings, **_of_the_network(arguments)}),
+        num_classes,
+        optimizer,
+        scheduler,
     )
 
 
 def _check_num_classes(num_classes: Any) -> None:
     way_out = "It is read from the data where those have num_classes."
-    check_integer("num_classes", num_classes, "an integer >= 2", lambda count: count >= 2, way_out)
+    check_count("num_classes", num_classes, 2, way_out)
 
 
 def _image_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
-    if len(input_shape) != 3:
-        got = f"an input of the data has the shape {tuple(input_shape)}"
+    shape: Any = plain(input_shape)
+    if not isinstance(shape, list) or not all(isinstance(size, Integral) for size in shape):
+        raise refusal("input_shape", shape, "three integers (C, H, W)", "It is read from the data where it is null.")
+    if len(shape) != 3:
+        got = f"an input of the data has the shape {tuple(shape)}"
         raise ValueError(f"The network takes images (C, H, W), {got}. model=mlp takes any.")
-    return tuple(map(int, input_shape))
+    return tuple(map(int, shape))
+
+
+def _of_the_network(arguments: Any) -> dict[str, Any]:
+    if arguments is not None and not isinstance(arguments, Mapping):
+        raise refusal("arguments", arguments, "a mapping of more arguments of the network", "None gives no more.")
+    return dict(arguments or {})

@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from numbers import Integral, Real
+from typing import Any
 
 from torch import nn
+
+from mm_lightning.arguments import check_number, plain, refusal
 
 __all__ = ["mlp_blocks"]
 
@@ -37,17 +41,20 @@ def mlp_blocks(
         ``(block, eligible)`` for each block. Block i maps (N, sizes[i]) to (N, sizes[i + 1]), the first one (N, ...).
 
     Raises:
+        TypeError: If an argument is of a wrong type.
         ValueError: If there are fewer than two sizes, the first or the last is not that of the data, ``mix_before``
             names a block that is not there, or ``dropout`` is not one share for each hidden layer.
     """
-    units = _completed(list(sizes), input_shape, num_classes)
+    units = _completed(_listed("sizes", sizes, "numbers of units"), input_shape, num_classes)
     last = len(units) - 2
-    eligible = set(mix_before)
-    if unknown := sorted(eligible - set(range(last + 1))):
-        raise ValueError(f"mix_before names the blocks {unknown}, but the blocks are 0 to {last}.")
-    shares = [0.0] * last if dropout is None else list(dropout)
-    if len(shares) != last or not all(0 <= share < 1 for share in shares):
-        raise ValueError(f"dropout must be {last} numbers in [0, 1), one for each hidden layer, got {shares}.")
+    eligible = _listed("mix_before", mix_before, "numbers of blocks")
+    if unknown := [block for block in eligible if block not in range(last + 1)]:
+        raise ValueError(f"mix_before names the blocks {unknown}, but the blocks are 0 to {last}. Name some of them.")
+    check_number("negative_slope", negative_slope, "a finite number", math.isfinite, "0.3 is the default.")
+    shares = [0.0] * last if dropout is None else _listed("dropout", dropout, "shares")
+    if len(shares) != last or not all(_is_share(share) for share in shares):
+        text = f"dropout must be {last} numbers in [0, 1), one for each hidden layer, got {shares}"
+        raise ValueError(f"{text}. None drops nothing.")
     blocks: list[tuple[nn.Module, bool]] = []
     for i, (fan_in, fan_out) in enumerate(pairwise(units)):
         modules: list[nn.Module] = [nn.Flatten()] if i == 0 else []
@@ -62,10 +69,10 @@ def mlp_blocks(
 
 def _completed(sizes: list[int | None], input_shape: Sequence[int] | None, num_classes: int | None) -> list[int]:
     """The sizes with the ends that the data tell."""
-    expected = "sizes must hold at least two numbers of units >= 1"
+    expected = "sizes must hold at least two integers >= 1"
     if len(sizes) < 2:
-        raise ValueError(f"{expected}, got {sizes}.")
-    of_data = None if input_shape is None else math.prod(input_shape)
+        raise ValueError(f"{expected}, got {sizes}. [784, 256, 10] are two blocks.")
+    of_data = None if input_shape is None else math.prod(_listed("input_shape", input_shape, "sizes"))
     if input_shape is not None and sizes[0] not in (None, of_data):
         what = f"an input of the data has {of_data} numbers (shape {tuple(input_shape)})"
         raise ValueError(f"sizes begin with {sizes[0]}, but {what}. Begin with {of_data}, or null to read it there.")
@@ -74,10 +81,23 @@ def _completed(sizes: list[int | None], input_shape: Sequence[int] | None, num_c
         raise ValueError(f"sizes end with {sizes[-1]}, but {what}. End with {num_classes}, or null to read it there.")
     ends = {0: of_data, len(sizes) - 1: num_classes}
     units = [ends.get(place) if size is None else size for place, size in enumerate(sizes)]
-    known = [size for size in units if size is not None and size >= 1]
+    known = [
+        int(size) for size in units if isinstance(size, Integral) and not isinstance(size, bool) and int(size) >= 1
+    ]
     if len(known) < len(units):
         raise ValueError(f"{expected}, got {units}. Null is read from data that have input_shape and num_classes.")
     return known
+
+
+def _listed(name: str, values: Any, of: str) -> list[Any]:
+    given = plain(values)
+    if not isinstance(given, list):
+        raise refusal(name, given, f"a list of {of}", "One is written [1].")
+    return given
+
+
+def _is_share(share: Any) -> bool:
+    return isinstance(share, Real) and not isinstance(share, bool) and 0 <= float(share) < 1
 
 
 def _linear(fan_in: int, fan_out: int) -> nn.Linear:

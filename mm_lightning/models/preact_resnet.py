@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_lightning.arguments import check_integer
+from mm_lightning.arguments import check_count, plain
 
 __all__ = ["PreActResNet", "preact_resnet18", "preact_resnet34"]
 
@@ -47,29 +48,29 @@ class PreActResNet(nn.Module):
         in_channels: Channels of the images, 3 for RGB. None is refused as well.
 
     Raises:
-        TypeError: If ``num_classes`` or ``in_channels`` is no integer.
-        ValueError: If ``blocks`` are not four numbers >= 1, or another number is below 1.
+        TypeError: If a number is no integer.
+        ValueError: If ``blocks`` are not four numbers, or a number is below 1.
     """
 
     def __init__(
         self, blocks: Sequence[int], num_classes: int | None = 10, width: int = 64, in_channels: int | None = 3
     ) -> None:
         super().__init__()
-        if len(blocks) != 4 or any(count < 1 for count in blocks):
-            raise ValueError(f"blocks must hold four numbers of blocks >= 1, got {list(blocks)}.")
-        from_data = {
-            "num_classes": (num_classes, "It is read from data that have num_classes."),
-            "in_channels": (in_channels, "It is read from data that are images; model=mlp takes all others."),
-        }
-        for name, (count, way_out) in from_data.items():
-            check_integer(name, count, "an integer >= 1", lambda count: count >= 1, way_out)
+        stages: Any = plain(blocks)
+        if not isinstance(stages, list) or len(stages) != 4:
+            raise ValueError(f"blocks must hold four numbers of blocks, got {stages!r}. (2, 2, 2, 2) is of 18 layers.")
+        for i, count in enumerate(stages):
+            check_count(f"blocks[{i}]", count, 1, "(2, 2, 2, 2) is of 18 layers.")
+        check_count("width", width, 1, "64 is the papers'.")
+        check_count("num_classes", num_classes, 1, "It is read from data that have num_classes.")
+        check_count("in_channels", in_channels, 1, "It is read from data that are images; model=mlp takes all others.")
         assert num_classes is not None  # of type checkers: that is no integer
         assert in_channels is not None
         self.conv1 = _conv3x3(in_channels, width)
-        self.layer1 = _stage(blocks[0], width, width, stride=1)
-        self.layer2 = _stage(blocks[1], width, 2 * width, stride=2)
-        self.layer3 = _stage(blocks[2], 2 * width, 4 * width, stride=2)
-        self.layer4 = _stage(blocks[3], 4 * width, 8 * width, stride=2)
+        self.layer1 = _stage(stages[0], width, width, stride=1)
+        self.layer2 = _stage(stages[1], width, 2 * width, stride=2)
+        self.layer3 = _stage(stages[2], 2 * width, 4 * width, stride=2)
+        self.layer4 = _stage(stages[3], 4 * width, 8 * width, stride=2)
         self.linear = nn.Linear(8 * width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:

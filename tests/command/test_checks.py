@@ -105,14 +105,23 @@ PATH = "must be the dotted path of a class or a function, got"
             "'mm_lightning.module.MixableModule'?",
         ),
         (
+            ["model._target_=mm_lightning.Module"],  # mm_lightning.module is nearer, and no class
+            "model._target_: there is no 'mm_lightning.Module'. Did you mean 'mm_lightning.MixableModule'?",
+        ),
+        (
             ["model._target_=mm_lightning.zzz.Net"],
             "model._target_: there is no 'mm_lightning.zzz.Net'. 'mm_lightning' has no 'zzz': name a class or a "
             "function with its modules.",
         ),
         (
-            ["model._target_=qqqq.Net"],
-            "model._target_: there is no 'qqqq.Net'. Python cannot import 'qqqq': name a class or a function with "
-            "its modules.",
+            ["model._target_=Nett"],
+            "model._target_: there is no 'Nett'. Python cannot import 'Nett': name a class or a function with its "
+            "modules.",
+        ),
+        (
+            ["model._target_=rings.Net"],  # not Python's warnings
+            "model._target_: there is no 'rings.Net'. Python cannot import 'rings': set PYTHONPATH to the folder that "
+            "it is in.",
         ),
         (
             ["model.blocks._target_=mm_lightning.models.mlp_block"],
@@ -152,6 +161,15 @@ def test_mistake_is_named_with_its_key(
         _check(config)
     assert str(refused.value) == line
     assert caplog.messages == []
+
+
+def test_a_misspelt_module_of_ones_own_is_found_in_the_folder(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my_networks.py").touch()
+    with pytest.raises(ValueError, match=r"there is no 'my_network\.Net'\. Did you mean 'my_networks\.Net'\?"):
+        check_config(compose("model=own", "model._target_=my_network.Net"))
 
 
 @pytest.mark.parametrize("devices", [2, 3])

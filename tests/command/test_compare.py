@@ -52,6 +52,14 @@ def test_cut_short_run_is_not_another_seed(tmp_path: Path) -> None:
     assert columns(folders) == {"trainer.limit=None": [0.5], "trainer.limit=20": [0.1]}
 
 
+def test_what_all_were_given_names_no_column(tmp_path: Path) -> None:
+    given = ["data=spirals", "max_epochs=3"]
+    folders = [make(tmp_path, f"a{i}", [f"alpha={i}", *given], float(i), mixup={"alpha": i}) for i in (1, 2)]
+    assert columns(folders) == {"alpha=1": [1.0], "alpha=2": [2.0]}
+    folders = [make(tmp_path, "b1", given, 1.0), make(tmp_path, "b2", [*given, "x=2"], 2.0, mixup={"alpha": 2.0})]
+    assert columns(folders) == {"mixup.alpha=1.0": [1.0], "mixup.alpha=2.0": [2.0]}
+
+
 def test_table_holds_mean_and_deviation(tmp_path: Path) -> None:
     folders = [make(tmp_path, f"a{seed}", ["alpha=1"], acc, seed) for seed, acc in enumerate([0.5, 0.7, 0.9])]
     (experiment,) = compare(folders)

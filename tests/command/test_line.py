@@ -103,6 +103,16 @@ def test_a_folder_of_options_that_is_not_there_is_one_line(call: Call, name: str
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("overrides", "epochs"),
+    [(["max_epochs=3"], 3), (["trainer.max_epochs=3"], 3), ([], 1)],
+    ids=["typed", "typed of the trainer", "not typed"],
+)
+def test_the_printed_trainer_has_the_epochs_of_the_run(call: Call, overrides: list[str], epochs: int) -> None:
+    code, out, _ = call("train", "--cfg", "job", "--resolve", "trainer=smoke", *overrides)
+    assert (code, yaml.safe_load(out)["trainer"]["max_epochs"]) == (0, epochs)
+
+
 def test_a_wrong_choice_of_a_flag_is_one_line(call: Call) -> None:
     code, out, err = call("train", "--cfg", "nonsense")
     assert (code, out, err.count("\n")) == (1, "", 1)

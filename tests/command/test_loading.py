@@ -17,6 +17,7 @@ from torch.testing import assert_close
 
 import mm_lightning
 from mm_lightning import MixableModule
+from mm_lightning.command import checks
 from mm_lightning.command.evaluate import evaluate, main, with_overrides
 from mm_lightning.command.loading import load, load_weights, weights_of
 from mm_lightning.data import SpiralsDataModule
@@ -162,6 +163,39 @@ def test_an_option_replaces_the_data_of_the_run(run: Path) -> None:
 def test_other_overrides_are_refused(override: str, message: str, run: Path) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate(run, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "message"),
+    [
+        ("trainer=gpu", ValueError, r"trainer\.accelerator is 'gpu', but torch .* Choose trainer=cpu, or install"),
+        (
+            "data._target_=mm_lightning.data.SpiralDataModule",
+            ValueError,
+            r"Did you mean 'mm_lightning\.data\.SpiralsDataModule'",
+        ),
+        ("+trainer.deterministic=maybe", TypeError, r"trainer\.deterministic must be true or false .* got 'maybe'"),
+    ],
+)
+def test_what_no_run_can_be_made_of_is_refused_as_in_training(
+    override: str, error: type[Exception], message: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for accelerator in (checks.CUDAAccelerator, checks.MPSAccelerator):
+        monkeypatch.setattr(accelerator, "is_available", lambda: False)
+    with pytest.raises(error, match=message):
+        evaluate(run, [override])
+
+
+def test_data_that_the_model_is_not_trained_for_are_refused(run: Path) -> None:
+    config: Any = OmegaConf.load(run / "config.yaml")
+    config.model.blocks.update(input_shape=[2], num_classes=2)  # as the command records them
+    OmegaConf.save(config, run / "config.yaml")
+    message = (
+        r"model\.blocks\.input_shape is \[2\], but that of the data \(MNISTDataModule\) is \[1, 28, 28\]\. "
+        "The model is trained for it; name data that are alike"
+    )
+    with pytest.raises(ValueError, match=message):
+        evaluate(run, ["data=mnist"])
 
 
 def test_the_command_prints_the_numbers_and_writes_them_beside(

@@ -88,6 +88,28 @@ def test_one_line_an_epoch(fit: Callable[..., pl.Trainer], capsys: pytest.Captur
     ]
 
 
+def test_what_is_logged_for_no_bar_is_shown_where_there_is_nothing_else(
+    fit: Callable[..., pl.Trainer], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Module.log
+
+    def log_for_no_bar(module: Module, name: str, value: Any, prog_bar: bool) -> None:
+        log(module, name, value)
+        log(module, "mixup/lam", 0.5)
+
+    monkeypatch.setattr(Module, "log", log_for_no_bar)
+    bar = TerminalBar()
+    shown = []
+    monkeypatch.setattr(bar, "on_train_epoch_end", lambda *of: shown.append(bar.get_metrics(*of)))
+    fit(EpochLines())
+    assert lines_of(capsys) == [
+        "epoch   1/2  train/loss 1.2500  val/acc 0.2500  left 0:04",
+        "epoch   2/2  train/loss 3.2500  val/acc 0.5000  left 0:00",
+    ]
+    fit(bar, max_epochs=1)
+    assert shown == [{"train/loss": 1.25, "val/acc": 0.25, "left": "0:00"}]
+
+
 def test_loss_of_accumulated_batches_is_not_divided(
     fit: Callable[..., pl.Trainer], capsys: pytest.CaptureFixture[str]
 ) -> None:

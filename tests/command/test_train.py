@@ -24,6 +24,7 @@ from torch.testing import assert_close
 
 from mm_lightning import files
 from mm_lightning.command import failure, scripts
+from mm_lightning.command.beginning import SayBeginning
 from mm_lightning.command.configuration import CONF
 from mm_lightning.data import mnist
 
@@ -577,6 +578,22 @@ def test_refused_run_leaves_what_was_there(override: str, command: Command, tmp_
 def test_refused_sweep_leaves_nothing(override: str, command: Command, tmp_path: Path) -> None:
     assert command("-m", *BRIEF, override).code == 1
     assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["after the step", "at once"])
+def test_interrupted_run_leaves_a_folder_once_it_has_trained(
+    times: int, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        for _ in range(times):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(SayBeginning, "on_train_start", interrupt)
+    assert command(*BRIEF, "hydra.run.dir=run").code == 130
+    if times == 1:
+        assert saved_step(tmp_path / "run" / "checkpoints" / "last.ckpt") == 1
+    else:
+        assert list(tmp_path.rglob("*")) == []
 
 
 def test_sweep_keeps_the_runs_before_the_refused_one(command: Command, tmp_path: Path) -> None:

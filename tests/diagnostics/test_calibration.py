@@ -161,8 +161,12 @@ def test_what_cannot_be_measured_is_warned_about(
 
 
 def test_misuse_is_named(make_trainer: Callable[..., Trainer]):
-    with pytest.raises(ValueError, match="num_bins must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="num_bins must be an integer >= 1, got 0"):
         Calibration(num_bins=0)
+    with pytest.raises(TypeError, match=r"num_bins must be an integer >= 1, got 7\.5 of type float"):
+        Calibration(num_bins=7.5)
+    with pytest.raises(TypeError, match="probabilities must be True or False, got 'no' of type str"):
+        Calibration(probabilities="no")
     with pytest.raises(ValueError, match=r"sum to 1 in each row, got .* Are they logits"):
         make_trainer(Calibration(probabilities=True)).test(_Net(), _loader(), verbose=False)
 

@@ -749,19 +749,37 @@ def test_batch_without_inputs_for_the_module(tmp_path: Path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"resolution": 1}, "resolution must be >= 2, got 1"),
-        ({"frame_resolution": 0}, "frame_resolution must be >= 2, got 0"),
-        ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
-        ({"every_n_epochs": 0}, "every_n_epochs must be >= 1, got 0"),
-        ({"threshold": 90}, "threshold must be in .0, 1. and band > 0, got 90 and"),
-        ({"band": 0}, "and band > 0, got 0.9 and 0"),
+        ({"resolution": 1}, "^resolution must be an integer >= 2, got 1"),
+        ({"frame_resolution": 0}, "^frame_resolution must be an integer >= 2, got 0"),
+        ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
+        ({"every_n_epochs": 0}, "every_n_epochs must be an integer >= 1, got 0"),
+        ({"threshold": 90}, r"threshold must be a number in \(0, 1\], got 90"),
+        ({"band": 0}, "band must be a finite number > 0, got 0"),
         ({"extent": ((0, 1), (2, 2))}, r"y0 < y1, got \(\(0, 1\), \(2, 2\)\)"),
         ({"extent": ((0, math.inf), (0, 1))}, "x0 < x1"),
+        ({"extent": 15}, "y0 < y1, got 15. None is a square around the points"),
+        ({"extent": [-15, 15]}, r"y0 < y1, got \[-15, 15\]"),
     ],
     ids=lambda value: str(next(iter(value))) if isinstance(value, dict) else "",
 )
 def test_settings_out_of_range(settings: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
+        ConfidenceMap(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"resolution": 300.5}, r"resolution must be an integer >= 2, got 300\.5 of type float"),
+        ({"threshold": "high"}, "threshold must be a number in .0, 1., got 'high' of type str"),
+        ({"band": None}, "band must be a finite number > 0, got None of type NoneType"),
+        ({"probabilities": 1}, "probabilities must be True or False, got 1 of type int"),
+        ({"class_names": "ab"}, "class_names must be a list of texts, or a mapping .* got 'ab' of type str"),
+    ],
+    ids=lambda value: str(next(iter(value))) if isinstance(value, dict) else "",
+)
+def test_settings_of_another_type(settings: dict[str, Any], message: str):
+    with pytest.raises(TypeError, match=message):
         ConfidenceMap(**settings)
 
 

@@ -3,6 +3,7 @@
 import inspect
 import io
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -570,8 +571,24 @@ def test_a_resumed_training_finds_what_the_straight_one_does(make_trainer: MakeT
     ("setting", "least"), [("every_n_epochs", 1), ("max_points", 1), ("train_points", 0)], ids=lambda value: str(value)
 )
 def test_settings_below_their_least_are_refused(setting: str, least: int) -> None:
-    with pytest.raises(ValueError, match=f"{setting} must be >= {least}, got {least - 1}"):
+    with pytest.raises(ValueError, match=f"{setting} must be an integer >= {least}, got {least - 1}"):
         Spy(**{setting: least - 1})
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "expected"),
+    [
+        ("every_n_epochs", "often", "an integer >= 1"),
+        ("every_n_epochs", 2.5, "an integer >= 1"),
+        ("max_points", None, "an integer >= 1"),
+        ("train_points", [5], "an integer >= 0"),
+        ("dirpath", 5, "a path"),
+    ],
+)
+def test_settings_of_another_type_are_refused(setting: str, value: Any, expected: str) -> None:
+    got = f"{value!r} of type {type(value).__name__}"
+    with pytest.raises(TypeError, match=re.escape(f"{setting} must be {expected}, got {got}. ")):
+        Spy(**{setting: value})
 
 
 def test_a_layer_named_twice_is_looked_at_once(make_trainer: MakeTrainer) -> None:

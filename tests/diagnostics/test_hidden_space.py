@@ -1,6 +1,8 @@
 import io
 import math
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,6 +200,13 @@ def test_wide_layers_show_principal_components():
     assert_close(np.sort(points, axis=0), np.sort(plane.numpy(), axis=0))
     assert axes.get_ylabel() == f"principal component 2 ({100 * fraction[1]:.0f} % of variance)"
     assert f"{class_separation(hidden, targets)['spread_ratio']:.2f}" in [text.get_text() for text in axes.texts]
+
+
+@pytest.mark.parametrize("subsets", [5, "all", [0, 1], [[0, 1], []], [["cat"]]], ids=str)
+def test_subsets_that_are_no_lists_of_classes_are_refused(subsets: Any):
+    message = f"subsets must be a list with a list of class indices for each panel, got {subsets!r} of type"
+    with pytest.raises(TypeError, match=re.escape(message)):
+        HiddenSpace("body.2", subsets=subsets)
 
 
 def test_subsets_without_enough_classes():

@@ -288,5 +288,7 @@ def test_a_second_monitor_is_refused(make_trainer: MakeTrainer):
 
 @pytest.mark.parametrize("setting", ["every_n_epochs", "num_bins"])
 def test_settings_below_one_are_refused(setting: str):
-    with pytest.raises(ValueError, match=f"{setting} must be >= 1, got 0"):
+    with pytest.raises(ValueError, match=f"{setting} must be an integer >= 1, got 0"):
         MixupMonitor(**{setting: 0})
+    with pytest.raises(TypeError, match=f"{setting} must be an integer >= 1, got 'all' of type str"):
+        MixupMonitor(**{setting: "all"})

@@ -131,7 +131,7 @@ def test_reliability_refuses(probabilities: torch.Tensor, targets: torch.Tensor,
 
 
 def test_fewer_than_one_bin_is_refused():
-    with pytest.raises(ValueError, match="num_bins must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="num_bins must be an integer >= 1, got 0"):
         reliability(torch.tensor([[0.5, 0.5]]), torch.tensor([0]), 0)
 
 

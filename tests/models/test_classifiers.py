@@ -103,6 +103,12 @@ def test_names_that_timm_does_not_know_are_refused_with_near_ones() -> None:
         timm_classifier("resnet19", 3)
     with pytest.raises(ValueError, match=r"takes images \(C, H, W\), .* has the shape \(5,\)\. model=mlp takes any\."):
         timm_classifier("resnet18", 3, [5])
+    with pytest.raises(TypeError, match=r"input_shape must be three integers \(C, H, W\), got 32 of type int"):
+        timm_classifier("resnet18", 3, 32)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"arguments must be a mapping .*, got 'deep' of type str"):
+        timm_classifier("resnet18", 3, arguments="deep")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="pretrained must be True or False, got 'yes' of type str"):
+        timm_classifier("resnet18", 3, pretrained="yes")  # type: ignore[arg-type]
 
 
 @needs("torchvision")

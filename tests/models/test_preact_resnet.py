@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -102,7 +103,17 @@ def test_logits_are_the_linear_layer_of_the_mean_over_space() -> None:
     torch.testing.assert_close(logits, pooled @ model.linear.weight.T + model.linear.bias, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("blocks", [(2, 2, 2), (2, 0, 2, 2)], ids=["three stages", "an empty stage"])
-def test_blocks_that_are_not_four_are_refused(blocks: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="four numbers of blocks >= 1, got"):
-        PreActResNet(blocks)
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"blocks": (2, 2, 2)}, ValueError, r"blocks must hold four numbers of blocks, got \[2, 2, 2\]\."),
+        ({"blocks": 18}, ValueError, r"blocks must hold four numbers of blocks, got 18\."),
+        ({"blocks": (2, 0, 2, 2)}, ValueError, r"blocks\[1\] must be an integer >= 1, got 0\."),
+        ({"width": "wide"}, TypeError, "width must be an integer >= 1, got 'wide' of type str"),
+        ({"width": 0}, ValueError, r"width must be an integer >= 1, got 0\."),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        PreActResNet(**{"blocks": (2, 2, 2, 2), **settings})
