@@ -174,8 +174,9 @@ def _where(modules: dict[str, nn.Module], wanted: Callable[[nn.Module], bool]) -
 
 
 def _refuse(root: nn.Module, modules: dict[str, nn.Module], part: str) -> list[str]:
-    nearest = difflib.get_close_matches(part, [INPUT, *modules], n=5, cutoff=0.4)
-    known = f"Nearest names: {_listing(nearest)}." if nearest else f"It has {_listing([INPUT, *modules])}."
+    names = list(dict.fromkeys([INPUT, *modules]))
+    nearest = difflib.get_close_matches(part, names, n=5, cutoff=0.4)
+    known = f"Nearest names: {_listing(nearest)}." if nearest else f"It has {_listing(names)}."
     raise ValueError(
         f"Layer {part!r} is not in {type(root).__name__}. {known} mm_lightning.inspect(module, batch) lists all layers."
     )

@@ -162,6 +162,9 @@ def test_misspelt_name_is_answered_with_the_nearest() -> None:
         resolve_layers(Net(), "layer3")
     with pytest.raises(ValueError, match=r"Layer 'imput' is not in Net\. Nearest names: 'input'"):
         resolve_layers(Net(), ["layer1", "imput"])
+    marked = nn.ModuleDict({"input": MixPoint()})  # whose name is that of the batch
+    with pytest.raises(ValueError, match=r"Layer 'imput' is not in ModuleDict\. Nearest names: 'input'\. mm"):
+        resolve_layers(marked, "imput")
 
 
 def test_name_without_a_near_one_is_answered_with_all() -> None:
