@@ -1,4 +1,5 @@
 import inspect
+import itertools
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,16 +9,20 @@ import hydra
 import lightning.pytorch as pl
 import pytest
 import torch
-from classifier import Classifier, loader
+from classifier import Classifier, loader, weights_of
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, StepLR
+from torch.utils.data import DataLoader, TensorDataset
 
-from mm_lightning import BetaRatio, ManifoldMixupCallback
+from mm_lightning import BetaRatio, ManifoldMixupCallback, Roll
 from mm_lightning.command.checkpoint import WholeCheckpointIO
 from mm_lightning.command.configuration import CONF
 from mm_lightning.command.train import build_trainer
@@ -144,6 +149,88 @@ def test_mixup_options_give_a_callback_with_its_layers(
     mixing = [callback for callback in trainer.callbacks if isinstance(callback, ManifoldMixupCallback)]
     assert [callback.layer_names for callback in mixing] == layers
     assert trainer.global_step == 15
+
+
+WAYS = [option.split("/")[1] for option in OPTIONS if option.startswith("mixup/")]
+
+
+def way(name: str, compose: Compose) -> Any:
+    """What an option of the group makes."""
+    if "MatchedGroups" in (CONF / "mixup" / f"{name}.yaml").read_text(encoding="utf-8"):
+        pytest.importorskip("scipy")
+    return instantiate(compose(f"mixup={name}").mixup)
+
+
+class TwoLayers(pl.LightningModule):
+    """Two layers, and the mean over places; the same weights every time."""
+
+    def __init__(self, first: nn.Module, second: nn.Module, places: tuple[int, ...]) -> None:
+        super().__init__()
+        self.first, self.second, self.head, self.places = first, second, nn.Linear(4, 3), places
+        generator = torch.Generator().manual_seed(1)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) / 2
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        hidden = torch.tanh(self.second(torch.tanh(self.first(batch[0]))))
+        return F.cross_entropy(self.head(hidden.mean(dim=self.places)), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return SGD(self.parameters(), lr=0.1)
+
+
+def fitting(callback: Any) -> tuple[pl.LightningModule, DataLoader[Any]]:
+    """A network that the way can mix, of images or else of sequences, and five batches for it, of more than 16 rows."""
+    problem_with = getattr(getattr(callback, "interpolation", None), "problem_with", lambda shape: "")
+    shape: tuple[int, ...] = (100, 2, 6, 6)
+    if problem_with(shape):
+        shape = (100, 5, 2)
+        model = TwoLayers(nn.Linear(2, 4), nn.Linear(4, 4), places=(1,))
+    else:
+        model = TwoLayers(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3), places=(2, 3))
+    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    return model, DataLoader(TensorDataset(inputs, torch.arange(100) % 3), batch_size=20)
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_each_way_is_made_as_its_file_says_and_trains(
+    name: str, compose: Compose, make_trainer: Callable[..., pl.Trainer]
+) -> None:
+    callback = way(name, compose)
+    model, data = fitting(callback)
+    trainer = make_trainer(*([callback] if callback else []), max_epochs=2)
+    trainer.fit(model, data)
+    plain, _ = fitting(callback)
+    make_trainer(max_epochs=2).fit(plain, data)
+    assert all(bool(weight.isfinite().all()) for weight in weights_of(model))
+    differs = [not torch.equal(own, other) for own, other in zip(weights_of(model), weights_of(plain), strict=True)]
+    assert (any(differs), all(differs)) == (bool(callback), bool(callback))
+    if callback:
+        assert isinstance(callback, ManifoldMixupCallback)
+        own = OmegaConf.load(CONF / "mixup" / f"{name}.yaml")
+        for key in ("interpolation", "pairing", "ratio", "schedule"):
+            if own.get(key) and "_target_" in own[key]:
+                assert isinstance(getattr(callback, key), get_object(own[key]["_target_"]))
+        counts = callback.summary()
+        assert sum(counts.values()) == 10
+        assert sum(count > 0 for count in counts.values()) >= (1 if own.get("layers") == "input" else 2)
+
+
+def test_every_argument_of_the_callback_can_be_overridden(compose: Compose) -> None:
+    assert compose().mixup.keys() == {"_target_", *inspect.signature(ManifoldMixupCallback).parameters}
+    callback = instantiate(compose("mixup.clean_weight=1", "mixup.pairing={_target_:mm_lightning.Roll}").mixup)
+    assert (callback.clean_weight, callback.pairing) == (1, Roll())
+
+
+def test_ways_are_swept_over() -> None:
+    given = OverridesParser.create().parse_overrides(["mixup=none,input,manifold,patchup", "seed=0,1,2"])
+    jobs = list(itertools.product(*(list(override.sweep_string_iterator()) for override in given)))
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        configs = [hydra.compose("train", [f"mixup={mixup}", f"seed={seed}"]) for mixup, seed in jobs]
+    assert len(configs) == 12
+    assert [config.mixup.get("seed") for config in configs] == [None] * 3 + [0, 1, 2] * 3
+    kinds = [str((config.mixup.get("interpolation") or {}).get("_target_")) for config in configs[::3]]
+    assert kinds == ["None", "None", "None", "mm_lightning.mixup.PatchUp"]
 
 
 def test_there_is_one_default_of_each_mixup_setting(compose: Compose) -> None:

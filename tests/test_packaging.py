@@ -251,7 +251,7 @@ def test_every_command_has_a_script(installed: Environment) -> None:
 @pytest.mark.parametrize(
     ("line", "choices"),
     [
-        ("mm-train mixup=", ["mixup=input", "mixup=manifold", "mixup=none"]),
+        ("mm-train mixup=n", ["mixup=nearest", "mixup=nfm", "mixup=none"]),
         ("mm-inspect +experiment=mnist_", ["+experiment=mnist_bottleneck", "+experiment=mnist_flatness"]),
         ("mm-reproduce qu", ["quick="]),
     ],

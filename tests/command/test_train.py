@@ -468,7 +468,7 @@ def test_data_of_another_shape_are_refused_with_both_numbers(command: Command) -
         ),
         pytest.param(
             ["mixup=manifld"],
-            r"There is no 'mixup/manifld'\. Options: input, manifold, none\. Did you mean 'manifold'\?",
+            r"There is no 'mixup/manifld'\. Options: .*input, .*manifold, .*none, .*\. Did you mean 'manifold'\?",
             id="option",
         ),
         pytest.param(
@@ -710,7 +710,8 @@ def test_help_lists_the_groups_and_their_options(command: Command) -> None:
         assert f"\n{group}: {options}\n" in out
     assert "python -m mm_lightning.train +experiment=mnist_bottleneck\n" in out
     assert "$" not in out
-    assert max(map(len, out.splitlines())) <= 120
+    # but for the lines of groups, which Hydra writes: GROUP: OPTION, OPTION, ...
+    assert max(len(line) for line in out.splitlines() if not re.match(r"\w+: \w+, ", line)) <= 120
 
 
 def test_commands_in_the_help_compose(command: Command) -> None:
