@@ -15,7 +15,7 @@ from torch import Tensor
 from mm_lightning.arguments import check_integer, check_number, plain, refusal
 from mm_lightning.mixup.batch import check_batch_size
 from mm_lightning.mixup.pairing import Pairing, RandomPermutation, check_pairing
-from mm_lightning.mixup.ratio import BetaRatio, Ratio, alpha_of, check_ratio, is_by_row, with_alpha
+from mm_lightning.mixup.ratio import BetaRatio, Ratio, alpha_of, check_ratio, is_by_row, is_off, with_alpha
 from mm_lightning.mixup.schedule import Progress, Schedule, ScheduleSpec
 from mm_lightning.mixup.seen import BATCH, PARTNER, call_with, seen_by
 
@@ -268,7 +268,8 @@ class PlanSource:
                 ratio = with_alpha(ratio, (alpha_of(ratio) or 0.0) * self._schedule.alpha(now))
         shared = self._rng(_SHARED_STREAM, epoch, batch_index, 0)
         layer = self._draw_layer(shared, weights)
-        if batch_size == 1 or layer is None or shared.random() >= probability:
+        # Alike on every rank, whatever it draws: with what is settled later, too, nothing is seen in vain.
+        if batch_size == 1 or layer is None or is_off(ratio) or shared.random() >= probability:
             return MixPlan.unmixed(batch_size)
 
         def draw(seen: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -286,10 +287,7 @@ class PlanSource:
         pending = Pending(draw, self.asks_for, self.ratio, self.pairing)
         if self.asks_for:
             return replace(plan, pending=pending).settled(**seen)
-        lam, partner = draw({})
-        if np.all(np.asarray(lam) == 1):  # nothing of the partners is wanted: leave the batch exactly as it is
-            return MixPlan.unmixed(batch_size)
-        return pending.fill(plan, lam, partner)
+        return pending.fill(plan, *draw({}))
 
     def _draw_layer(self, rng: np.random.Generator, weights: Sequence[float] | None) -> str | None:
         """The layer; None if all have the weight 0, which a schedule may do."""

@@ -23,6 +23,7 @@ __all__ = [
     "alpha_of",
     "check_ratio",
     "is_by_row",
+    "is_off",
     "with_alpha",
 ]
 
@@ -213,6 +214,13 @@ def is_by_row(ratio: Ratio) -> bool:
     if known is not None:
         return bool(known)
     return bool(seen_by(ratio)) or np.shape(ratio(np.random.default_rng(0), 3)) == (3,)
+
+
+def is_off(ratio: Ratio) -> bool:
+    """Whether a ratio is known to be 1 in every draw; what is 1 by chance is so on one process alone."""
+    if isinstance(ratio, FoldedRatio):
+        return is_off(ratio.ratio) or ratio.ratio == FixedRatio(0.0)
+    return alpha_of(ratio) == 0 or ratio == FixedRatio(1.0) or (isinstance(ratio, UniformRatio) and ratio.low == 1)
 
 
 def alpha_of(ratio: Ratio) -> float | None:
