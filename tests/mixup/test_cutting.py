@@ -15,6 +15,15 @@ from torch import Tensor
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 from versions import compiles
+from ways_by_hand import (
+    assert_weights,
+    reference_blocks,
+    reference_channels,
+    reference_cutmix,
+    reference_exchanged,
+    reference_patchup,
+    reference_token_weights,
+)
 
 from mm_lightning.mixup import (
     ChannelMix,
@@ -68,37 +77,6 @@ def plan_of(
     ).draw(len(partner), batch=batch)
 
 
-def lams_of(plan: MixPlan) -> list[float]:
-    """As float32 has them, of which the plan is made."""
-    return plan.lam.tolist()
-
-
-def _reference_boxes(shape: tuple[int, ...], plan: MixPlan, by_row: bool) -> list[list[range]]:
-    """Algorithm A1 of Yun et al. (2019) for each row: ``r_w = W sqrt(1 - lam)``, from ``r_x - r_w / 2`` on, clipped.
-
-    In integers as the authors' code has them: ``cut_w = int(W * cut_rat)``, ``clip(cx - cut_w // 2, 0, W)``.
-    """
-    sides, boxes = shape[2:], []
-    lams = lams_of(plan)
-    centres = uniform(plan.seed, (len(lams) if by_row else 1, len(sides)), CPU).tolist()
-    for i, lam in enumerate(lams):
-        box = []
-        for side, centre in zip(sides, centres[i if by_row else 0], strict=True):
-            cut, middle = int(side * (1 - lam) ** (1 / len(sides)) + 1e-6), int(centre * side)
-            box.append(range(max(middle - cut // 2, 0), min(middle + cut // 2, side)))
-        boxes.append(box)
-    return boxes
-
-
-def _reference_cutmix(hidden: Tensor, plan: MixPlan, by_row: bool) -> tuple[Tensor, list[float]]:
-    mixed, weights = hidden.clone(), []
-    for i, box in enumerate(_reference_boxes(tuple(hidden.shape), plan, by_row)):
-        places = [slice(along.start, max(along.stop, along.start)) for along in box]
-        mixed[i, :, *places] = hidden[plan.partner[i], :, *places]
-        weights.append(1 - math.prod(len(along) for along in box) / math.prod(hidden.shape[2:]))
-    return mixed, weights
-
-
 @permuted_and_repeating
 @per_batch_and_by_row
 @pytest.mark.parametrize("shape", [IMAGES, VOLUMES, (4, 1, 1, 1), (4, 2, 8, 8)], ids=str)
@@ -107,9 +85,9 @@ def test_cutmix_equals_algorithm_a1(shape: tuple[int, ...], lam: Any, partner: l
     for seed in range(12):
         plan, hidden = plan_of(CutMix(), lam, partner, seed), states(*shape)
         mixed, used = interpolate(hidden, plan)
-        expected, weights = _reference_cutmix(hidden, plan, by_row=lam is BY_ROW)
+        expected, weights = reference_cutmix(hidden, plan, by_row=lam is BY_ROW)
         assert torch.equal(mixed, expected)
-        assert_close(used.lam, torch.tensor(weights, dtype=torch.float64), rtol=0, atol=1e-15)
+        assert_weights(used.lam, weights)
         sizes.add(tuple(weights))
     assert shape == (4, 1, 1, 1) or len(sizes) > 1  # boxes at the edge are smaller
 
@@ -142,30 +120,6 @@ def test_cutmix_with_lam_zero_is_a_box_as_large_as_the_map_around_its_centre() -
         assert used.lam[0] == 1 - expected.mean()
 
 
-def _reference_blocks(way: PatchUp, shape: tuple[int, ...], plan: MixPlan) -> Tensor:
-    """Which features of (C, H, W) are in a block: Faramarzi et al. (2022), section 2, by loops."""
-    _, channels, height, width = shape
-    size = next(s for s in range(way.block_size, 0, -1) if s % 2 and s <= min(height, width))
-    rate = way.gamma * height * width / (size**2 * (height - size + 1) * (width - size + 1))
-    begins = uniform(plan.seed, (channels, height, width), CPU) < rate
-    blocks = torch.zeros(channels, height, width, dtype=torch.bool)
-    for c, y, x in begins.nonzero().tolist():
-        for row in range(max(y - size // 2, 0), min(y + size // 2 + 1, height)):
-            for column in range(max(x - size // 2, 0), min(x + size // 2 + 1, width)):
-                blocks[c, row, column] = True
-    return blocks
-
-
-def _reference_patchup(hidden: Tensor, plan: MixPlan, blocks: Tensor) -> tuple[Tensor, list[float]]:
-    """``M h_i + (1 - M) Mix_lam(h_i, h_j)``, and ``p + (1 - p) lam`` with p the share of M that is 1."""
-    mixed, lams = [], lams_of(plan)
-    outside = float((~blocks).double().mean())
-    for i, lam in enumerate(lams):
-        other = hidden[plan.partner[i]]
-        mixed.append(torch.where(blocks, lam * hidden[i] + (1 - lam) * other, hidden[i]))
-    return torch.stack(mixed), [outside + (1 - outside) * lam for lam in lams]
-
-
 @permuted_and_repeating
 @pytest.mark.parametrize("lam", [0.4, 0.0, BY_ROW], ids=["soft", "hard", "by_row"])
 @pytest.mark.parametrize(
@@ -182,12 +136,11 @@ def test_patchup_equals_the_papers_formulas(way: PatchUp, shape: tuple[int, ...]
     shares = []
     for seed in range(6):
         plan, hidden = plan_of(way, lam, partner, seed), states(*shape)
-        blocks = _reference_blocks(way, shape, plan)
         mixed, used = interpolate(hidden, plan)
-        expected, weights = _reference_patchup(hidden, plan, blocks)
+        expected, weights = reference_patchup(hidden, plan, way)
         assert_close(mixed, expected, rtol=0, atol=1e-15)
-        assert_close(used.lam, torch.tensor(weights, dtype=torch.float64), rtol=0, atol=1e-15)
-        shares.append(float(blocks.double().mean()))
+        assert_weights(used.lam, weights)
+        shares.append(float(reference_blocks(way, shape, plan).double().mean()))
     assert 0 < sum(shares) < len(shares)
 
 
@@ -203,12 +156,6 @@ def test_share_of_altered_features_is_about_gamma() -> None:
     hidden = states(2, 64, 40, 40)
     used = [float(interpolate(hidden, plan_of(PatchUp(0.1, 3), 0.0, [1, 0], s))[1].lam[0]) for s in range(5)]
     assert 1 - np.mean(used) == pytest.approx(0.1, abs=0.01)  # blocks overlap seldom yet
-
-
-def _reference_exchanged(places: int, plan: MixPlan) -> list[list[bool]]:
-    """For each row which places are the partner's: each with the probability ``1 - lam``, of the same draws."""
-    draws = uniform(plan.seed, (places,), CPU).tolist()
-    return [[draw >= lam for draw in draws] for lam in lams_of(plan)]
 
 
 @permuted_and_repeating
@@ -229,14 +176,9 @@ def test_tokens_and_channels_are_exchanged_whole(
 ) -> None:
     plan, hidden = plan_of(way, lam, partner), states(*shape)
     mixed, used = interpolate(hidden, plan)
-    expected, weights = hidden.clone(), []
-    for i, taken in enumerate(_reference_exchanged(shape[dim], plan)):
-        for place, is_partners in enumerate(taken):
-            if is_partners:
-                expected[i].select(dim - 1, place).copy_(hidden[partner[i]].select(dim - 1, place))
-        weights.append(1 - sum(taken) / len(taken))
+    expected, weights = reference_channels(hidden, plan, dim)
     assert torch.equal(mixed, expected)
-    assert_close(used.lam, torch.tensor(weights, dtype=torch.float64), rtol=0, atol=1e-15)
+    assert_weights(used.lam, weights)
 
 
 def test_places_are_exchanged_with_the_probability_one_minus_lam() -> None:
@@ -256,12 +198,8 @@ def test_padding_counts_for_no_row(lam: Any, partner: list[int], dtype: torch.dt
     way = TokenMix("mask")
     plan = plan_of(way, lam, partner, batch={"mask": MASK.to(dtype)})
     _, used = interpolate(states(*TOKENS), plan)
-    weights = []
-    for i, taken in enumerate(_reference_exchanged(9, plan)):
-        own = sum(t < LENGTHS[i] and not taken[t] for t in range(9))
-        others = sum(t < LENGTHS[partner[i]] and taken[t] for t in range(9))
-        weights.append(own / (own + others) if own + others else 1 - sum(taken) / 9)
-    assert_close(used.lam, torch.tensor(weights, dtype=torch.float64), rtol=0, atol=1e-15)
+    weights = reference_token_weights(MASK, plan)
+    assert_weights(used.lam, weights)
     assert way.per_sample
     assert len(set(weights)) > 1
 
@@ -275,7 +213,7 @@ def test_each_token_keeps_its_own_mask(lam: Any, shape: tuple[int, ...], keep: b
     mask = (mask if keep else ~mask).clone()
     mixed = union(mask, plan, keep)
     expected = mask.clone()
-    for i, taken in enumerate(_reference_exchanged(9, plan)):
+    for i, taken in enumerate(reference_exchanged(9, plan)):
         for t in range(9):
             if taken[t]:
                 dim = 0 if shape[-1] == 1 else -1
@@ -405,7 +343,9 @@ def test_complex_rows_are_mixed_in_both_parts(way: Any, shape: tuple[int, ...], 
     grad = torch.complex(imaginary, real)
     (got,) = torch.autograd.grad(mixed, hidden, grad)
     leaves = [real.clone().requires_grad_(), imaginary.clone().requires_grad_()]
-    parts = [torch.autograd.grad(interpolate(x, plan)[0], x, g)[0] for x, g in zip(leaves, (imaginary, real), strict=True)]
+    parts = [
+        torch.autograd.grad(interpolate(x, plan)[0], x, g)[0] for x, g in zip(leaves, (imaginary, real), strict=True)
+    ]
     assert_close(got, torch.complex(*parts), rtol=0, atol=1e-15)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
+from ways_by_hand import reference_factors, reference_strengths
 
 from mm_lightning.mixup import FixedRatio, MixPlan, NoisyFeatures, PlanSource, interpolate, normal, uniform
 
@@ -39,24 +40,12 @@ def beta_2_5(x: float) -> float:
     return 1 - (1 - x) ** 6 - 6 * x * (1 - x) ** 5
 
 
-def _reference_strengths(plan: MixPlan) -> list[float]:
-    """The second smallest of six even numbers is Beta(2, 5): of the additive noise, and of the multiplicative."""
-    return [sorted(row)[1] for row in uniform(plan.seed, (2, 6), CPU).tolist()]
-
-
-def _reference_factors(way: NoisyFeatures, plan: MixPlan, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    add, mult = _reference_strengths(plan)
-    even = uniform(plan.seed, shape, CPU, stream=1).double()
-    noise = normal(plan.seed, shape, CPU, stream=2).double()
-    return 1 + way.mult_noise * mult * (2 * even - 1), way.add_noise * add * noise
-
-
 @pytest.mark.parametrize("shape", [(4,), (4, 6), (4, 3, 5, 2)], ids=str)
 @pytest.mark.parametrize("way", [NoisyFeatures(), NoisyFeatures(0.0, 0.7), NoisyFeatures(1.5, 0.0)], ids=repr)
 def test_mix_and_gradient_equal_the_papers_equation(way: NoisyFeatures, shape: tuple[int, ...]) -> None:
     plan, hidden = plan_of(way), states(*shape).requires_grad_()
     lam, partner = plan.lam.tolist(), plan.partner.tolist()
-    factor, added = _reference_factors(way, plan, shape)
+    factor, added = reference_factors(way, plan, shape)
     mixed, used = interpolate(hidden, plan)
     for i in range(4):
         linear = lam[i] * hidden[i] + (1 - lam[i]) * hidden[partner[i]]
@@ -80,7 +69,7 @@ def test_without_noise_the_mix_is_linear() -> None:
 
 
 def test_strengths_are_beta_2_5_and_independent() -> None:
-    drawn = torch.tensor([_reference_strengths(plan_of(NoisyFeatures(), batch_index=i)) for i in range(2000)])
+    drawn = torch.tensor([reference_strengths(plan_of(NoisyFeatures(), batch_index=i)) for i in range(2000)])
     for strengths in drawn.T:
         assert distance(strengths, beta_2_5) < LIKELY
     assert abs(float(torch.corrcoef(drawn.T)[0, 1])) < 4 / math.sqrt(2000)
@@ -91,10 +80,10 @@ def test_noise_of_a_batch_has_the_spread_of_its_strength() -> None:
     rows, count = 4, 20_000
     add, mult = NoisyFeatures(0.4, 0.0), NoisyFeatures(0.0, 0.2)
     noise = interpolate(torch.zeros(rows, count // rows), plan_of(add))[0].double().flatten()
-    strength = _reference_strengths(plan_of(add))[0]
+    strength = reference_strengths(plan_of(add))[0]
     assert distance(noise / (0.4 * strength), lambda x: (1 + math.erf(x / math.sqrt(2))) / 2) < LIKELY
     factor = interpolate(torch.ones(rows, count // rows), plan_of(mult))[0].double().flatten()
-    strength = _reference_strengths(plan_of(mult))[1]
+    strength = reference_strengths(plan_of(mult))[1]
     assert distance((factor - 1) / (0.2 * strength), lambda x: (x + 1) / 2) < LIKELY
 
 
@@ -103,7 +92,7 @@ def test_strength_of_the_noise_is_drawn_anew_for_each_batch() -> None:
     for i in range(3):
         plan = plan_of(NoisyFeatures(1.0, 0.0), batch_index=i)
         ratios.append(float(interpolate(torch.zeros(4, 5000, dtype=torch.float64), plan)[0].std()))
-        assert ratios[-1] == pytest.approx(_reference_strengths(plan)[0], rel=0.03)
+        assert ratios[-1] == pytest.approx(reference_strengths(plan)[0], rel=0.03)
     assert len({round(ratio, 2) for ratio in ratios}) == 3
 
 

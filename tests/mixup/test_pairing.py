@@ -258,7 +258,8 @@ def test_groups_are_matched_as_well_as_the_best_of_all_assignments(size: int, sh
             assert {partner[i] for i in group} == set(others)
             cost = sum(distances[i][partner[i]] for i in group)
             costs = (
-                sum(distances[i][j] for i, j in zip(group, order, strict=True)) for order in itertools.permutations(others)
+                sum(distances[i][j] for i, j in zip(group, order, strict=True))
+                for order in itertools.permutations(others)
             )
             assert cost == pytest.approx(min(costs), abs=1e-9)
 

@@ -255,7 +255,6 @@ def test_repr_is_the_call_that_makes_it(curve: Any) -> None:
     assert eval(repr(curve)) == pickle.loads(pickle.dumps(curve)) == curve
 
 
-
 @pytest.mark.parametrize(
     "ratio",
     [BetaRatio(0), BetaRatio(0, True), FixedRatio(1), UniformRatio(1), FoldedRatio(FixedRatio(0))],
