@@ -190,7 +190,8 @@ def leaf_named(batch: Any, name: str, argument: str) -> Any:
     """
     value = batch
     for key in name.split("."):
-        found = _at(value, key)
+        # A named tuple's items are known by positions elsewhere; people know them by name.
+        found = getattr(value, key, None) if key in getattr(value, "_fields", ()) else _at(value, key)
         value = _at(value, int(key)) if found is None and key.isdecimal() else found
     if value is None:
         known = ", ".join(dict.fromkeys(repr(".".join(map(str, path))) for path, _ in leaves_of(batch) if path))

@@ -160,7 +160,7 @@ class TokenMix:
         mixed, lam = _partly(hidden, plan, taken[:, :, None], lam_inside=0.0)
         if self.mask is None:
             return mixed, lam
-        real = leaf_named(batch, self.mask, "mask")
+        real = torch.as_tensor(leaf_named(batch, self.mask, "mask"), device=hidden.device)
         if real.shape != hidden.shape[:2]:
             raise ValueError(
                 f"mask={self.mask!r} must be (N, T) = {tuple(hidden.shape[:2])} at this layer, got {tuple(real.shape)}."
@@ -170,9 +170,16 @@ class TokenMix:
         return mixed, torch.where(own + partner > 0, own / (own + partner).clamp_min(1), lam)
 
     def mix_mask(self, own: Tensor, partner: Tensor, plan: MixPlan) -> Tensor:
-        """The mask of mixed rows, where the last dimension is that of the tokens, (N, ..., T)."""
-        taken = self._taken(own.shape[-1], plan)
-        return torch.where(taken.view(-1, *[1] * (own.dim() - 2), own.shape[-1]), partner, own)
+        """The mask of mixed rows.
+
+        Args:
+            own: Masks of the rows, (N, G, ..., T), with any number of ones behind: (N, 1, T, 1), say.
+            partner: Those of the partners.
+            plan: The plan.
+        """
+        dim = next((dim for dim in range(own.dim() - 1, 1, -1) if own.shape[dim] > 1), own.dim() - 1)
+        taken = self._taken(own.shape[dim], plan)
+        return torch.where(taken.view(-1, *[1] * (dim - 1), own.shape[dim], *[1] * (own.dim() - 1 - dim)), partner, own)
 
     def _taken(self, tokens: int, plan: MixPlan) -> Tensor:
         """Which tokens are the partner's, (1, T) or (N, T)."""
@@ -201,7 +208,7 @@ class ChannelMix:
 
     def problem_with(self, shape: tuple[int, ...]) -> str:
         """Why hidden states of a shape cannot be mixed; empty if they can."""
-        return "" if len(shape) > max(1, self.dim, -self.dim - 1) else f"it exchanges channels of dimension {self.dim}"
+        return "" if len(shape) > max(1, self.dim, -self.dim) else f"it exchanges channels of dimension {self.dim}"
 
     def __call__(self, hidden: Tensor, plan: MixPlan) -> Mixed:
         """Mix hidden states, as :meth:`CutMix.__call__`, of (N, C, ...)."""

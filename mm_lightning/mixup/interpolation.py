@@ -110,12 +110,19 @@ def mix_part(hidden: Tensor, plan: MixPlan, inside: Tensor, lam: float | None = 
     partner, inverse = _rows_of(hidden, plan)
     known = None if torch.compiler.is_compiling() else plan.shared_lam
     ratio: Any = lam if lam is not None else plan.lam if known is None else known
+    outside = _outside(inside, hidden)
     is_plain = inverse is None or len(inside) > 1 or not _is_shared(ratio)
     if is_plain or torch._C._are_functorch_transforms_active():
-        return torch.where(inside, _between(hidden, hidden[partner], ratio), hidden)
+        return torch.where(outside, hidden, _between(hidden, hidden[partner], ratio))
     if not (hidden.requires_grad and torch.is_grad_enabled()):
-        return torch.where(inside, _weighted_sum(hidden, partner, ratio), hidden)
-    return _MixPart.apply(hidden, inside, ratio, partner, inverse)
+        return torch.where(outside, hidden, _weighted_sum(hidden, partner, ratio))
+    return _MixPart.apply(hidden, outside, ratio, partner, inverse)
+
+
+def _outside(inside: Tensor, hidden: Tensor) -> Tensor:
+    """What is left as it is, in memory in the order of ``hidden``: what is chosen by it then keeps that, too."""
+    part = hidden[tuple(map(slice, inside.shape))]
+    return torch.empty_like(part, dtype=torch.bool).copy_(~inside)
 
 
 def _rows_of(hidden: Tensor, plan: MixPlan) -> tuple[Tensor, Tensor | None]:
@@ -168,19 +175,19 @@ class _MixPart(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, inside: Tensor, lam: Tensor | float, partner: Tensor, inverse: Tensor
+        ctx: Any, hidden: Tensor, outside: Tensor, lam: Tensor | float, partner: Tensor, inverse: Tensor
     ) -> Tensor:
         ctx.number = None if isinstance(lam, Tensor) else lam
-        ctx.save_for_backward(inside, partner, inverse, lam if isinstance(lam, Tensor) else None)
-        return torch.where(inside, _weighted_sum(hidden, partner, lam), hidden)
+        ctx.save_for_backward(outside, partner, inverse, lam if isinstance(lam, Tensor) else None)
+        return torch.where(outside, hidden, _weighted_sum(hidden, partner, lam))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        inside, partner, inverse, lam = ctx.saved_tensors
+        outside, partner, inverse, lam = ctx.saved_tensors
         lam = ctx.number if lam is None else lam
         if torch.is_grad_enabled():  # a gradient of the gradient is wanted
-            return _MixPart.apply(grad, inside, lam, inverse, partner), None, None, None, None
-        return torch.where(inside, _weighted_sum(grad, inverse, lam, is_backward=True), grad), None, None, None, None
+            return _MixPart.apply(grad, outside, lam, inverse, partner), None, None, None, None
+        return torch.where(outside, grad, _weighted_sum(grad, inverse, lam, is_backward=True)), None, None, None, None
 
 
 def _weighted_sum(rows: Tensor, other: Tensor, lam: Tensor | float, is_backward: bool = False) -> Tensor:

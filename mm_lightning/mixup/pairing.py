@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mm_lightning.arguments import check_integer, check_number, refusal
 from mm_lightning.mixup.batch import leaf_named
+from mm_lightning.mixup.seen import vectors_of
 
 __all__ = [
     "ConfidentWithUnconfident",
@@ -172,8 +173,8 @@ class NearestNeighbors:
         Returns:
             int64 (N,).
         """
-        distance = _squared_distances(hidden.detach().flatten(1)).fill_diagonal_(math.inf)
-        count = min(self.count, batch_size - 1)
+        distance = _squared_distances(vectors_of(hidden)).fill_diagonal_(math.inf)
+        count = max(1, min(self.count, batch_size - 1))  # a batch of one is its own partner
         if count == 1:
             return distance.argmin(dim=1)
         nearest = distance.topk(count, largest=False).indices  # (N, count)
@@ -207,7 +208,7 @@ class MatchedGroups:
     def __call__(self, rng: np.random.Generator, batch_size: int, hidden: Tensor) -> np.ndarray:
         """Draw partners, as :meth:`NearestNeighbors.__call__`."""
         own, other = rng.permutation(batch_size), rng.permutation(batch_size)
-        distance = _squared_distances(hidden.detach().flatten(1)).cpu().numpy()
+        distance = _squared_distances(vectors_of(hidden)).cpu().numpy()
         partner = np.empty(batch_size, dtype=np.int64)
         for begin in range(0, batch_size, self.size):
             rows, others = own[begin : begin + self.size], other[begin : begin + self.size]

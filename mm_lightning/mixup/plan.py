@@ -15,7 +15,7 @@ from torch import Tensor
 from mm_lightning.arguments import check_integer, check_number, plain, refusal
 from mm_lightning.mixup.batch import check_batch_size
 from mm_lightning.mixup.pairing import Pairing, RandomPermutation, check_pairing
-from mm_lightning.mixup.ratio import BetaRatio, Ratio, alpha_of, check_ratio, is_by_row, with_alpha
+from mm_lightning.mixup.ratio import BetaRatio, Ratio, alpha_of, check_ratio, is_by_row, is_off, with_alpha
 from mm_lightning.mixup.schedule import Progress, Schedule, ScheduleSpec, check_schedule
 from mm_lightning.mixup.seen import BATCH, PARTNER, call_with, seen_by
 
@@ -249,7 +249,8 @@ class PlanSource:
                 ratio = with_alpha(ratio, (alpha_of(ratio) or 0.0) * self._schedule.alpha(now))
         shared = self._rng(_SHARED_STREAM, epoch, batch_index, 0)
         layer = self._draw_layer(shared, weights)
-        if batch_size == 1 or layer is None or shared.random() >= probability:
+        # Alike on every rank, whatever it draws: with what is settled later, too, nothing is seen in vain.
+        if batch_size == 1 or layer is None or is_off(ratio) or shared.random() >= probability:
             return MixPlan.unmixed(batch_size)
 
         def draw(seen: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -268,10 +269,7 @@ class PlanSource:
             pending = Pending(draw, self.asks_for, self.ratio, self.pairing)
             plan = MixPlan(layer, torch.arange(batch_size), torch.ones(1).expand(batch_size), pending=pending, **how)
             return plan.settled(**seen)
-        lam, partner = draw({})
-        if np.all(lam == 1):  # nothing of the partners is wanted: leave the batch exactly as it is
-            return MixPlan.unmixed(batch_size)
-        return MixPlan(layer, **_drawn(lam, partner, batch_size, self.ratio, self.pairing), **how)
+        return MixPlan(layer, **_drawn(*draw({}), batch_size, self.ratio, self.pairing), **how)
 
     def _draw_layer(self, rng: np.random.Generator, weights: Sequence[float] | None) -> str | None:
         """The layer; None if all have the weight 0, which a schedule may do."""
@@ -381,7 +379,7 @@ def _drawn(lam: Any, partner: Any, rows: int, ratio: Ratio, pairing: Pairing) ->
 def _checked_partner(partner: Any, rows: int, pairing: Pairing) -> tuple[Tensor, Tensor | None]:
     """Partners as int64 (N,), and of a permutation the inverse; not on a device that would be waited for."""
     is_far = isinstance(partner, Tensor) and partner.device.type != "cpu"
-    numbers: Any = partner if is_far else np.array(partner)
+    numbers: Any = partner if is_far else np.array(partner.detach().numpy() if isinstance(partner, Tensor) else partner)
     is_whole = not numbers.is_floating_point() if is_far else numbers.dtype.kind in "iu"
     if not is_whole or numbers.shape != (rows,) or not (is_far or (numbers.min() >= 0 and numbers.max() < rows)):
         raise ValueError(f"{pairing!r} must draw one row in 0 ... {rows - 1} for each of the rows.")

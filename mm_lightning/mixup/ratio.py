@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from mm_lightning.arguments import check_flag, check_number, refusal
-from mm_lightning.mixup.seen import seen_by
+from mm_lightning.mixup.seen import seen_by, vectors_of
 
 __all__ = [
     "BetaRatio",
@@ -23,6 +23,7 @@ __all__ = [
     "alpha_of",
     "check_ratio",
     "is_by_row",
+    "is_off",
     "with_alpha",
 ]
 
@@ -197,12 +198,14 @@ class SimilarityRatio:
         Returns:
             float64 in [0, 1], (N,).
         """
-        rows = hidden.detach().flatten(1).double()
+        rows = vectors_of(hidden).double()
         distance = (rows - rows[partner.to(rows.device)]).square().sum(dim=1).cpu().numpy()
         mean = distance.mean()
         relative = distance / mean if mean > 0 else np.ones_like(distance)
-        tau = self.tau_max * np.exp(-(relative - 1) / (2 * self.tau_std**2))
-        return rng.beta(np.maximum(tau, 1e-12), np.maximum(tau, 1e-12))
+        with np.errstate(over="ignore"):
+            tau = self.tau_max * np.exp(-(relative - 1) / (2 * self.tau_std**2))
+        tau = tau.clip(1e-12, 1e12)  # at 0 and at infinity nothing can be drawn
+        return rng.beta(tau, tau)
 
 
 def is_by_row(ratio: Ratio) -> bool:
@@ -211,6 +214,13 @@ def is_by_row(ratio: Ratio) -> bool:
     if known is not None:
         return bool(known)
     return bool(seen_by(ratio)) or np.shape(ratio(np.random.default_rng(0), 3)) == (3,)
+
+
+def is_off(ratio: Ratio) -> bool:
+    """Whether a ratio is known to be 1 in every draw; what is 1 by chance is so on one process alone."""
+    if isinstance(ratio, FoldedRatio):
+        return is_off(ratio.ratio) or ratio.ratio == FixedRatio(0.0)
+    return alpha_of(ratio) == 0 or ratio == FixedRatio(1.0) or (isinstance(ratio, UniformRatio) and ratio.low == 1)
 
 
 def alpha_of(ratio: Ratio) -> float | None:

@@ -235,12 +235,12 @@ class Schedule:
         return float(factor)
 
 
-def check_schedule(spec: Any, ratio: Ratio) -> None:
+def check_schedule(spec: Any, ratio: Ratio | None = None) -> None:
     """Refuse what is no schedule.
 
     Args:
         spec: None, a function of progress, or a mapping of names to such functions.
-        ratio: Whose alpha it may be of.
+        ratio: Whose alpha it may be of, where that is known.
 
     Raises:
         TypeError: If it is none of these.
@@ -250,8 +250,8 @@ def check_schedule(spec: Any, ratio: Ratio) -> None:
     for curve in _by_name(spec).values() if isinstance(plain(spec), dict) else [spec]:
         if curve is not None and (isinstance(curve, type) or not callable(curve)):
             raise refusal("schedule", curve, expected, "Give Until(0.8), say; None changes nothing.")
-    if ALPHA in _by_name(spec) and alpha_of(ratio) is None:
-        raise ValueError(f"schedule is of alpha, but the ratio {ratio!r} has none. Give ratio=BetaRatio(alpha).")
+    if ratio is not None and ALPHA in _by_name(spec) and alpha_of(ratio) is None:
+        raise ValueError(f"schedule is of alpha, but the ratio {ratio!r} has none. Give BetaRatio(alpha).")
 
 
 def _by_name(spec: Any) -> dict[str, Curve]:

@@ -7,7 +7,10 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["BATCH", "HIDDEN", "LOGITS", "PARTNER", "TARGETS", "call_with", "seen_by"]
+import torch
+from torch import Tensor
+
+__all__ = ["BATCH", "HIDDEN", "LOGITS", "PARTNER", "TARGETS", "call_with", "seen_by", "vectors_of"]
 
 TARGETS, BATCH, LOGITS, HIDDEN, PARTNER = "targets", "batch", "logits", "hidden", "partner"
 _NAMES = (TARGETS, BATCH, LOGITS, HIDDEN, PARTNER)
@@ -41,3 +44,10 @@ def call_with(way: Any, arguments: tuple[Any, ...], seen: Mapping[str, Any]) -> 
     if missing := sorted(wanted - seen.keys()):
         raise ValueError(f"{way!r} asks for {' and '.join(missing)}, which must be given: draw(..., {missing[0]}=...).")
     return way(*arguments, **{name: seen[name] for name in wanted})
+
+
+def vectors_of(hidden: Tensor) -> Tensor:
+    """Hidden states (N, ...) as real vectors (N, D), between which distances are told; complex ones by both parts."""
+    rows = hidden.detach()
+    rows = torch.view_as_real(rows) if rows.is_complex() else rows
+    return rows.reshape(len(rows), -1)
