@@ -363,7 +363,7 @@ class ManifoldMixupCallback(CallbackOfBoth):
             if output is not None:
                 _refuse_unseen_loss()
             return output
-        if batch.plan is None or batch.plan.batch_size != batch.size:
+        if batch.plan is None or batch.plan.batch_size != batch.size or batch.plan.layer not in fit.names:
             self._draw(fit)
         assert batch.plan is not None
         if not batch.plan.mixes:

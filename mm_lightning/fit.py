@@ -18,7 +18,7 @@ from mm_lightning.look.proof import Proof
 from mm_lightning.look.rows_of_interpolation import problem_of
 from mm_lightning.mixup import INPUT, Layer, LayerSpec, Mixer, MixPlan, has_auto, resolve_layers
 from mm_lightning.mixup.batch import Layout, Path, check_batch_size, guess_layout, leaf_at, leaf_named, signature_of
-from mm_lightning.mixup.layers import check_layers
+from mm_lightning.mixup.layers import check_layers, is_auto
 from mm_lightning.mixup.plan import Interpolation, check_interpolation
 from mm_lightning.mixup.seen import BATCH, LOGITS, TARGETS, seen_by
 from mm_lightning.namespaces import LightningModule
@@ -113,6 +113,7 @@ class Fit:
 
     Attributes:
         layers: The eligible layers; none before the first batch was looked at, where they depend on it.
+        names: Their names, and None.
         is_settled: Whether that is done.
         epoch: Mean ``lam`` and layer of each batch of the epoch.
         measured: Names of what was measured in this fit.
@@ -123,6 +124,7 @@ class Fit:
         self.host = Host(module)
         self.named = NamedLosses(module, settings.loss) if settings.loss is not None else None
         self.layers: tuple[Layer, ...] = ()
+        self.names: set[str | None] = {None}
         self.is_settled = False
         self.epoch: list[tuple[float | Tensor, int]] = []
         self.measured: set[str] = set()
@@ -327,6 +329,8 @@ class Fit:
                 torch.compiler.reset()  # hooks are ignored where a validation was compiled before they were attached
         else:
             layers = self.layers
+            if is_auto(self.settings.layers):  # MixPoints that the interpolation does not fit are passed over
+                layers = tuple(layer for layer in layers if not self._unfit(proofs.look, layer)) or layers
         self.layers = judge(proofs, layers, strict=self.settings.strict, warn=self.warn_once)
         for layer in self.layers:
             if problem := self._unfit(proofs.look, layer):
@@ -356,6 +360,7 @@ class Fit:
 
     def _mix_at(self, layers: tuple[Layer, ...], look: Look | None = None) -> None:
         self.layers = layers
+        self.names = {None, *(layer.name for layer in layers)}
         dims = {} if look is None else {m: d for layer in layers for m, d in look.dims_of(layer).items()}
         masks = {layer.name: look.masks_after(layer) for layer in layers} if look and self.settings.union_masks else {}
         if self._mixer is not None:

@@ -33,7 +33,7 @@ INDEX = CARDS / "README.md"
 FORM = "What it does", "Picture", "Settings", "Cost", "When it helps, and when not", "Source"
 HEADINGS = [*FORM, "What differs from the authors' code"]
 MANIFOLD = "manifold"
-OTHER_PAGES = ("README", "own")
+OTHER_PAGES = ("README", "own", "study")
 LARGEST = 60_000  # bytes of a picture
 
 

@@ -14,6 +14,7 @@ from mm_lightning.mixup.batch import leaf_named
 from mm_lightning.mixup.interpolation import mix_part
 from mm_lightning.mixup.noise import uniform
 from mm_lightning.mixup.plan import MixPlan
+from mm_lightning.mixup.seen import BATCH
 
 __all__ = ["ChannelMix", "CutMix", "PatchUp", "TokenMix"]
 
@@ -136,6 +137,11 @@ class TokenMix:
     def per_sample(self) -> bool:
         """Whether every row has a weight of its own."""
         return self.mask is not None
+
+    @property
+    def asks_for(self) -> tuple[str, ...]:
+        """What it must see."""
+        return () if self.mask is None else (BATCH,)
 
     def problem_with(self, shape: tuple[int, ...]) -> str:
         """Why hidden states of a shape cannot be mixed; empty if they can."""

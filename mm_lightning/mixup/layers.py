@@ -19,6 +19,7 @@ __all__ = [
     "MixPoint",
     "check_layers",
     "has_auto",
+    "is_auto",
     "named_layers",
     "resolve_layers",
 ]
@@ -93,8 +94,12 @@ def check_layers(spec: LayerSpec) -> None:
 
 def has_auto(root: nn.Module, spec: LayerSpec) -> bool:
     """Whether a forward pass must be looked at to tell what ``spec`` means in ``root``."""
-    is_auto = any(isinstance(part, str) and part == "auto" for part in _parts(spec))
-    return is_auto and not any(isinstance(module, MixPoint) for module in root.modules())
+    return is_auto(spec) and not any(isinstance(module, MixPoint) for module in root.modules())
+
+
+def is_auto(spec: LayerSpec) -> bool:
+    """Whether ``spec`` leaves a choice."""
+    return any(isinstance(part, str) and part == "auto" for part in _parts(spec))
 
 
 def resolve_layers(root: nn.Module, spec: LayerSpec, chosen: Sequence[str] | None = None) -> tuple[Layer, ...]:

@@ -49,6 +49,9 @@ class Mixing:
         plan = self.plan
         if plan.pending is not None:
             plan = self._settle(rows)
+            if plan.pending is not None:
+                name = sorted(plan.asks_for)[0]
+                raise ValueError(f"The plan asks for {name}, which must be given: draw(..., {name}=...).")
         if plan.interpolation is None:
             return mix_rows(rows, plan)
         asked = () if plan.batch is None else (plan.batch,)

@@ -186,12 +186,12 @@ class NearestNeighbors:
 class MatchedGroups:
     """k-mixup: matches groups of k rows with others so that the distances are least (Greenewald et al., 2021).
 
-    The batch and a random permutation of it are cut into groups of k, and each group's rows are assigned to those of
-    its counterpart with the least sum of squared distances in the mixed layer. A permutation; with ``size=1`` it is a
-    random one. The assignment is scipy's, on the CPU, for which the device is waited for.
+    The batch is shuffled and cut into groups of k, and each group's rows are assigned to those of the next group with
+    the least sum of squared distances in the mixed layer. A permutation in which no row is its own partner; with
+    ``size=1`` it is a random one. The assignment is scipy's, on the CPU, for which the device is waited for.
 
     Args:
-        size: Rows of a group, k >= 1.
+        size: Rows of a group, k >= 1; in smaller batches half of the rows.
 
     Raises:
         ValueError: If it is below 1.
@@ -207,11 +207,13 @@ class MatchedGroups:
 
     def __call__(self, rng: np.random.Generator, batch_size: int, hidden: Tensor) -> np.ndarray:
         """Draw partners, as :meth:`NearestNeighbors.__call__`."""
-        own, other = rng.permutation(batch_size), rng.permutation(batch_size)
+        size = max(1, min(self.size, batch_size // 2))  # else a group would be matched with itself
+        own = rng.permutation(batch_size)
+        other = np.roll(own, -size)
         distance = _squared_distances(vectors_of(hidden)).cpu().numpy()
         partner = np.empty(batch_size, dtype=np.int64)
-        for begin in range(0, batch_size, self.size):
-            rows, others = own[begin : begin + self.size], other[begin : begin + self.size]
+        for begin in range(0, batch_size, size):
+            rows, others = own[begin : begin + size], other[begin : begin + size]
             places, columns = _assign()(distance[np.ix_(rows, others)])
             partner[rows[places]] = others[columns]
         return partner

@@ -17,7 +17,12 @@ _NAMES = (TARGETS, BATCH, LOGITS, HIDDEN, PARTNER)
 
 
 def seen_by(way: Any, positional: int = 2) -> frozenset[str]:
-    """Which of the names are parameters of ``way``, past those that it is always called with."""
+    """Which of the names are parameters of ``way``, past those that it is always called with.
+
+    A way whose parameters are not always of use says which are in an attribute ``asks_for``.
+    """
+    if (asked := getattr(way, "asks_for", None)) is not None:
+        return frozenset(asked)
     try:
         return _parameters_of(way)[positional]
     except TypeError:  # it cannot be hashed
