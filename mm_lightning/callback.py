@@ -147,7 +147,7 @@ class ManifoldMixupCallback(CallbackOfBoth):
         interpolation: Interpolation | None = None,
         schedule: ScheduleSpec | None = None,
         clean_weight: float = 0.0,
-        targets: str | None = None,
+        targets: str | int | None = None,
     ) -> None:
         super().__init__()
         if ratio is not None and (alpha is not None or per_sample is not False):

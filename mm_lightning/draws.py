@@ -35,7 +35,7 @@ class Mixing(Protocol):
     schedule: ScheduleSpec | None
     clean_weight: float
     seed: int | None
-    targets: str | None
+    targets: str | int | None
 
 
 class Draws:

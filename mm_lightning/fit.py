@@ -11,13 +11,22 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from mm_lightning.arguments import check_flag, refusal
+from mm_lightning.arguments import check_flag
 from mm_lightning.look.eligible import Proofs, check, judge, settle_auto
 from mm_lightning.look.look import Look, check_batch_dim
 from mm_lightning.look.proof import Proof
 from mm_lightning.look.rows_of_interpolation import problem_of
 from mm_lightning.mixup import INPUT, Layer, LayerSpec, Mixer, MixPlan, has_auto, resolve_layers
-from mm_lightning.mixup.batch import Layout, Path, check_batch_size, guess_layout, leaf_at, leaf_named, signature_of
+from mm_lightning.mixup.batch import (
+    Layout,
+    Path,
+    check_batch_size,
+    check_leaf_name,
+    guess_layout,
+    leaf_at,
+    leaf_named,
+    signature_of,
+)
 from mm_lightning.mixup.layers import check_layers, is_auto
 from mm_lightning.mixup.plan import Interpolation, check_interpolation
 from mm_lightning.mixup.seen import BATCH, LOGITS, TARGETS, seen_by
@@ -49,7 +58,7 @@ class Settings:
     layers: LayerSpec
     per_sample: bool
     interpolation: Interpolation | None
-    targets: str | None
+    targets: str | int | None
     loss: LossSpec | None
     batch_dim: int | Mapping[str, int] | None
     batch_size: int | None
@@ -61,8 +70,8 @@ class Settings:
         if self.loss is not None:
             check_loss(self.loss)
         check_interpolation(self.interpolation)
-        if not (self.targets is None or isinstance(self.targets, str)):
-            raise refusal("targets", self.targets, "the name of a part of the batch", "None finds the only ones.")
+        if self.targets is not None:
+            check_leaf_name("targets", self.targets, "None finds the only ones.")
         check_batch_dim(self.batch_dim)
         if self.batch_size is not None:
             check_batch_size(self.batch_size)

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mm_lightning.arguments import check_integer
+from mm_lightning.arguments import check_integer, refusal
 
 __all__ = [
     "Layout",
     "Path",
     "check_batch_size",
+    "check_leaf_name",
     "fresh",
     "guess_layout",
     "layouts",
@@ -177,19 +178,25 @@ def leaf_at(batch: Any, path: Path) -> Any:
     return batch
 
 
-def leaf_named(batch: Any, name: str, argument: str) -> Any:
+def check_leaf_name(argument: str, name: Any, way_out: str) -> None:
+    """Raise TypeError unless ``name`` may name a part of a batch: a string, or an integer for a position."""
+    if isinstance(name, bool) or not isinstance(name, (str, int)):
+        raise refusal(argument, name, "the name of a part of the batch", way_out)
+
+
+def leaf_named(batch: Any, name: str | int, argument: str) -> Any:
     """What a batch has at a dotted name, such as ``"labels"``, ``"1"`` or ``"meta.labels"``.
 
     Args:
         batch: The batch.
-        name: Keys, positions and attributes with dots between them.
+        name: Keys, positions and attributes with dots between them; or one position.
         argument: What the user has given the name as.
 
     Raises:
         ValueError: If there is nothing.
     """
     value = batch
-    for key in name.split("."):
+    for key in str(name).split("."):
         # A named tuple's items are known by positions elsewhere; people know them by name.
         found = getattr(value, key, None) if key in getattr(value, "_fields", ()) else _at(value, key)
         value = _at(value, int(key)) if found is None and key.isdecimal() else found

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mm_lightning.arguments import check_integer, check_number, refusal
-from mm_lightning.mixup.batch import leaf_named
+from mm_lightning.arguments import check_integer, check_number
+from mm_lightning.mixup.batch import check_leaf_name, leaf_named
 from mm_lightning.mixup.interpolation import mix_part
 from mm_lightning.mixup.noise import uniform
 from mm_lightning.mixup.plan import MixPlan
@@ -127,11 +127,11 @@ class TokenMix:
         TypeError: If ``mask`` is no name.
     """
 
-    mask: str | None = None
+    mask: str | int | None = None
 
     def __post_init__(self) -> None:
-        if not (self.mask is None or isinstance(self.mask, str)):
-            raise refusal("mask", self.mask, "the name of a part of the batch", "None counts all tokens.")
+        if self.mask is not None:
+            check_leaf_name("mask", self.mask, "None counts all tokens.")
 
     @property
     def per_sample(self) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mm_lightning.arguments import check_integer, check_number, refusal
-from mm_lightning.mixup.batch import leaf_named
+from mm_lightning.mixup.batch import check_leaf_name, leaf_named
 from mm_lightning.mixup.seen import vectors_of
 
 __all__ = [
@@ -255,11 +255,10 @@ class FromBatch:
         TypeError: If it is no string.
     """
 
-    field: str = "partner"
+    field: str | int = "partner"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.field, str):
-            raise refusal("field", self.field, "the name of a field of the batch", "Give 'partner', say.")
+        check_leaf_name("field", self.field, "Give 'partner', say.")
 
     def __call__(self, rng: np.random.Generator, batch_size: int, batch: Any) -> Any:
         """Return the field.
