@@ -498,9 +498,9 @@ def test_integers_and_other_numbers_of_rows_are_refused(way: Any, shape: tuple[i
             "network.",
         ),
         (
-            lambda: TokenMix(3),  # type: ignore[arg-type]
+            lambda: TokenMix(2.5),  # type: ignore[arg-type]
             TypeError,
-            "mask must be the name of a part of the batch, got 3 of type int. None counts all tokens.",
+            "mask must be the name of a part of the batch, got 2.5 of type float. None counts all tokens.",
         ),
         (lambda: ChannelMix(0), ValueError, "dim must be an integer other than 0, got 0. 0 is the batch."),
         (

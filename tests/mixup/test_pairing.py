@@ -293,6 +293,7 @@ PARTNER = torch.tensor([1, 2, 0])
     [
         ("partner", {"x": torch.zeros(3), "partner": PARTNER}),
         ("2", (torch.zeros(3), torch.zeros(3), PARTNER)),
+        (2, (torch.zeros(3), torch.zeros(3), PARTNER)),
         ("meta.partner", {"meta": {"partner": PARTNER}}),
         ("meta.1", {"meta": [torch.zeros(3), PARTNER]}),
         ("partner", Named(torch.zeros(3), PARTNER)),
@@ -301,9 +302,9 @@ PARTNER = torch.tensor([1, 2, 0])
         ("partner", {"x": torch.zeros(3), "partner": [1, 2, 0]}),
         ("partner", {"x": torch.zeros(3), "partner": PARTNER.to(torch.int32)}),
     ],
-    ids=["key", "position", "nested", "list", "named_tuple", "attribute", "array", "numbers", "int32"],
+    ids=["key", "position", "number", "nested", "list", "named_tuple", "attribute", "array", "numbers", "int32"],
 )
-def test_partners_are_taken_from_a_field_of_the_batch(field: str, batch: Any) -> None:
+def test_partners_are_taken_from_a_field_of_the_batch(field: str | int, batch: Any) -> None:
     plan = PlanSource(["input"], FixedRatio(0.25), FromBatch(field)).draw(3, batch=batch)
     assert plan.partner.dtype == torch.int64
     assert plan.partner.tolist() == [1, 2, 0]
@@ -354,9 +355,9 @@ def test_what_a_pairing_asks_to_see_must_be_given() -> None:
         ),
         (lambda: MatchedGroups(-1), ValueError, "size must be an integer >= 1, got -1. 1 pairs at random."),
         (
-            lambda: FromBatch(2),  # type: ignore[arg-type]
+            lambda: FromBatch(2.5),  # type: ignore[arg-type]
             TypeError,
-            "field must be the name of a field of the batch, got 2 of type int. Give 'partner', say.",
+            "field must be the name of a part of the batch, got 2.5 of type float. Give 'partner', say.",
         ),
     ],
     ids=["bandwidth", "count", "count_type", "size", "field"],
