@@ -4,13 +4,15 @@
     python scripts/method_cards.py --check    # exit code 1, and what is stale, if a card, a picture or a row is
 
 A way of mixing is a file of conf/mixup; its card is the page of that name, in one form. The table is read from both:
-the callback's arguments from the file, title and cost from the card, and which tests name the classes of the way.
+the callback's arguments from the file, the title from the card, the cost from benchmarks/methods.json, and which tests
+name the classes of the way.
 """
 
 from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import re
 import sys
 from functools import cache
@@ -66,11 +68,15 @@ class Way:
 
     @property
     def cost(self) -> str:
-        """What its card says between the marks."""
-        found = re.search(r"<!-- cost -->\n(.*?)\n<!-- /cost -->\n", self.card.read_text(encoding="utf-8"), re.DOTALL)
-        if found is None:
-            raise ValueError(f"{self.card} has no line between <!-- cost --> and <!-- /cost -->.")
-        return found[1]
+        """The ratio of a training step to one without mixup, on the networks that were timed and it fits."""
+        rows = [row for row in _timed() if row["against"] == "none" and self.name in row["ratios"]]
+        found = [f"{row['kind']} {row['ratios'][self.name]['median']:.2f}" for row in rows]
+        return ", ".join(found) or "not measured"
+
+    @property
+    def written(self) -> str:
+        """Its card, with the cost."""
+        return between_marks(self.card.read_text(encoding="utf-8"), "cost", f"{self.cost}\n")
 
     @property
     def arguments(self) -> str:
@@ -124,6 +130,8 @@ def problems() -> list[str]:
             found.append(f"docs/methods/{name}.md has the headings {headings}, not {HEADINGS}.")
         if (size := (CARDS / f"{name}.png").stat().st_size) > LARGEST:
             found.append(f"docs/methods/{name}.png is of {size} bytes, more than {LARGEST}.")
+        if Way(name).written != (CARDS / f"{name}.md").read_text(encoding="utf-8"):
+            found.append(f"The cost in docs/methods/{name}.md is stale: python scripts/method_cards.py")
     page = INDEX.read_text(encoding="utf-8")
     if between_marks(page, "methods", table()) != page:
         found.append("The table of docs/methods/README.md is stale: python scripts/method_cards.py")
@@ -138,10 +146,19 @@ def main() -> int:
 
         for way in ways():
             draw(way.config, way.settings, way.title, CARDS / f"{way.name}.png")
+            way.card.write_text(way.written, encoding="utf-8")
         INDEX.write_text(between_marks(INDEX.read_text(encoding="utf-8"), "methods", table()), encoding="utf-8")
     for problem in (found := problems()):
         print(problem)
     return 1 if found else 0
+
+
+@cache
+def _timed() -> list[dict[str, Any]]:
+    """The rows of ``python scripts/benchmark.py methods``."""
+    path = ROOT / "benchmarks" / "methods.json"
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    return rows
 
 
 @cache

@@ -40,7 +40,10 @@ def test_what_is_stale_is_named(cards: Any, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(cards, "INDEX", folder / "README.md")
     assert cards.problems() == []
     page = folder / "cutmix.md"
-    page.write_text(page.read_text(encoding="utf-8").replace("not measured yet", "1.02"), encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    page.write_text(text.replace("<!-- cost -->\n", "<!-- cost -->\n0.01, "), encoding="utf-8")
+    assert cards.problems() == ["The cost in docs/methods/cutmix.md is stale: python scripts/method_cards.py"]
+    page.write_text(text.replace("# CutMix", "# CutMix!", 1), encoding="utf-8")
     assert cards.problems() == ["The table of docs/methods/README.md is stale: python scripts/method_cards.py"]
     page.write_text(page.read_text(encoding="utf-8").replace("## Source", "## Sources"), encoding="utf-8")
     assert cards.problems()[0].startswith("docs/methods/cutmix.md has the headings ['What it does', ")
