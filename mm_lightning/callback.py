@@ -115,7 +115,8 @@ class ManifoldMixupCallback(CallbackOfBoth):
     are taken of any kind, OmegaConf's say.
 
     Attributes:
-        plan: The current batch's :class:`MixPlan`; None before the first.
+        plan: The current batch's :class:`MixPlan`; None before the first. Once it was mixed, with the partners that
+            were settled and the weights that the interpolation gave.
         layer_names: Names of the eligible layers; empty before fit.
 
     Raises:
@@ -199,7 +200,7 @@ class ManifoldMixupCallback(CallbackOfBoth):
     @property
     def plan(self) -> MixPlan | None:
         """The current batch's plan; None before the first."""
-        return None if self._batch is None else self._batch.plan
+        return None if self._batch is None else self._batch.used or self._batch.plan
 
     @property
     def layer_names(self) -> tuple[str, ...]:
@@ -347,8 +348,7 @@ class ManifoldMixupCallback(CallbackOfBoth):
         defaults = {name: p.default for name, p in signature(ManifoldMixupCallback.__init__).parameters.items()}
         values = {name: getattr(self, name) for name in defaults if name != "self"}
         values["alpha" if type(self.ratio) is not BetaRatio or self.ratio.beta is not None else "ratio"] = None
-        if values["ratio"] is not None:
-            values["per_sample"] = False
+        values["per_sample"] = values["ratio"] is None and is_by_row(self.ratio)
         shown = [
             f"{name}={_shown(value)}"
             for name, value in values.items()

@@ -51,13 +51,25 @@ class Mixing:
         asked = () if plan.batch is None else (plan.batch,)
         mixed, lam = plan.interpolation(rows, plan, *asked)
         if lam is not plan.lam:
-            self.lam = lam
+            is_by_row = plan.lam.stride(0) != 0 or getattr(plan.interpolation, "per_sample", False)
+            self.lam = lam if is_by_row or lam.stride(0) == 0 else _one_number(lam, plan)
         return mixed
 
     @torch.compiler.disable
     def _settle(self, rows: Tensor) -> MixPlan:
         self.plan = self.plan.settled(hidden=rows)
         return self.plan
+
+
+@torch.compiler.disable
+def _one_number(lam: Tensor, plan: MixPlan) -> Tensor:
+    """Weights that are alike in all rows as one number; of another device it is waited for them."""
+    if bool((lam != lam[:1]).any()):
+        raise RuntimeError(
+            f"{plan.interpolation!r} gives each row a weight of its own, which it must say: give it an attribute "
+            "per_sample = True."
+        )
+    return lam[:1].expand(len(lam))
 
 
 def interpolate(hidden: Tensor, plan: MixPlan) -> tuple[Tensor, MixPlan]:
