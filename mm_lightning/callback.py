@@ -316,7 +316,8 @@ class ManifoldMixupCallback(CallbackOfBoth):
             return
         for logger in trainer.loggers:
             if isinstance(logger, classes("loggers.TensorBoardLogger")) and self._fit.epoch:
-                for name, values in zip(("lam", "layer"), np.array(self._fit.epoch, dtype=float).T, strict=True):
+                epoch = [(float(lam), layer) for lam, layer in self._fit.epoch]  # lam may be on a device
+                for name, values in zip(("lam", "layer"), np.array(epoch, dtype=float).T, strict=True):
                     logger.experiment.add_histogram(f"mixup/{name}_of_epoch", values, trainer.global_step)
         self._fit.epoch.clear()
 

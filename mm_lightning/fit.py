@@ -255,7 +255,7 @@ class Fit:
             self._whole = self.look(step, args, kwargs).effects_of_step()
         clean = clean_run(self.host, self._whole, step, args, kwargs, keeps_graph, wants_logits)
         if clean.loss is not None and clean.loss.grad_fn is not None:
-            self._unmixed_until = clean.loss.grad_fn._sequence_nr()  # type: ignore[attr-defined]
+            self._unmixed_until = clean.loss.grad_fn._sequence_nr()
         return clean
 
     def see(self, plan: MixPlan, batch: Any, signature: Any, clean: Clean | None, look: Callable[[], Look]) -> MixPlan:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -304,7 +302,10 @@ OTHERS = [
 ]
 EVERY_WAY = [
     *INTERPOLATIONS,
-    *[pytest.param(*p.values[:1], ["input", "second", "hidden"], p.values[1], reference_linear, id=p.id) for p in OTHERS],
+    *[
+        pytest.param(*p.values[:1], ["input", "second", "hidden"], p.values[1], reference_linear, id=p.id)
+        for p in OTHERS
+    ],
     pytest.param(
         {"interpolation": CutMix(), "pairing": NearestNeighbors()},
         IMAGE_LAYERS,

@@ -310,9 +310,7 @@ def test_data_without_a_length_progress_by_epochs_or_steps(make_trainer: MakeTra
     assert [(float(p), p.epoch, p.batch_index) for p in shares] == [
         (epoch / 2, epoch, batch) for epoch in (0, 1) for batch in range(4)
     ]
-    plans = fit(
-        make_trainer, Network(), loader, mixup(layers="first", schedule=Until(0.5)), max_epochs=-1, max_steps=8
-    )
+    plans = fit(make_trainer, Network(), loader, mixup(layers="first", schedule=Until(0.5)), max_epochs=-1, max_steps=8)
     assert [plan.mixes for plan in plans] == [True] * 4 + [False] * 4
 
 
@@ -459,9 +457,7 @@ def test_settings_changed_to_what_they_cannot_be_are_refused(
     ],
     ids=["probability", "schedule", "alpha", "layer", "ratio", "seeing"],
 )
-def test_what_is_off_trains_bit_identically_to_no_callback(
-    make_trainer: MakeTrainer, settings: dict[str, Any]
-) -> None:
+def test_what_is_off_trains_bit_identically_to_no_callback(make_trainer: MakeTrainer, settings: dict[str, Any]) -> None:
     plain, off = Network(), Network()
     fit(make_trainer, plain, data())
     plans = fit(make_trainer, off, data(), mixup(layers="first", clean_weight=0.5, **settings))
@@ -674,6 +670,7 @@ def fresh_compiler() -> Iterator[None]:
     ],
     ids=["cutmix", "patchup", "noisy", "channels_nearest", "similarity", "confident"],
 )
+@pytest.mark.slow
 def test_compiled_equals_eager(make_trainer: MakeTrainer, settings: dict[str, Any]) -> None:
     nets = [Network(), Network()]
     nets[1].compile(backend="aot_eager")
@@ -706,13 +703,29 @@ def too_large(hidden: Tensor, plan: MixPlan) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(
     ("interpolation", "layer", "message"),
     [
-        (CutMix(), "hidden", "CutMix() does not fit: it cuts boxes out of (N, C, H, W) or (N, C, D, H, W), and this is"),
+        (
+            CutMix(),
+            "hidden",
+            "CutMix() does not fit: it cuts boxes out of (N, C, H, W) or (N, C, D, H, W), and this is",
+        ),
         (PatchUp(), "hidden", "PatchUp(gamma=0.5, block_size=7) does not fit: it mixes blocks of feature maps"),
-        (TokenMix(), "first", "TokenMix(mask=None) does not fit: it exchanges tokens of (N, T, D), and this is of shape"),
+        (
+            TokenMix(),
+            "first",
+            "TokenMix(mask=None) does not fit: it exchanges tokens of (N, T, D), and this is of shape",
+        ),
         (third_row, "first", f"{third_row!r} does not fit: it makes a row of other rows than the row itself and its"),
-        (reversed_weight, "first", f"{reversed_weight!r} does not fit: it returns the own rows, but 0 as weight of the"),
+        (
+            reversed_weight,
+            "first",
+            f"{reversed_weight!r} does not fit: it returns the own rows, but 0 as weight of the",
+        ),
         (by_row, "first", f"{by_row!r} does not fit: it gives each row a weight of its own, which it must say by an"),
-        (too_large, "first", f"{too_large!r} does not fit: it must return the weight of the row itself, in [0, 1], (6,)"),
+        (
+            too_large,
+            "first",
+            f"{too_large!r} does not fit: it must return the weight of the row itself, in [0, 1], (6,)",
+        ),
     ],
     ids=["cutmix", "patchup", "tokens", "third_row", "reversed", "by_row", "too_large"],
 )
@@ -766,6 +779,120 @@ def test_auto_is_where_the_interpolation_fits(make_trainer: MakeTrainer) -> None
             Batches(sequences(6, masked=False) for _ in range(2)),
             mixup(interpolation=PatchUp()),
         )
+
+
+def test_an_interpolation_that_asks_for_what_it_is_not_handed_is_refused() -> None:
+    def asking(hidden: Tensor, plan: MixPlan, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return hidden, plan.lam
+
+    with pytest.raises(TypeError) as refusal:
+        mixup(layers="first", interpolation=asking)
+    assert str(refusal.value) == (
+        f"interpolation may ask for the batch alone, but {asking!r} asks for targets. Take it from the batch, by a "
+        "third parameter called batch."
+    )
+
+
+def half_way(hidden: Tensor, plan: MixPlan) -> tuple[Tensor, Tensor]:
+    """Mixes half as much as planned. Its weights are alike in all rows, and no expanded number."""
+    lam = 1 - (1 - plan.lam) / 2
+    weight = lam.to(hidden.dtype).view(-1, *[1] * (hidden.dim() - 1))
+    return weight * hidden + (1 - weight) * hidden[plan.partner], lam
+
+
+def reference_half_way(hidden: Tensor, plan: MixPlan) -> tuple[Tensor, list[float]]:
+    lams = [1 - (1 - lam) / 2 for lam in plan.lam.tolist()]
+    rows = [lam * hidden[i] + (1 - lam) * hidden[j] for i, (lam, j) in enumerate(zip(lams, plan.partner, strict=True))]
+    return torch.stack(rows), lams
+
+
+def test_a_function_of_ones_own_is_a_way(make_trainer: MakeTrainer) -> None:
+    net, callback = Network(), mixup(layers=["input", "first"], ratio=FixedRatio(0.25), interpolation=half_way)
+    for i, plan in enumerate(fit(make_trainer, net, data(), callback)):
+        before, batch = Network(), data()[i]
+        before.load_state_dict(net.seen[i]["weights"])
+        wanted, _, weights = reference_step(before, batch, plan_of(plan, 0.25), reference_half_way)
+        assert_weights(plan.lam, weights)
+        assert_close(net.seen[i]["loss"], wanted, rtol=0, atol=1e-12)
+
+
+def plan_of(used: MixPlan, lam: float) -> MixPlan:
+    return MixPlan(used.layer, used.partner, torch.full((len(used.partner),), lam))
+
+
+def test_weights_that_turn_out_to_differ_are_refused() -> None:
+    def sometimes(hidden: Tensor, plan: MixPlan) -> tuple[Tensor, Tensor]:
+        return hidden, by_row(hidden, plan)[1]
+
+    with pytest.raises(RuntimeError, match=r"gives each row a weight of its own, which it must say: give it an attrib"):
+        interpolate(torch.zeros(4, 3), PlanSource(["a"], interpolation=sometimes).draw(4))
+
+
+class Segmenting(Network):
+    """Classes of pixels, (N, H, W)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Conv2d(4, 3, 1, dtype=torch.float64)
+        self.out.weight.data = torch.linspace(-1, 1, 12, dtype=torch.float64).view(3, 4, 1, 1)
+
+    def scores(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        self.seen.append({})
+        return F.cross_entropy(self.scores(batch["x"]), batch["map"])
+
+
+def test_losses_of_maps_are_interpolated_and_maps_not_cut(make_trainer: MakeTrainer) -> None:
+    generator = torch.Generator().manual_seed(0)
+    batches = Batches(
+        {"x": batch["x"], "map": torch.randint(0, 3, (6, 6, 8), generator=generator)} for batch in data(3)
+    )
+    net = Segmenting()
+    fit(make_trainer, net, batches, mixup(layers="input", interpolation=CutMix()))
+    for i, (seen, batch) in enumerate(zip(net.seen, batches, strict=True)):
+        before = Segmenting()
+        before.load_state_dict(seen["weights"])
+        plan = PlanSource(["input"], BetaRatio(1.0), seed=5, interpolation=CutMix()).draw(6, batch_index=i)
+        mixed, (lam, *_) = reference_cutmix(batch["x"], plan)
+        scores = before.scores(mixed)
+        own, other = (F.cross_entropy(scores, maps) for maps in (batch["map"], batch["map"][plan.partner]))
+        assert_close(seen["loss"], (lam * own + (1 - lam) * other).detach(), rtol=0, atol=1e-12)
+
+
+class Attending(Network):
+    """A transformer encoder of padded sequences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True, dtype=torch.float64)
+        self.encoder = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        assert mask is not None
+        return self.head(self.hidden(self.pool(self.encoder(self.embed(x), src_key_padding_mask=~mask), mask)))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"interpolation": TokenMix("mask")}, {"interpolation": TokenMix()}, {"ratio": BetaRatio(per_sample=True)}],
+    ids=["real_tokens", "tokens", "by_row"],
+)
+def test_masked_transformers_are_mixed_at_layers_found(make_trainer: MakeTrainer, settings: dict[str, Any]) -> None:
+    callback = mixup(**settings)
+    plans = fit(make_trainer, Attending(), Batches(sequences(6, seed) for seed in range(6)), callback)
+    assert callback.layer_names == ("input", "encoder.layers.0", "encoder.layers.1")
+    assert len({plan.layer for plan in plans}) > 1
+
+
+@pytest.mark.filterwarnings("ignore:A batch of one row has no partner")
+@pytest.mark.parametrize("rows", [[2, 2, 2], [3, 3, 1], [6, 1, 5]], ids=["two", "odd", "last"])
+def test_batches_of_few_rows_are_mixed_and_of_one_are_not(make_trainer: MakeTrainer, rows: list[int]) -> None:
+    settings = {"interpolation": CutMix(), "pairing": NearestNeighbors(2), "clean_weight": 0.5}
+    batches = Batches(images(n, seed) for seed, n in enumerate(rows))
+    plans = fit(make_trainer, Network(), batches, mixup(layers="first", **settings))
+    assert [(plan.mixes, plan.batch_size) for plan in plans] == [(n > 1, n) for n in rows]
 
 
 @pytest.mark.parametrize("pairing", [SameClass()], ids=["same_class"])

@@ -12,6 +12,8 @@ from mm_lightning.mixup.plan import Interpolation, MixPlan
 
 __all__ = ["problem_of"]
 
+_ENOUGH = 8
+
 
 def problem_of(interpolation: Interpolation, shape: tuple[int, ...], batch: Any, by_row: bool) -> str:
     """Say why hidden states of a shape cannot be mixed so; empty if they can.
@@ -25,6 +27,8 @@ def problem_of(interpolation: Interpolation, shape: tuple[int, ...], batch: Any,
     knows = getattr(interpolation, "problem_with", None)
     if knows is not None and (problem := knows(shape)):
         return f"{problem}, and this is of shape {shape}"
+    if batch is None:  # a few rows tell, at less memory than a step takes
+        shape = (min(shape[0], _ENOUGH), *shape[1:])
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(shape, generator=generator)
     order = order_of(shape[0])
@@ -33,7 +37,7 @@ def problem_of(interpolation: Interpolation, shape: tuple[int, ...], batch: Any,
         return f"it must return the weight of the row itself, in [0, 1], ({shape[0]},), got {tuple(weights.shape)}"
     if bool((weights != weights[0]).any()) and not by_row:
         return "it gives each row a weight of its own, which it must say by an attribute per_sample = True"
-    for row in range(min(3, shape[0])):
+    for row in range(min(3, shape[0])):  # one row's partner may be the very row that is taken for all
         others = torch.randn(shape, generator=generator)
         pair = torch.stack((torch.tensor(row), order[row]))
         others[pair] = hidden[pair]

@@ -173,7 +173,7 @@ class TokenMix:
         """The mask of mixed rows.
 
         Args:
-            own: Masks of the rows, (N, G, ..., T) with any number of ones behind: (N, 1, T), (N, G, T, T), (N, 1, T, 1).
+            own: Masks of the rows, (N, G, ..., T), with ones behind if any: (N, 1, T), (N, G, T, T), (N, 1, T, 1).
             partner: Those of the partners.
             plan: The plan.
         """
