@@ -161,6 +161,18 @@ def test_other_class_draws_every_row_of_other_classes_equally_often() -> None:
         assert chi_square < freedom + 4 * math.sqrt(2 * freedom)
 
 
+class Lowest:
+    """Draws the smallest number that there is."""
+
+    def random(self, size: Any) -> np.ndarray:
+        return np.zeros(size)
+
+
+def test_the_smallest_number_draws_no_row_of_the_own_class() -> None:
+    rng: Any = Lowest()
+    assert OtherClass()(rng, 4, torch.tensor([0, 0, 1, 2])).tolist() == [2, 2, 0, 0]
+
+
 def test_rows_without_another_class_are_their_own_partners() -> None:
     assert OtherClass()(np.random.default_rng(0), 4, torch.ones(4, dtype=torch.int64)).tolist() == [0, 1, 2, 3]
 
