@@ -112,7 +112,8 @@ class ManifoldMixupCallback(CallbackOfBoth):
     are taken of any kind, OmegaConf's say.
 
     Attributes:
-        plan: The current batch's :class:`MixPlan`; None before the first.
+        plan: The current batch's :class:`MixPlan`; None before the first. Once it was mixed, with the partners that
+            were settled and the weights that the interpolation gave.
         layer_names: Names of the eligible layers; empty before fit.
 
     Raises:
@@ -192,7 +193,7 @@ class ManifoldMixupCallback(CallbackOfBoth):
     @property
     def plan(self) -> MixPlan | None:
         """The current batch's plan; None before the first."""
-        return None if self._batch is None else self._batch.plan
+        return None if self._batch is None else self._batch.used or self._batch.plan
 
     @property
     def layer_names(self) -> tuple[str, ...]:
@@ -303,7 +304,8 @@ class ManifoldMixupCallback(CallbackOfBoth):
             return
         for logger in trainer.loggers:
             if isinstance(logger, classes("loggers.TensorBoardLogger")) and self._fit.epoch:
-                for name, values in zip(("lam", "layer"), np.array(self._fit.epoch, dtype=float).T, strict=True):
+                epoch = [(float(lam), layer) for lam, layer in self._fit.epoch]  # lam may be on a device
+                for name, values in zip(("lam", "layer"), np.array(epoch, dtype=float).T, strict=True):
                     logger.experiment.add_histogram(f"mixup/{name}_of_epoch", values, trainer.global_step)
         self._fit.epoch.clear()
 
@@ -335,8 +337,7 @@ class ManifoldMixupCallback(CallbackOfBoth):
         defaults = {name: p.default for name, p in signature(ManifoldMixupCallback.__init__).parameters.items()}
         values = {name: getattr(self, name) for name in defaults if name != "self"}
         values["alpha" if type(self.ratio) is not BetaRatio or self.ratio.beta is not None else "ratio"] = None
-        if values["ratio"] is not None:
-            values["per_sample"] = False
+        values["per_sample"] = values["ratio"] is None and is_by_row(self.ratio)
         parts = [
             f"{name}={shown(value)}"
             for name, value in values.items()

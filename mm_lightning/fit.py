@@ -91,7 +91,8 @@ class Batch:
         place: Epoch, index and rank, by which the plan is drawn.
         size: Number of rows.
         is_armed: Whether a training step that runs now is this batch's.
-        plan: Its plan, once it is drawn.
+        plan: Its plan, once it is drawn; settled, once it was mixed.
+        used: The plan as its loss was mixed.
         is_mixed: Whether it was mixed.
         lam: The mean of its ``lam``, as the loss was mixed.
         is_measured: Whether its loss will be logged.
@@ -104,6 +105,7 @@ class Batch:
     size: int
     is_armed: bool = False
     plan: MixPlan | None = None
+    used: MixPlan | None = None
     lam: float | Tensor = 1.0
     is_mixed: bool = False
     is_measured: bool = False
@@ -142,6 +144,7 @@ class Fit:
         self._ways: dict[Any, dict[str, Way]] = {}
         self._targets: dict[tuple[Any, str], tuple[Path, ...]] = {}
         self._whole: Effects | None = None
+        self._unmixed_until = -1
         self._unproved: dict[str, int] = {}
         self._steps = 0
         self._last_look = 0
@@ -212,8 +215,8 @@ class Fit:
         way = self._ways[batch.signature][plan.layer]
         output, logged = self._mixed.run(step, args, kwargs, plan, self._mixer, way, measuring)
         if plan.interpolation is not None or plan.pending is not None:  # which the layer has settled
-            batch.plan = self._mixer.plan
-            batch.lam = batch.plan.lam.detach().mean()
+            batch.plan, batch.used = self._mixer.mixing.plan, self._mixer.plan
+            batch.lam = batch.used.lam.detach().mean()
         batch.measured = {} if measuring is None else measuring.measured
         if logged:
             self.host.log(logged)
@@ -227,7 +230,7 @@ class Fit:
     def begin_backward(self) -> None:
         """Let forward passes that activation checkpointing recomputes repeat the mix."""
         if self._mixer is not None:
-            self._mixer.begin_backward()
+            self._mixer.begin_backward(self._unmixed_until)
 
     def end_backward(self) -> None:
         """End what :meth:`begin_backward` began."""
@@ -261,7 +264,10 @@ class Fit:
             )
         if self._whole is None:
             self._whole = self.look(step, args, kwargs).effects_of_step()
-        return clean_run(self.host, self._whole, step, args, kwargs, keeps_graph, wants_logits)
+        clean = clean_run(self.host, self._whole, step, args, kwargs, keeps_graph, wants_logits)
+        if clean.loss is not None and clean.loss.grad_fn is not None:
+            self._unmixed_until = clean.loss.grad_fn._sequence_nr()
+        return clean
 
     def see(self, plan: MixPlan, batch: Any, signature: Any, clean: Clean | None, look: Callable[[], Look]) -> MixPlan:
         """Let the plan see what it asks for, but hidden states.

@@ -41,7 +41,8 @@ class Proofs:
             if self.per_sample and not proof.problem:
                 by_row = self._prover.prove(layer, per_sample=True)
                 if by_row.problem:
-                    problem = f"with one lam per row, {by_row.problem}; use per_sample=False"
+                    way_out = "use one for the batch: per_sample=False, another ratio or interpolation"
+                    problem = f"with one lam per row, {by_row.problem}; {way_out}"
                     proof = Proof(proof.way, problem, proof.has_power)
             self._made[layer.name] = proof
         return self._made[layer.name]

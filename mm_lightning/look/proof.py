@@ -83,7 +83,8 @@ class Prover:
 
     def _try(self, layer: Layer, calls: Any, runs: list[nn.Module], ways: Ways, per_sample: bool) -> Proof:
         look = self.look
-        order = order_of(look.rows)
+        plan = _plan_of(layer.name, order_of(look.rows), per_sample, look.module)
+        order = torch.where(plan.lam == 0, plan.partner, torch.arange(look.rows, device=plan.lam.device)).cpu()
         is_input = layer.name == INPUT
         wanted = look.reordered_losses if is_input and look.reordered_losses is not None else look.losses
         collected: list[Tensor] = []
@@ -96,7 +97,6 @@ class Prover:
                 step = MixedStep(look.host, look.named, look.into(collected), switch)
                 step.by_row = per_sample
                 way = look.way(layer, calls, watched)
-                plan = _plan_of(layer.name, order, per_sample, look.module)
                 with self._mixing(mixer, layer, writes, moves_noise, ways, order):
                     step.run(
                         look.step,

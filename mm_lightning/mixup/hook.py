@@ -114,9 +114,16 @@ class Mixer:
             mask_hook.mixing = None
         self._in_step = False
 
-    def begin_backward(self) -> None:
-        """Mix without counting: activation checkpointing recomputes forward passes during the backward pass."""
+    def begin_backward(self, unmixed_until: int = -1) -> None:
+        """Mix without counting: activation checkpointing recomputes forward passes during the backward pass.
+
+        Args:
+            unmixed_until: Number in autograd's sequence of the last node that an unmixed run of the batch has made,
+                whose forward passes are recomputed as they were.
+        """
         self._switch_on(counting=False)
+        for hook in self._all_hooks:
+            hook.unmixed_until = unmixed_until
 
     def end_backward(self) -> None:
         """End what :meth:`begin_backward` began; in manual optimization it was a part of the step."""
@@ -154,6 +161,7 @@ class _MixHook(Hook):
         keeps: Whether to keep what it returns.
         made: What it returned since the step began, for the partners' half.
         repeating: The next of these to return; None while the own half runs.
+        unmixed_until: Number of the last node of autograd whose forward pass was not mixed.
     """
 
     def __init__(self, name: str, dims: Dims | None = None) -> None:
@@ -164,6 +172,7 @@ class _MixHook(Hook):
         self.keeps = False
         self.made: list[Any] = []
         self.repeating: int | None = None
+        self.unmixed_until = -1
 
     def __deepcopy__(self, memo: Any) -> _MixHook:
         return _MixHook(self.name)  # a copied module, an averaged teacher say, is never mixed
@@ -180,12 +189,19 @@ class _MixHook(Hook):
             return self.made[self.repeating - 1]
         if self.counting and self.repeating is None:
             self.runs += 1
-        if mixing is None or not (self.counting or torch.is_grad_enabled()):
-            return None  # around the backward pass only what is recomputed for it is mixed
+        if mixing is None or not (self.counting or self._recomputes_a_mix()):
+            return None
         mixed = self._mixed(output, mixing)
         if self.keeps and self.counting:
             self.made.append(mixed)
         return mixed
+
+    def _recomputes_a_mix(self) -> bool:
+        """Whether a forward pass around the backward pass is a mixed one again, and neither unmixed nor of a metric."""
+        if not torch.is_grad_enabled():
+            return False
+        node = torch._C._current_autograd_node()
+        return node is None or node._sequence_nr() > self.unmixed_until
 
     def _mixed(self, output: Any, mixing: Mixing) -> Any:
         rows = mixing.plan.batch_size

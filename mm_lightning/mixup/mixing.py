@@ -35,14 +35,20 @@ class Mixing:
         """The plan as targets are mixed by it.
 
         Raises:
-            RuntimeError: If nothing was mixed yet that the plan depends on.
+            RuntimeError: If nothing was mixed yet that the plan depends on, or rows have weights of their own and the
+                interpolation has not said so.
         """
         if self.plan.pending is not None:
             raise RuntimeError(
                 f"A loss is computed before layer {self.plan.layer!r} has run, which tells the partners. Choose "
                 "another layer, or a pairing that does not look at hidden states."
             )
-        return self.plan if self.lam is None else self.plan.for_loss(self.lam)
+        if self.lam is None:
+            return self.plan
+        is_by_row = self.plan.lam.stride(0) != 0 or getattr(self.plan.interpolation, "per_sample", False)
+        if self.lam.stride(0) != 0 and not is_by_row:
+            self.lam = _one_number(self.lam, self.plan)
+        return self.plan.for_loss(self.lam)
 
     def mix(self, rows: Tensor) -> Tensor:
         """Mix hidden states (N, ...)."""
@@ -63,6 +69,16 @@ class Mixing:
     def _settle(self, rows: Tensor) -> MixPlan:
         self.plan = self.plan.settled(hidden=rows)
         return self.plan
+
+
+def _one_number(lam: Tensor, plan: MixPlan) -> Tensor:
+    """Weights that are alike in all rows as one number; of another device it is waited for them."""
+    if bool((lam != lam[:1]).any()):
+        raise RuntimeError(
+            f"{plan.interpolation!r} gives each row a weight of its own, which it must say: give it an attribute "
+            "per_sample = True."
+        )
+    return lam[:1].expand(len(lam))
 
 
 def interpolate(hidden: Tensor, plan: MixPlan) -> tuple[Tensor, MixPlan]:

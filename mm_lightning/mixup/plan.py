@@ -356,10 +356,19 @@ def check_seed(seed: Any) -> None:
 
 
 def check_interpolation(interpolation: Any) -> None:
-    """Raise TypeError unless ``interpolation`` is None or can be called; a class such as ``CutMix`` cannot."""
+    """Raise TypeError unless ``interpolation`` is None or can be called; a class such as ``CutMix`` cannot.
+
+    Raises:
+        TypeError: Also if it asks to see what it is not handed.
+    """
     if interpolation is not None and (isinstance(interpolation, type) or not callable(interpolation)):
         expected = "a function of hidden states and the plan"
         raise refusal("interpolation", interpolation, expected, "Give CutMix(), say; None is the linear one.")
+    if interpolation is not None and (others := seen_by(interpolation) - {BATCH}):
+        raise TypeError(
+            f"interpolation may ask for the batch alone, but {interpolation!r} asks for "
+            f"{' and '.join(sorted(others))}. Take it from the batch, by a third parameter called batch."
+        )
 
 
 def _drawn(lam: Any, partner: Any, rows: int, ratio: Ratio, pairing: Pairing) -> dict[str, Any]:

@@ -20,6 +20,9 @@ from mm_lightning.mixup.targets import cross_entropy_of_pair
 __all__ = ["Fusing", "LossMode", "Measuring", "RowWeights", "paused"]
 
 
+_LEAST = 1e-12  # a share of a half below which its rows' losses are no part of the mixed one
+
+
 class LossMode(TorchFunctionMode):
     """A mode that is on while a step runs, but not in the network, which may be compiled."""
 
@@ -147,12 +150,13 @@ class RowWeights(LossMode):
         finally:
             self._is_partners = False
 
-    @property
-    def weights(self) -> Tensor:
-        """Of the rows in the half that runs, (N,)."""
-        lam = self.mixing.for_loss.lam
-        part = 1 - lam if self._is_partners else lam
-        return part / part.mean().clamp_min(torch.finfo(part.dtype).tiny)  # all 0 where nothing of this half counts
+    def weights(self, dtype: torch.dtype) -> Tensor:
+        """Of the rows in the half that runs, (N,), in the type of the losses that they weigh."""
+        plan = self.mixing.for_loss
+        # The very number that the halves are interpolated with: it cancels out.
+        lam, mean = plan.lam.to(dtype), torch.as_tensor(plan.ratio).to(dtype)
+        part, mean = (1 - lam, 1 - mean) if self._is_partners else (lam, mean)
+        return part / mean.clamp_min(max(_LEAST, torch.finfo(dtype).tiny))
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -168,7 +172,7 @@ class RowWeights(LossMode):
         reduction = bound.arguments["reduction"]
         bound.arguments["reduction"] = "none"
         rows = whole if reduction == "none" else func(*bound.args, **bound.kwargs)
-        weights = self.weights.to(rows.dtype)
+        weights = self.weights(rows.dtype)
         count = len(weights)
         if rows.dim() == 0 or rows.shape[0] % count:
             return whole  # not by row: the proof finds the loss wrong, and it is refused

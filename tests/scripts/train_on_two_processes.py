@@ -1,4 +1,7 @@
-"""Two steps with DDP on two CPU processes; each rank keeps what it saw in the folder given. Run by test_distributed."""
+"""Two steps with DDP on two CPU processes; each rank keeps what it saw in the folder given. Run by test_distributed.
+
+With ``ways`` as a second argument, partners are nearest rows, channels are exchanged and the unmixed loss is added.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mm_lightning import ManifoldMixupCallback
+from mm_lightning.mixup import ChannelMix, NearestNeighbors
 
 
 class Classifier(pl.LightningModule):
@@ -33,6 +37,8 @@ class Classifier(pl.LightningModule):
         return F.cross_entropy(self.head(torch.tanh(self.first(x))), y)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
+        plan = self.callback.plan  # settled by now
+        self.seen[-1] |= {"used_lam": plan.lam, "partner": plan.partner, "seed": plan.seed}
         self.seen[-1]["weights"] = [parameter.detach().clone() for parameter in self.parameters()]
         self.seen[-1]["grads"] = [parameter.grad.clone() for parameter in self.parameters()]
 
@@ -40,11 +46,14 @@ class Classifier(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, ways: bool) -> None:
     """Train, and write rank0.pt and rank1.pt."""
     torch.manual_seed(0)
     data = TensorDataset(torch.randn(64, 4, dtype=torch.float64), torch.randint(0, 3, (64,)))
-    callback = ManifoldMixupCallback(alpha=1.0, layers=["input", "first"], seed=3)
+    settings: dict[str, Any] = {}
+    if ways:
+        settings = {"pairing": NearestNeighbors(), "interpolation": ChannelMix(), "clean_weight": 0.5}
+    callback = ManifoldMixupCallback(alpha=1.0, layers=["input", "first"], seed=3, **settings)
     module = Classifier(callback)
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -62,4 +71,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:] == ["ways"])
