@@ -475,8 +475,15 @@ CALLBACKS = [
         "ManifoldMixupCallback(alpha=0.5, layers='auto', interpolation=TokenMix(mask='mask'))",
     ),
     (
-        mixup(ratio=UniformRatio(), schedule={"probability": Until()}, clean_weight=0.5, targets="y"),
-        "ManifoldMixupCallback(layers='auto', seed=5, ratio=UniformRatio(low=0.0, high=1.0, per_sample=False), "
+        mixup(
+            ratio=UniformRatio(),
+            schedule={"probability": Until()},
+            clean_weight=0.5,
+            targets="y",
+            pairing=SameClass(),
+        ),
+        "ManifoldMixupCallback(layers='auto', seed=5, pairing=SameClass(), "
+        "ratio=UniformRatio(low=0.0, high=1.0, per_sample=False), "
         "schedule={'probability': Until(end=0.8)}, clean_weight=0.5, targets='y')",
     ),
     (
@@ -612,10 +619,14 @@ def test_mix_points_of_a_module_of_blocks_are_mixed_in_every_way(make_trainer: M
     fit(make_trainer, net, data(5), mixup(layers=["input", "first"], interpolation=CutMix()))
     for got, wanted in ((blocks.blocks[0], net.first), (blocks.blocks[-1], net.head)):
         assert_close(weights_of(got), weights_of(wanted), rtol=0, atol=1e-13)
+    partly, callback = module(True, False, False, False, True, False, False).double(), mixup(interpolation=CutMix())
+    plans = fit(make_trainer, partly, batches, callback)
+    assert [plan.layer for plan in plans] == ["input"] * len(plans)  # vectors are passed over
+    assert callback.layer_names == ("input",)
     with pytest.raises(ValueError, match=r"^Layer 'mix_before\.4' cannot be mixed: CutMix\(\) does not fit: it cuts"):
         fit(
             make_trainer,
-            module(True, False, False, False, True, False, False).double(),
+            module(False, False, False, False, True, False, False).double(),
             batches,
             mixup(interpolation=CutMix()),
         )
