@@ -373,7 +373,7 @@ class ManifoldMixupCallback(CallbackOfBoth):
         asks = batch.plan.asks_for
         clean = None
         if self.clean_weight or LOGITS in asks:
-            clean = fit.run_clean(original, args, kwargs, bool(self.clean_weight), LOGITS in asks)
+            clean = fit.run_clean(original, args, kwargs, batch, bool(self.clean_weight), LOGITS in asks)
         if asks:
             look = partial(fit.look, original, args, kwargs)
             batch.plan = fit.see(batch.plan, args[0], batch.signature, clean, look)

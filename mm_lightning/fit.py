@@ -242,6 +242,7 @@ class Fit:
         step: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        batch: Batch,
         keeps_graph: bool,
         wants_logits: bool,
     ) -> Clean:
@@ -251,6 +252,7 @@ class Fit:
             step: The user's.
             args: Its arguments.
             kwargs: Its keyword arguments.
+            batch: The current batch.
             keeps_graph: Whether the loss is trained on.
             wants_logits: Whether the scores are to be seen.
 
@@ -264,7 +266,8 @@ class Fit:
             )
         if self._whole is None:
             self._whole = self.look(step, args, kwargs).effects_of_step()
-        clean = clean_run(self.host, self._whole, step, args, kwargs, keeps_graph, wants_logits)
+        written = next(iter(self._ways[batch.signature].values())).written
+        clean = clean_run(self.host, self._whole, step, args, kwargs, written, keeps_graph, wants_logits)
         if clean.loss is not None and clean.loss.grad_fn is not None:
             self._unmixed_until = clean.loss.grad_fn._sequence_nr()
         return clean

@@ -150,6 +150,35 @@ def test_a_run_on_the_unmixed_batch_leaves_no_trace(make_trainer: MakeTrainer) -
         assert_close(both.seen[i]["loss"], mixed.seen[i]["loss"] + 0.5 * clean, rtol=0, atol=1e-12)
 
 
+class Emptying(Network):
+    """Whose step takes its batch apart and writes into it."""
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        targets = batch.pop("y")
+        x = batch["x"].mul_(2)
+        return super().training_step({"x": x.clone(), "y": targets}, batch_idx)
+
+
+class Doubling(Network):
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return super().training_step({"x": 2 * batch["x"], "y": batch["y"]}, batch_idx)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"clean_weight": 0.5}, {"pairing": ConfidentWithUnconfident()}],
+    ids=["clean_weight", "logits"],
+)
+def test_the_mixed_run_gets_the_batch_as_the_unmixed_one_got_it(
+    make_trainer: MakeTrainer, settings: dict[str, Any]
+) -> None:
+    nets = [Emptying(), Doubling()]
+    for net in nets:
+        fit(make_trainer, net, data(), mixup(layers="first", **settings))
+    for one, other in zip(*map(weights_of, nets), strict=True):
+        assert_close(one, other, rtol=0, atol=1e-13)
+
+
 def test_with_the_weight_zero_nothing_is_added(make_trainer: MakeTrainer) -> None:
     nets = [Network(), Network()]
     fit(make_trainer, nets[0], data(), mixup(layers="first"))

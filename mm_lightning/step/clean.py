@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from mm_lightning.step.effects import Effects
+from mm_lightning.mixup.batch import Path, leaf_at, map_leaves
+from mm_lightning.step.effects import Contents, Effects
 from mm_lightning.step.host import Host
 from mm_lightning.step.replay import RandomState
 from mm_lightning.step.run import loss_of
@@ -52,10 +53,11 @@ def clean_run(
     step: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    written: frozenset[Path],
     keeps_graph: bool,
     wants_logits: bool,
 ) -> Clean:
-    """Run the step on the batch as it is, and put all of its effects back; random states, too.
+    """Run the step on the batch as it is, and put all of its effects back; the batch and random states, too.
 
     Args:
         host: The LightningModule around the step.
@@ -63,11 +65,14 @@ def clean_run(
         step: The user's ``training_step``.
         args: Its arguments, the batch first.
         kwargs: Its keyword arguments.
+        written: Tensors of the batch that the step writes into.
         keeps_graph: Whether its loss is trained on.
         wants_logits: Whether the scores are to be seen.
     """
-    random_state = RandomState()
+    random_state, contents = RandomState(), Contents(args[0])
     scores = _Scores()
+    own = [id(leaf_at(args[0], path)) for path in written]
+    batch = map_leaves(lambda leaf: leaf.clone() if id(leaf) in own else leaf, args[0]) if own else args[0]
     try:
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(keeps_graph))
@@ -75,8 +80,9 @@ def clean_run(
             stack.enter_context(host.silent(_no_backward))
             if wants_logits:
                 stack.enter_context(scores)
-            loss = loss_of(step(*args, **kwargs))
+            loss = loss_of(step(batch, *args[1:], **kwargs))
     finally:
+        contents.restore()
         random_state.restore()
     return Clean(loss if keeps_graph else None, scores.logits)
 
