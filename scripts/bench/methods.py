@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count
 from typing import Any
 
 import lightning.pytorch as pl
@@ -58,13 +57,12 @@ def _over_linear(row: dict[str, Any], name: str, targets: dict[str, float]) -> d
 def _sides(network: Network, names: list[str], quick: bool) -> dict[str, Callable[[], float]]:
     untimed = untimed_steps(len(network.places))
     batches = RandomBatches(network.shape, network.classes, untimed + (2 if quick else DRAWN_AT_ONCE) + 1)
-    seeds = count()
 
     def run(callbacks: list[pl.Callback]) -> float:
         return mean_step(network.module, batches, callbacks, untimed=untimed)
 
     sides: dict[str, Callable[[], float]] = {NONE: lambda: run([])}
-    return sides | {name: lambda name=name: run([_callback(name, network, next(seeds))]) for name in names}  # type: ignore[misc]
+    return sides | {name: lambda name=name: run([_callback(name, network)]) for name in names}  # type: ignore[misc]
 
 
 def _fitting(network: Network) -> list[str]:
@@ -73,7 +71,7 @@ def _fitting(network: Network) -> list[str]:
     names = []
     for name in ways():
         try:
-            mean_step(network.module, batches, [_callback(name, network, 0)], untimed=0)
+            mean_step(network.module, batches, [_callback(name, network)], untimed=0)
         except ValueError as error:
             if "cannot be mixed" not in str(error):
                 raise
@@ -82,12 +80,12 @@ def _fitting(network: Network) -> list[str]:
     return names
 
 
-def _callback(name: str, network: Network, seed: int) -> ManifoldMixupCallback:
+def _callback(name: str, network: Network) -> ManifoldMixupCallback:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", [f"mixup={name}", "run_dir=."]).mixup
     if config.layers == "auto":
         config.layers = list(network.places)
-    callback: ManifoldMixupCallback = instantiate(config, seed=seed)
+    callback: ManifoldMixupCallback = instantiate(config, seed=0)  # the layers of all are the same
     return callback
 
 
