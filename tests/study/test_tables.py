@@ -145,6 +145,7 @@ def test_schedules_and_methods_without_runs_are_left_out(experiment: Experiment)
     experiment["runs"] = [run for run in experiment["runs"] if run["method"] == "manifold"]
     (table,) = tables(experiment)
     assert [method["name"] for method in table.methods] == ["manifold"]
+    assert not any(cell.is_best for row in table.rows for cell in row.cells)  # alone
 
 
 @pytest.mark.parametrize(
