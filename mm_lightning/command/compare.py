@@ -22,7 +22,7 @@ from mm_lightning.files import write_json
 from mm_lightning.study.collect import measure_of, run_of, study_of
 from mm_lightning.study.form import Experiment, Measure, Method, Run, Schedule, Verdict
 from mm_lightning.study.jobs import Job
-from mm_lightning.study.markdown import markdown
+from mm_lightning.study.markdown import markdown, unpaired
 from mm_lightning.study.runner import CONFIG, METRICS, leaves
 from mm_lightning.study.verdicts import cells, verdict
 
@@ -215,6 +215,7 @@ def _report(experiments: Sequence[Experiment], folders: Sequence[Path], folder: 
     jobs = [_job(one) for one in folders]
     for experiment in experiments:
         titles = {method["name"]: {"title": method["title"]} for method in experiment["methods"]}
+        experiment["text"] = " ".join([experiment["text"], *unpaired(experiment)])
         own = [job for job in jobs if job.experiment == experiment["name"]]
         experiment["pictures"], experiment["players"] = draw_pictures({"methods": titles}, own, folder)
     command = ["python", "-m", "mm_lightning.compare", *map(str, folders), "--report", str(folder)]

@@ -8,7 +8,7 @@ from mm_lightning.study.form import Experiment, Measure
 from mm_lightning.study.statistics import Outcome, PairedComparison
 from mm_lightning.study.tables import Claim, claims, tables
 
-__all__ = ["difference", "gain", "heading", "markdown", "markdown_table"]
+__all__ = ["difference", "gain", "heading", "markdown", "markdown_table", "unpaired"]
 
 
 def markdown(experiment: Experiment) -> str:
@@ -28,6 +28,17 @@ def markdown(experiment: Experiment) -> str:
     )
     parts = [f"## {experiment['title']}", markdown_table(titles, rows), f"Seeds: {seeds}."]
     return "\n\n".join([*parts, *_differences(experiment)])
+
+
+def unpaired(experiment: Experiment) -> Iterator[str]:
+    """Say of each method that has no seed in common with the first one that they are not compared."""
+    first, *others = experiment["methods"]
+    for method in others:
+        if not {*_seeds(experiment, method["name"])} & {*_seeds(experiment, first["name"])}:
+            yield (
+                f"{method['title']} has no seed in common with {first['title']}, so they are not compared. "
+                "Train both with the same seeds."
+            )
 
 
 def heading(measure: Measure) -> str:
@@ -64,13 +75,8 @@ def gain(comparison: PairedComparison, digits: int) -> str:
 
 
 def _differences(experiment: Experiment) -> Iterator[str]:
-    first, *others = experiment["methods"]
-    for method in others:
-        if not {*_seeds(experiment, method["name"])} & {*_seeds(experiment, first["name"])}:
-            yield (
-                f"{method['title']} has no seed in common with {first['title']}, so they are not compared. "
-                "Train both with the same seeds."
-            )
+    yield from unpaired(experiment)
+    first = experiment["methods"][0]
     judged = list(zip(experiment["verdicts"], claims(experiment), strict=True))
     if not judged:
         return
