@@ -48,8 +48,8 @@ def requirements() -> list[str]:
 
 
 def lower_bounds() -> dict[str, str]:
-    """The lower bound of each requirement, by its name."""
-    return dict(line.split(" >= ") for line in requirements())
+    """The lower bound of each requirement that has one, by its name."""
+    return dict(line.split(" >= ") for line in requirements() if " >= " in line)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
     python scripts/method_study.py multirun/mnist_1000/...    # docs/results/methods.json and docs/methods/study.md
     python scripts/method_study.py                            # the page once more, from docs/results/methods.json
 
-Intervals are Student's, of the differences over seeds: runs of one seed have the same data and the same first weights.
+Differences are judged by ``mm_lightning.study.statistics``: runs of one seed have the same data and first weights.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from mm_lightning.files import whole_file, write_json
+from mm_lightning.study.markdown import gain
+from mm_lightning.study.statistics import MARGINS, Better, compare_paired
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "docs/results/methods.json", ROOT / "docs/methods/study.md"
 MARKER = "<!-- made by python scripts/method_study.py -->\n"
-# Key, heading, factor, digits, and whether more is better.
-MEASURES = (
-    ("test/acc", "accuracy, %", 100.0, 2, True),
-    ("test/nll", "NLL, nats", 1.0, 3, False),
-    ("test/ece", "ECE", 1.0, 3, False),
+# Key, heading, factor, digits, and which way is better.
+MEASURES: tuple[tuple[str, str, float, int, Better], ...] = (
+    ("test/acc", "accuracy, %", 100.0, 2, "higher"),
+    ("test/nll", "NLL, nats", 1.0, 3, "lower"),
+    ("test/ece", "ECE", 1.0, 3, "lower"),
 )
 
 
@@ -54,30 +55,23 @@ def collect(folder: Path) -> dict[str, Any]:
 
 
 def table(runs: dict[str, dict[str, Any]]) -> str:
-    """A line for each method: means, and paired differences to no mixup, in bold where the interval leaves out 0."""
+    """A line for each method: means, and paired differences to no mixup, in bold where they are better."""
     titles = [title for _, title, *_ in MEASURES]
     columns = ["method", *(cell for title in titles for cell in (title, "over none"))]
     lines = [f"| {' | '.join(columns)} |", f"| --- |{' ---: |' * (len(columns) - 1)}"]
     order = sorted(runs, key=lambda name: -_values(runs[name], MEASURES[0][0]).mean())
     for name in order:
         cells = [f"[`{name}`]({name}.md)" if name != "none" else "`none`"]
-        for key, _, factor, digits, is_more in MEASURES:
+        for key, _, factor, digits, better in MEASURES:
             values, none = (factor * _values(runs[other], key) for other in (name, "none"))
-            cells += [f"{values.mean():.{digits}f}", "" if name == "none" else _gain(values - none, digits, is_more)]
+            found = compare_paired(list(values - none), better, factor * MARGINS[key.removeprefix("test/")])
+            cells += [f"{values.mean():.{digits}f}", "" if name == "none" else gain(found, digits)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _values(seeds: dict[str, Any], key: str) -> np.ndarray:
     return np.array([seeds[seed][key] for seed in sorted(seeds)])
-
-
-def _gain(differences: np.ndarray, digits: int, is_more: bool) -> str:
-    half = float(stats.t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / np.sqrt(len(differences)))
-    text = f"{differences.mean():+.{digits}f} ± {half:.{digits}f}"
-    if abs(differences.mean()) <= half:
-        return text
-    return f"**{text}**" if (differences.mean() > 0) == is_more else f"{text} (worse)"
 
 
 def main() -> None:

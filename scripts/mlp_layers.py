@@ -3,7 +3,7 @@
     python scripts/mlp_layers.py            # all runs, docs/results/mlp_layers.json, and the table docs/mlp_layers.md
     python scripts/mlp_layers.py --seeds 2  # the same with fewer, to see that it works; writes nothing
 
-It goes on where it was interrupted. The data sets come with scikit-learn; intervals are scipy's.
+It goes on where it was interrupted. The data sets come with scikit-learn.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import stats
 from sklearn import datasets
 from torch import Tensor, nn
 
 from mm_lightning import ManifoldMixupCallback
 from mm_lightning.command.run_folder import environment
 from mm_lightning.files import whole_file, write_json
+from mm_lightning.study.markdown import gain
+from mm_lightning.study.statistics import MARGINS, compare_paired
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "docs/results/mlp_layers.json", ROOT / "docs/mlp_layers.md"
@@ -138,17 +139,12 @@ def table(runs: dict[str, float], seeds: int) -> str:
     lines = ["| data | layers | score, % | over none | over auto |", "| --- | --- | ---: | ---: | ---: |"]
     for data in DATA:
         scores = {choice: np.array([runs[f"{data}/{choice}/{s}"] for s in range(seeds)]) for choice in CHOICES}
+        margin = None if data == "diabetes" else 100 * MARGINS["acc"]
         for choice, values in scores.items():
-            gains = [_interval(values - scores[other]) if choice != other else "" for other in ("none", "auto")]
+            over = [compare_paired(list(values - scores[other]), "higher", margin) for other in ("none", "auto")]
+            gains = [gain(one, 2) if choice != other else "" for one, other in zip(over, ("none", "auto"), strict=True)]
             lines.append(f"| {data} | {choice} | {values.mean():.2f} | {gains[0]} | {gains[1]} |")
     return "\n".join(lines)
-
-
-def _interval(differences: np.ndarray) -> str:
-    """Mean and half the 95 % interval of Student's t; in bold if it leaves out 0."""
-    half = stats.t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / np.sqrt(len(differences))
-    text = f"{differences.mean():+.2f} ± {half:.2f}"
-    return f"**{text}**" if abs(differences.mean()) > half else text
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -139,6 +140,20 @@ def test_the_tables_are_those_of_the_study() -> None:
     assert len(printed) == 3
     for table in printed:
         assert table in README
+
+
+def test_the_verdicts_are_those_of_the_runs(tmp_path: Path) -> None:
+    path = tmp_path / "study.json"
+    path.write_bytes((ROOT / "docs/results/reproduction.json").read_bytes())
+    subprocess.run([sys.executable, str(ROOT / "scripts" / "readme_tables.py"), "--judge", str(path)], check=True)
+    assert _rounded(json.loads(path.read_bytes())) == _rounded(
+        json.loads((ROOT / "docs/results/reproduction.json").read_bytes())
+    )
+
+
+def _rounded(study: Any) -> Any:
+    """Leave to the platform the last digits of what it computes."""
+    return json.loads(json.dumps(study), parse_float=lambda text: f"{float(text):.9g}")
 
 
 def test_links_and_pictures_resolve_anywhere_and_name_files_that_are_there() -> None:

@@ -45,7 +45,7 @@ def test_lower_bounds_are_those_that_the_tests_have_passed_with(matrix: ModuleTy
 
 
 def test_no_requirement_has_an_upper_bound(matrix: ModuleType) -> None:
-    assert all(set(line) & set("<=!~") <= set(">=") and line.count("=") == 1 for line in matrix.requirements())
+    assert all(set(line) & set("<=!~") <= set(">=") and line.count("=") <= 1 for line in matrix.requirements())
 
 
 @pytest.mark.slow
@@ -75,7 +75,7 @@ def test_a_report_without_what_it_is_made_with_says_what_to_install(missing: str
 
 @pytest.mark.slow
 def test_comparing_runs_needs_nothing_to_draw_with() -> None:
-    hidden = ["matplotlib", "jinja2", "PIL"]
+    hidden = ["matplotlib", "jinja2", "PIL", "scipy"]
     done = run(f"import sys\nfor name in {hidden}: sys.modules[name] = None\nimport mm_lightning.command.compare")
     assert done.returncode == 0, done.stderr
 
@@ -122,7 +122,7 @@ def test_installing_replaces_nothing_that_is_new_enough(
 ) -> None:
     bounds = matrix.lower_bounds()
     site = Site(tmp_path / "site")
-    site.hold({name: version if versions == "lowest" else "99.0" for name, version in bounds.items()})
+    site.hold({name: version if versions == "lowest" else "99.0" for name, version in bounds.items()} | {"scipy": "1"})
     assert site.answer(wheel) == {"mm-lightning"}
     assert site.answer(f"{wheel}[report]") == {"mm-lightning"}
 
@@ -140,5 +140,5 @@ def test_constraints_leave_a_newer_torch_alone(matrix: ModuleType, wheel: Path, 
     pinned = dict(line.split("==") for line in reversed(lines) if "==" in line and not line.startswith("#"))
     pinned = {name.lower(): version for name, version in pinned.items()}
     site = Site(tmp_path / "site")
-    site.hold({**{name: pinned[name] for name in matrix.lower_bounds() if name in pinned}, "torch": "99.0"})
+    site.hold({**{name: pinned[name] for name in [*matrix.lower_bounds(), "scipy"] if name in pinned}, "torch": "99.0"})
     assert site.answer("-c", ROOT / "constraints.txt", f"{wheel}[report]") == {"mm-lightning"}

@@ -1,6 +1,7 @@
 """Tables of finished runs side by side: ``python -m mm_lightning.compare RUN RUN ...``.
 
-Runs that differ in nothing but the seed are one column, with mean and standard deviation.
+Runs that differ in nothing but the seed are one column, with mean and standard deviation; columns are held against the
+first one, seed by seed.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from omegaconf import OmegaConf
 from mm_lightning.command import failure
 from mm_lightning.command.configuration import CONF
 from mm_lightning.command.line import LineParser
+from mm_lightning.command.metric_names import direction_of
 from mm_lightning.files import write_json
 from mm_lightning.study.collect import measure_of, run_of, study_of
-from mm_lightning.study.form import Experiment, Measure, Method, Schedule
+from mm_lightning.study.form import Experiment, Measure, Method, Run, Schedule, Verdict
 from mm_lightning.study.jobs import Job
+from mm_lightning.study.markdown import markdown, unpaired
 from mm_lightning.study.runner import CONFIG, METRICS, leaves
-from mm_lightning.study.tables import tables
-from mm_lightning.study.verdicts import cells
+from mm_lightning.study.verdicts import cells, verdict
 
 __all__ = ["compare", "finished_runs", "main", "markdown"]
 
@@ -50,7 +52,8 @@ _NO_METHOD = (
 _MOST_SHOWN = 3  # settings in a column's title
 _ABOUT = """\
 Print tables of finished runs side by side: a row for each measure, a column for each setting.
-Runs that differ in nothing but the seed are one column, with mean and standard deviation.
+Runs that differ in nothing but the seed are one column, with mean and standard deviation. A second table holds the
+columns against the first one: the mean difference of runs with the same seed, its 95 % interval, and what it says.
 mm-compare is short for python -m mm_lightning.compare."""
 _EXAMPLES = """\
 examples:
@@ -68,7 +71,8 @@ def compare(folders: Sequence[Path], config_dir: Path | None = None) -> list[Exp
         config_dir: Folder with ``reproduction/EXPERIMENT.yaml`` for experiments that ``conf/`` does not describe.
 
     Returns:
-        One experiment for each ``name`` in the configurations, without verdicts and pictures.
+        One experiment for each ``name`` in the configurations, without pictures; verdicts hold each column against the
+        first.
 
     Raises:
         FileNotFoundError: If a folder holds no finished run, or there is no ``config_dir``.
@@ -80,22 +84,6 @@ def compare(folders: Sequence[Path], config_dir: Path | None = None) -> list[Exp
     jobs = [_job(folder) for folder in folders]
     names = _unique(jobs, "experiment")
     return [_experiment(name, [job for job in jobs if job.experiment == name], known) for name in names]
-
-
-def markdown(experiment: Experiment) -> str:
-    """Write an experiment's first table in Markdown: a row per measure, a column per method, ``mean ± sd``."""
-    table = tables(experiment)[0]
-    lines = [
-        ["", *(method["title"] for method in table.methods)],
-        ["---"] * (1 + len(table.methods)),
-        *(
-            [heading(row.measure), *(f"**{cell.text}**" if cell.is_best else cell.text for cell in row.cells)]
-            for row in table.rows
-        ),
-    ]
-    seeds = ", ".join(f"{method['title']}: {_seeds(experiment, method['name'])}" for method in table.methods)
-    rows = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([f"## {experiment['title']}", "", *rows, "", f"Seeds: {seeds}."])
 
 
 def main() -> None:
@@ -201,10 +189,22 @@ def _experiment(name: str, jobs: Sequence[Job], described_in: Sequence[Path]) ->
         measures=measures,
         runs=runs,
         cells=cells(runs, measures),
-        verdicts=[],
+        verdicts=_verdicts(runs, measures, list(titles)),
         pictures=[],
         players=[],
     )
+
+
+def _verdicts(runs: Sequence[Run], measures: Sequence[Measure], methods: Sequence[str]) -> list[Verdict]:
+    """Hold each method that shares a seed with the first one against it, in each measure with a direction."""
+    seeds = {method: {run["seed"] for run in runs if run["method"] == method} for method in methods}
+    return [
+        verdict(runs, measure, method, methods[0], [_SCHEDULE])
+        for measure in measures
+        if measure["better"]
+        for method in methods[1:]
+        if seeds[method] & seeds[methods[0]]
+    ]
 
 
 def _report(experiments: Sequence[Experiment], folders: Sequence[Path], folder: Path) -> Path:
@@ -215,6 +215,7 @@ def _report(experiments: Sequence[Experiment], folders: Sequence[Path], folder: 
     jobs = [_job(one) for one in folders]
     for experiment in experiments:
         titles = {method["name"]: {"title": method["title"]} for method in experiment["methods"]}
+        experiment["text"] = " ".join([experiment["text"], *unpaired(experiment)])
         own = [job for job in jobs if job.experiment == experiment["name"]]
         experiment["pictures"], experiment["players"] = draw_pictures({"methods": titles}, own, folder)
     command = ["python", "-m", "mm_lightning.compare", *map(str, folders), "--report", str(folder)]
@@ -233,17 +234,10 @@ def _known_measures(experiment: str, described_in: Sequence[Path]) -> list[Measu
 
 
 def _unknown(key: str) -> Measure:
-    return Measure(key=key, title=key, unit="", factor=1, digits=4, better=None, meaning="")
-
-
-def heading(measure: Measure) -> str:
-    """Name a measure with its unit and an arrow to the better side."""
-    arrow = {"higher": " ↑", "lower": " ↓", None: ""}[measure["better"]]
-    return f"{measure['title']}{', ' + measure['unit'] if measure['unit'] else ''}{arrow}"
-
-
-def _seeds(experiment: Experiment, method: str) -> str:
-    return " ".join(str(run["seed"]) for run in experiment["runs"] if run["method"] == method)
+    """Describe a measure by its name alone: ``test/acc`` is better higher, ``test/loss`` lower."""
+    better = {"max": "higher", "min": "lower", None: None}[direction_of(key)]
+    about = {"title": key, "unit": "", "factor": 1, "digits": 4, "better": better, "meaning": ""}
+    return measure_of(key, about)
 
 
 def _unique(jobs: Sequence[Job], attribute: str) -> list[str]:

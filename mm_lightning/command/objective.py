@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mm_lightning.command.best_checkpoint import AUTO, direction_of, found_metric
+from mm_lightning.command.best_checkpoint import AUTO
+from mm_lightning.command.metric_names import direction_of, found_metric
 
 __all__ = ["objective_of"]
 

@@ -68,8 +68,8 @@ def _summary(study: Study, page: Path) -> str:
             networks, _, _ = experiment["text"].partition(". ")  # its first sentence names them
             lines += [f"  {networks.rstrip('.')}.", *_accuracies(experiment)]
         for claim in claims(experiment):
-            seeds = f"better in {claim.better_in} of {claim.seeds} seeds"
-            lines.append(f"  {claim.verdict:6} {claim.text}: {claim.method} against {claim.against}, {seeds}")
+            difference = f"{claim.difference} {claim.unit}".rstrip()
+            lines.append(f"  {claim.verdict}: {claim.text}, {claim.method} against {claim.against}, {difference}")
     if study["quick"]:
         lines.append(
             "A quick study shows that all works, on small networks and few data; it is too small to judge the claims."

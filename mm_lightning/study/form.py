@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypedDict
 
+from mm_lightning.study.statistics import Better, Outcome
+
 
 class Method(TypedDict):
     """One way to train; a table has a column for each. The first of an experiment is what the others are held against.
@@ -46,6 +48,7 @@ class Measure(TypedDict):
         digits: After the decimal point, as displayed.
         better: The direction of improvement; None if neither direction is one.
         meaning: One sentence.
+        margin: The largest difference that does not matter, raw; None if that is not known.
     """
 
     key: str
@@ -53,8 +56,9 @@ class Measure(TypedDict):
     unit: str
     factor: float
     digits: int
-    better: Literal["higher", "lower"] | None
+    better: Better | None
     meaning: str
+    margin: float | None
 
 
 class Run(TypedDict):
@@ -106,23 +110,28 @@ class Verdict(TypedDict):
         key: Key of the measure, which has a direction.
         method: Name of the method that is claimed to be better.
         against: Name of the method that it is compared with.
-        better_in: Number of seeds in which it is better.
-        seeds: Number of seeds compared.
+        seeds: Number of seeds compared: those in which both have a value.
+        left_out: The seeds that only one of both was trained with.
         difference: Mean over the seeds of method - against, raw; None if no seed has both.
-        sd: Sample standard deviation of these differences; None for fewer than two seeds.
-        reference_agrees: Whether the reference schedule says the same; None if it was not run.
-        verdict: The outcome in a word.
+        half_width: Half the 95 % interval of the difference; None if there is none.
+        seeds_needed: How many seeds it takes to see a difference of this size; None if more than 1,000, or unknown.
+        margin: That of the measure.
+        reference_agrees: Whether the reference schedule's difference has the same sign; None if it was not run, or if
+            the verdict is neither better nor worse.
+        verdict: The outcome, see :class:`.PairedComparison`.
     """
 
     key: str
     method: str
     against: str
-    better_in: int
     seeds: int
+    left_out: list[int]
     difference: float | None
-    sd: float | None
+    half_width: float | None
+    seeds_needed: int | None
+    margin: float | None
     reference_agrees: bool | None
-    verdict: Literal["holds", "mixed", "fails"]
+    verdict: Outcome
 
 
 class Picture(TypedDict):
@@ -194,7 +203,7 @@ class Experiment(TypedDict):
 
 
 class _Study(TypedDict):
-    format: Literal[1]
+    format: Literal[2]
     quick: bool
     command: str
     finished: str

@@ -40,8 +40,8 @@ def write_report(study: Study, folder: Path) -> Path:
             that was not introduced, a verdict's measure has no direction, or a player's labels and files do not match.
         OSError: If the page cannot be written; an older one is left as it was.
     """
-    if study["format"] != 1:
-        raise ValueError(f"study has format {study['format']!r}, expected 1. Run the study again with this version.")
+    if study["format"] != 2:
+        raise ValueError(f"study has format {study['format']!r}, expected 2. Run the study again with this version.")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

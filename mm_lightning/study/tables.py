@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from mm_lightning.study.form import Cell, Experiment, Measure, Method, Run, Schedule, Verdict
+from mm_lightning.study.statistics import Outcome
+from mm_lightning.study.verdicts import is_better
 
 __all__ = ["CHART_HEIGHT", "Claim", "Dot", "Row", "ShownCell", "Table", "claims", "count", "shown", "tables"]
 
@@ -18,14 +20,15 @@ _MISSING = "–"
 
 @dataclass(frozen=True)
 class Claim:
-    """A verdict in words; ``agrees`` is None where the reference schedule was not run."""
+    """A verdict in words; ``agrees`` is None where the reference schedule was not run or has nothing to agree with."""
 
+    outcome: Outcome
     verdict: str
     text: str
     method: str
     against: str
-    better_in: int
-    seeds: int
+    seeds: str
+    needed: str
     difference: str
     unit: str
     agrees: bool | None
@@ -88,7 +91,7 @@ def claims(experiment: Experiment) -> list[Claim]:
 def tables(experiment: Experiment) -> list[Table]:
     """Lay out a table for each schedule that has runs, in the order of the schedules.
 
-    A cell is ``mean ± sd``. The best mean of a row is marked; means that look the same as displayed are marked alike.
+    A cell is ``mean ± sd``. In a row, the method is marked that is better than every other, by its paired differences.
     In a chart, a dot's height is its value, on a scale that all charts of a row share, and seeds go from left to right
     in the order of the runs. Values that look all the same as displayed are drawn at the same height.
 
@@ -130,18 +133,28 @@ def count(number: int, noun: str) -> str:
 def _claim(verdict: Verdict, measure: Measure, titles: Mapping[str, str]) -> Claim:
     if measure["better"] is None:
         raise ValueError(f"A verdict judges {measure['key']!r}, a measure whose 'better' is None: say which way is.")
-    difference = shown(verdict["difference"], measure, "+")
+    difference, half_width = shown(verdict["difference"], measure, "+"), verdict["half_width"]
+    unit = {"%": "pp"}.get(measure["unit"], measure["unit"])
+    left_out = f" (without {', '.join(map(str, verdict['left_out']))})" if verdict["left_out"] else ""
+    needed = str(verdict["seeds_needed"] or ("more than 1,000" if half_width else _MISSING))
     return Claim(
-        verdict=verdict["verdict"],
+        outcome=verdict["verdict"],
+        verdict=_words(verdict, measure, unit),
         text=f"{measure['better']} {measure['title']}",
         method=titles[verdict["method"]],
         against=titles[verdict["against"]],
-        better_in=verdict["better_in"],
-        seeds=verdict["seeds"],
-        difference=difference if verdict["sd"] is None else f"{difference} ± {shown(verdict['sd'], measure)}",
-        unit="" if difference == _MISSING else {"%": "pp"}.get(measure["unit"], measure["unit"]),
+        seeds=f"{verdict['seeds']}{left_out}",
+        needed=needed,
+        difference=difference if half_width is None else f"{difference} ± {shown(half_width, measure)}",
+        unit="" if difference == _MISSING else unit,
         agrees=verdict["reference_agrees"],
     )
+
+
+def _words(verdict: Verdict, measure: Measure, unit: str) -> str:
+    if verdict["verdict"] == "no difference" and verdict["margin"]:
+        return f"no difference larger than {verdict['margin'] * measure['factor']:g} {unit}".rstrip()
+    return "one seed tells nothing" if verdict["seeds"] == 1 else verdict["verdict"]
 
 
 def _table(experiment: Experiment, schedule: Schedule, runs: list[Run]) -> Table:
@@ -152,7 +165,11 @@ def _table(experiment: Experiment, schedule: Schedule, runs: list[Run]) -> Table
         (cell["method"], cell["key"]): cell for cell in experiment["cells"] if cell["schedule"] == schedule["name"]
     }
     rows = [
-        _row(measure, [(cells.get((method["name"], measure["key"])), _runs_of(method, runs)) for method in methods])
+        _row(
+            measure,
+            [(cells.get((method["name"], measure["key"])), _runs_of(method, runs)) for method in methods],
+            _best(measure, [method["name"] for method in methods], runs),
+        )
         for measure in experiment["measures"]
     ]
     return Table(
@@ -168,17 +185,16 @@ def _runs_of(method: Method, runs: list[Run]) -> list[Run]:
     return [run for run in runs if run["method"] == method["name"]]
 
 
-def _row(measure: Measure, columns: list[tuple[Cell | None, list[Run]]]) -> Row:
+def _row(measure: Measure, columns: list[tuple[Cell | None, list[Run]]], best: str | None) -> Row:
     means = [_finite(cell["mean"]) if cell else None for cell, _ in columns]
     values = [_finite(run["metrics"].get(measure["key"])) for _, runs in columns for run in runs]
     place = _scale(means + values, measure)
-    best = _best(means, measure)
     present = [value for value in values if value is not None]
     return Row(
         measure=measure,
         cells=[
-            _shown_cell(measure, cell, runs, place, is_best=mean is not None and _rounded(mean, measure) == best)
-            for (cell, runs), mean in zip(columns, means, strict=True)
+            _shown_cell(measure, cell, runs, place, is_best=best is not None and runs[0]["method"] == best)
+            for cell, runs in columns
         ],
         low=shown(min(present, default=None), measure),
         high=shown(max(present, default=None), measure),
@@ -223,11 +239,18 @@ def _scale(values: Iterable[float | None], measure: Measure) -> Callable[[float]
     return place
 
 
-def _best(means: Iterable[float | None], measure: Measure) -> float | None:
-    present = [_rounded(mean, measure) for mean in means if mean is not None]
-    if measure["better"] is None or len(present) < 2:
-        return None
-    return max(present) if measure["better"] == "higher" else min(present)
+def _best(measure: Measure, methods: list[str], runs: list[Run]) -> str | None:
+    """Name the method that is better than every other one, if there are others."""
+    schedule = runs[0]["schedule"]
+    return next(
+        (
+            method
+            for method in methods
+            if len(methods) > 1
+            and all(is_better(runs, measure, method, other, schedule) for other in methods if other != method)
+        ),
+        None,
+    )
 
 
 def _rounded(value: float, measure: Measure) -> float:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
-from typing import Literal
 
 from mm_lightning.study.form import Cell, Measure, Run, Verdict
+from mm_lightning.study.statistics import Outcome, compare_paired
 
 
 def cells(runs: Sequence[Run], measures: Sequence[Measure]) -> list[Cell]:
@@ -33,10 +33,10 @@ def cells(runs: Sequence[Run], measures: Sequence[Measure]) -> list[Cell]:
 
 
 def verdict(runs: Sequence[Run], measure: Measure, method: str, against: str, schedules: Sequence[str]) -> Verdict:
-    """Judge the claim that one method is better than another, seed by seed.
+    """Judge the claim that one method is better than another, by the differences of runs with the same seed.
 
-    It ``holds`` where ``method`` is better in every seed of the first schedule, ``fails`` where it is better in none,
-    and is ``mixed`` otherwise. A seed in which either has no value counts as one in which it is not better.
+    Where a run of such a pair has no value, as after a loss that is NaN, nothing is ``better``, ``worse`` or no
+    different: a method must not gain by the seeds in which it failed.
 
     Args:
         runs: Of both methods.
@@ -46,36 +46,50 @@ def verdict(runs: Sequence[Run], measure: Measure, method: str, against: str, sc
         schedules: The one that is judged, then those that should agree.
 
     Returns:
-        The verdict. The other schedules agree where their seeds say the same; of a mixed one nothing is asked.
+        The verdict. The other schedules agree where all their differences have its sign.
 
     Raises:
         ValueError: If the measure has no direction, or no seed of the first schedule has both methods.
     """
     if measure["better"] is None:
         raise ValueError(f"{measure['key']!r} has no direction, so nothing can be better in it.")
-    first, *others = ({**_differences(runs, measure["key"], method, against, schedule)} for schedule in schedules)
+    first, *others = (_differences(runs, measure["key"], method, against, schedule) for schedule in schedules)
     if not first:
-        raise ValueError(f"No seed of schedule {schedules[0]!r} has both {method!r} and {against!r}.")
-    sign = 1 if measure["better"] == "higher" else -1
+        raise ValueError(
+            f"No seed of schedule {schedules[0]!r} has both {method!r} and {against!r}. Train both with the same seeds."
+        )
     known = [difference for difference in first.values() if difference is not None]
-    better_in = sum(sign * difference > 0 for difference in known)
-    outcome: Literal["holds", "mixed", "fails"] = (
-        "holds" if better_in == len(first) else "mixed" if better_in else "fails"
-    )
+    found = compare_paired(known, measure["better"], measure["margin"]) if known else None
+    outcome: Outcome = found.outcome if found and len(known) == len(first) else "not distinguishable"
     return Verdict(
         key=measure["key"],
         method=method,
         against=against,
-        better_in=better_in,
-        seeds=len(first),
-        difference=mean(known) if known else None,
-        sd=stdev(known) if len(known) > 1 else None,
-        reference_agrees=_agree(outcome, sign, [other for other in others if other]),
+        seeds=len(known),
+        left_out=sorted(_seeds(runs, method, schedules[0]) ^ _seeds(runs, against, schedules[0])),
+        difference=found.difference if found else None,
+        half_width=found.half_width if found else None,
+        seeds_needed=found.seeds_needed if found else None,
+        margin=measure["margin"],
+        reference_agrees=_agree(outcome, found.difference, others) if found else None,
         verdict=outcome,
     )
 
 
-def _differences(runs: Sequence[Run], key: str, method: str, against: str, schedule: str) -> Mapping[int, float | None]:
+def is_better(runs: Sequence[Run], measure: Measure, method: str, against: str, schedule: str) -> bool:
+    """Tell whether a method's verdict against another is ``better``; no without a direction or a seed of both."""
+    return (
+        measure["better"] is not None
+        and not _seeds(runs, method, schedule).isdisjoint(_seeds(runs, against, schedule))
+        and verdict(runs, measure, method, against, [schedule])["verdict"] == "better"
+    )
+
+
+def _seeds(runs: Sequence[Run], method: str, schedule: str) -> set[int]:
+    return {run["seed"] for run in runs if (run["method"], run["schedule"]) == (method, schedule)}
+
+
+def _differences(runs: Sequence[Run], key: str, method: str, against: str, schedule: str) -> dict[int, float | None]:
     """Method - against of each seed that has both; None where either has no value."""
     of = {(run["method"], run["seed"]): _value(run, key) for run in runs if run["schedule"] == schedule}
     pairs = {
@@ -84,11 +98,11 @@ def _differences(runs: Sequence[Run], key: str, method: str, against: str, sched
     return {seed: None if a is None or b is None else a - b for seed, (a, b) in pairs.items()}
 
 
-def _agree(outcome: str, sign: int, others: Sequence[Mapping[int, float | None]]) -> bool | None:
-    differences = [difference for other in others for difference in other.values()]
-    if outcome == "mixed" or not differences or None in differences:
+def _agree(outcome: Outcome, difference: float, others: Sequence[Mapping[int, float | None]]) -> bool | None:
+    theirs = [other for schedule in others for other in schedule.values()]
+    if outcome not in ("better", "worse") or not theirs or None in theirs:
         return None
-    return all((sign * difference > 0) == (outcome == "holds") for difference in differences if difference is not None)
+    return all(other * difference > 0 for other in theirs if other is not None)
 
 
 def _value(run: Run, key: str) -> float | None:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from mm_lightning.command.best_checkpoint import BestCheckpoint, direction_of, found_metric
+from mm_lightning.command.best_checkpoint import BestCheckpoint
+from mm_lightning.command.metric_names import direction_of, found_metric
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated")
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from mm_lightning.command.compare import compare, finished_runs, heading, markdown
+from mm_lightning.command.compare import compare, finished_runs
 from mm_lightning.study.form import Measure
+from mm_lightning.study.markdown import heading, markdown
 
 
 def make(root: Path, place: str, overrides: list[str], acc: float, seed: int = 0, **settings: Any) -> Path:
@@ -69,10 +70,78 @@ def test_table_holds_mean_and_deviation(tmp_path: Path) -> None:
         "",
         "|  | alpha=1 |",
         "| --- | --- |",
-        "| test/acc | 0.7000 ± 0.2000 |",
+        "| test/acc ↑ | 0.7000 ± 0.2000 |",
         "",
         "Seeds: alpha=1: 0 1 2.",
     ]
+
+
+def sweep(root: Path, accuracies: dict[int, dict[int, float]]) -> list[Path]:
+    """Runs by alpha and seed."""
+    return [
+        make(root, f"{alpha}/{seed}", [f"alpha={alpha}"], acc, seed, mixup={"alpha": alpha})
+        for alpha, seeds in accuracies.items()
+        for seed, acc in seeds.items()
+    ]
+
+
+def test_columns_are_held_against_the_first_seed_by_seed(tmp_path: Path) -> None:
+    first = {0: 0.50, 1: 0.60, 2: 0.70}
+    runs = sweep(
+        tmp_path,
+        {
+            1: first,
+            2: {0: 0.53, 1: 0.64, 2: 0.75},  # 0.03, 0.04, 0.05: 0.04 ± 4.302653 * 0.01 / sqrt(3)
+            3: {0: 0.52, 1: 0.63, 2: 0.74},  # 0.02, 0.03, 0.04
+            4: {2: 0.65, 0: 0.43, 1: 0.54, 3: 0.99},  # -0.07, -0.06, -0.05; the last one is alone
+            5: {0: 0.501, 1: 0.600, 2: 0.699},
+            6: first,
+        },
+    )
+    (experiment,) = compare(runs)
+    assert markdown(experiment).splitlines()[4:] == [
+        "| test/acc ↑ | 0.6000 ± 0.1000 | 0.6400 ± 0.1100 | 0.6300 ± 0.1100 | 0.6525 ± 0.2423 | 0.6000 ± 0.0990 "
+        "| 0.6000 ± 0.1000 |",
+        "",
+        "Seeds: alpha=1: 0 1 2, alpha=2: 0 1 2, alpha=3: 0 1 2, alpha=4: 2 0 1 3, alpha=5: 0 1 2, alpha=6: 0 1 2.",
+        "",
+        "Against alpha=1: the mean of the differences, paired by seed, ± half its 95 % interval (Student's t); not "
+        "corrected for the number of intervals.",
+        "",
+        "|  | alpha=2 | alpha=3 | alpha=4 | alpha=5 | alpha=6 |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| test/acc ↑ | +0.0400 ± 0.0248, better | +0.0300 ± 0.0248, better | −0.0600 ± 0.0248, worse "
+        "| 0.0000 ± 0.0025, no difference larger than 0.005 | 0.0000 ± 0.0000, no difference larger than 0.005 |",
+        "",
+        "Left out, as only one of both has these seeds: alpha=4: 3.",
+    ]
+
+
+def test_what_three_seeds_cannot_tell_is_not_distinguishable(tmp_path: Path) -> None:
+    (experiment,) = compare(sweep(tmp_path, {1: {0: 0.5, 1: 0.6, 2: 0.7}, 2: {0: 0.51, 1: 0.62, 2: 0.73}}))
+    text = markdown(experiment)
+    assert "| test/acc ↑ | +0.0200 ± 0.0248, not distinguishable (5 seeds needed) |" in text
+    assert "**" not in text  # though higher in every seed
+
+
+def test_what_is_better_than_every_other_column_is_bold(tmp_path: Path) -> None:
+    (experiment,) = compare(sweep(tmp_path, {1: {0: 0.5, 1: 0.6, 2: 0.7}, 2: {0: 0.53, 1: 0.64, 2: 0.75}}))
+    assert "| test/acc ↑ | 0.6000 ± 0.1000 | **0.6400 ± 0.1100** |" in markdown(experiment)
+
+
+def test_one_seed_tells_nothing(tmp_path: Path) -> None:
+    (experiment,) = compare(sweep(tmp_path, {1: {0: 0.5}, 2: {0: 0.6}}))
+    assert markdown(experiment).splitlines()[-1] == (
+        "One seed tells nothing about a difference. Train several, as with -m seed=0,1,2,3,4."
+    )
+
+
+def test_runs_without_a_seed_in_common_are_not_compared(tmp_path: Path) -> None:
+    (experiment,) = compare(sweep(tmp_path, {1: {0: 0.5, 1: 0.6}, 2: {2: 0.6, 3: 0.7}}))
+    assert experiment["verdicts"] == []
+    assert markdown(experiment).splitlines()[-1] == (
+        "alpha=2 has no seed in common with alpha=1, so they are not compared. Train both with the same seeds."
+    )
 
 
 def test_known_experiment_has_its_own_measures(tmp_path: Path) -> None:
@@ -106,7 +175,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
 
 
 def test_heading_points_to_the_better_side() -> None:
-    measure = Measure(key="k", title="time", unit="s", factor=1, digits=0, better="lower", meaning="")
+    measure = Measure(key="k", title="time", unit="s", factor=1, digits=0, better="lower", meaning="", margin=None)
     assert heading(measure) == "time, s ↓"
     assert heading({**measure, "unit": "", "better": None}) == "time"
 

@@ -35,7 +35,7 @@ def experiment() -> Experiment:
         values = [run["metrics"][key] for run in runs if (run["schedule"], run["method"]) == (schedule, method)]
         return {"schedule": schedule, "method": method, "key": key, "mean": mean, "sd": sd, "values": values}
 
-    judged = {"method": "manifold", "against": "baseline", "seeds": 2, "sd": 0.0141421}
+    judged = {"method": "manifold", "against": "baseline", "left_out": [], "margin": None}
     return {
         "name": "digits",
         "title": "Digits",
@@ -48,11 +48,11 @@ def experiment() -> Experiment:
         "measures": [
             {
                 **{"key": "test/acc", "title": "test accuracy", "unit": "%", "factor": 100, "digits": 1},
-                **{"better": "higher", "meaning": "Share of correct rows."},
+                **{"better": "higher", "meaning": "Share of correct rows.", "margin": 0.005},
             },
             {
                 **{"key": "test/loss", "title": "test loss", "unit": "nats", "factor": 1, "digits": 2},
-                **{"better": "lower", "meaning": "Mean cross-entropy."},
+                **{"better": "lower", "meaning": "Mean cross-entropy.", "margin": None},
             },
         ],
         "runs": runs,
@@ -68,13 +68,13 @@ def experiment() -> Experiment:
         "verdicts": [
             {
                 **judged,
-                **{"key": "test/acc", "better_in": 2, "difference": 0.03},
-                **{"reference_agrees": True, "verdict": "holds"},
+                **{"key": "test/acc", "seeds": 2, "difference": 0.03, "half_width": 0.127062, "seeds_needed": 4},
+                **{"reference_agrees": True, "verdict": "better"},
             },
             {
                 **judged,
-                **{"key": "test/loss", "better_in": 0, "difference": 0.1, "sd": None},
-                **{"seeds": 1, "reference_agrees": None, "verdict": "fails"},
+                **{"key": "test/loss", "seeds": 1, "difference": 0.1, "half_width": None, "seeds_needed": None},
+                **{"reference_agrees": None, "verdict": "not distinguishable"},
             },
         ],
         "pictures": [],
@@ -94,7 +94,7 @@ def study(experiment: Experiment, tmp_path: Path) -> Study:
     experiment["pictures"] = [{**about, "file": "map.png", "title": "Map", "commands": ["draw a", "draw b"]}]
     experiment["players"] = [{**about, "title": "Growth", "labels": labels, "files": files, "commands": ["draw c"]}]
     return {
-        "format": 1,
+        "format": 2,
         "quick": False,
         "command": "python -m mm_lightning.reproduce",
         "finished": "2026-11-22T15:30:00+02:00",

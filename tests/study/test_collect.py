@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from mm_lightning.study.collect import experiment_of, study_of
+from mm_lightning.study.collect import experiment_of, measure_of, study_of
 from mm_lightning.study.jobs import Job
 
 ACC = {"title": "accuracy", "unit": "%", "factor": 100, "digits": 1, "better": "higher", "claim": True, "meaning": "m"}
@@ -41,7 +41,7 @@ def make(root: Path, method: str, acc: float, seed: int = 0, schedule: str = "de
 
 
 def test_experiment_holds_runs_cells_and_verdicts(tmp_path: Path) -> None:
-    values = {"a": [0.5, 0.6], "b": [0.9, 0.1], "ours": [0.7, 0.7], "ours_too": [0.4, 0.5]}
+    values = {"a": [0.5, 0.6], "b": [0.9, 0.1], "ours": [0.7, 0.801], "ours_too": [0.4, 0.501]}
     jobs = [make(tmp_path, name, acc, seed) for name, both in values.items() for seed, acc in enumerate(both)]
     jobs += [make(tmp_path, "a", 0.8, schedule="reference"), make(tmp_path, "ours", 0.7, schedule="reference")]
     found = experiment_of("digits", CONFIG, jobs, tmp_path)
@@ -52,12 +52,13 @@ def test_experiment_holds_runs_cells_and_verdicts(tmp_path: Path) -> None:
     assert found["runs"][1]["command"] == "python -m mm_lightning.train +experiment=digits mixup=a seed=1"
     assert found["runs"][1]["metrics"] == {"test/acc": 0.6, "test/size": 3.0}
     verdicts = {(one["method"], one["against"]): one for one in found["verdicts"]}
-    assert {key: (one["better_in"], one["verdict"]) for key, one in verdicts.items()} == {
-        ("ours", "a"): (2, "holds"),
-        ("ours", "b"): (1, "mixed"),
-        ("ours_too", "a"): (0, "fails"),
-        ("ours_too", "b"): (1, "mixed"),
+    assert {key: (one["seeds"], one["verdict"]) for key, one in verdicts.items()} == {
+        ("ours", "a"): (2, "better"),
+        ("ours", "b"): (2, "not distinguishable"),
+        ("ours_too", "a"): (2, "worse"),
+        ("ours_too", "b"): (2, "not distinguishable"),
     }
+    assert {one["margin"] for one in found["verdicts"]} == {0.005}  # half a point of any accuracy
     assert verdicts["ours", "a"]["reference_agrees"] is False
     assert verdicts["ours_too", "a"]["reference_agrees"] is None
     assert {one["key"] for one in found["verdicts"]} == {"test/acc"}
@@ -93,6 +94,12 @@ def test_quick_experiment_says_what_it_trains(tmp_path: Path) -> None:
         )["text"]
         == "Ten of them."
     )
+
+
+def test_a_measure_may_have_a_margin_of_its_own() -> None:
+    margins = [measure_of(key, ACC)["margin"] for key in ("test/acc", "val/nll", "test/calibration/ece", "test/size")]
+    assert margins == [0.005, 0.02, 0.01, None]
+    assert [measure_of("test/acc", {**ACC, "margin": own})["margin"] for own in (0.1, None)] == [0.1, None]
 
 
 @pytest.mark.parametrize("schedule", ["quick", "default"])

@@ -56,21 +56,37 @@ def _page(study: Study, folder: Path) -> _Page:
 
 def test_verdicts_stand_at_the_top(study: Study, tmp_path: Path):
     page = _page(study, tmp_path)
-    assert "1 experiment in the manner of Verma et al. (2019), 6 runs, 2 claims: 1\xa0holds, none\xa0is" in page.text
-    row = page.row("holds")
-    assert row == ["holds", "higher test accuracy", "no mixup", "2 of 2 seeds", "+3.0 ± 1.4 pp", "agrees"]
-    row = page.row("fails")
-    assert row == ["fails", "lower test loss", "no mixup", "0 of 1 seed", "+0.10 nats", "–"]
+    assert (
+        "1 experiment in the manner of Verma et al. (2019), 6 runs, 2 claims: 1\xa0better, none\xa0worse, " in page.text
+    )
+    assert "none\xa0no difference, 1\xa0not distinguishable.\n" in page.text
+    row = page.row("better")
+    assert row == ["better", "higher test accuracy", "no mixup", "+3.0 ± 12.7 pp", "2", "4", "agrees"]
+    row = page.row("one seed tells nothing")
+    assert row == ["one seed tells nothing", "lower test loss", "no mixup", "+0.10 nats", "1", "–", "–"]
     shapes = {attributes["class"] for attributes in page.all("svg") if "icon" in (attributes.get("class") or "")}
-    assert shapes == {"icon holds", "icon fails"}
+    assert shapes == {"icon better", "icon not-distinguishable"}
+
+
+def test_no_column_speaks_of_a_reference_that_was_not_run(study: Study, tmp_path: Path):
+    study["title"] = "Runs side by side"
+    verdict = study["experiments"][0]["verdicts"][0]
+    verdict.update(reference_agrees=None, verdict="no difference", margin=0.005)
+    page = _page(study, tmp_path)
+    row = page.row("no difference")
+    assert row == ["no difference larger than 0.5 pp", "higher test accuracy", "no mixup", "+3.0 ± 12.7 pp", "2", "4"]
+    assert page.row("verdict")[-1] == "seeds needed"
+    assert "1 experiment, 6 runs, 2 claims" in page.text
 
 
 def test_tables_show_every_mean(study: Study, tmp_path: Path):
+    study["experiments"][0]["runs"][3]["metrics"]["test/acc"] = 0.969  # better than the other one, 5 and 4.9 points
     page = _page(study, tmp_path)
-    name, scale, baseline, manifold = page.row("test accuracy, %", "95.0")
+    name, scale, baseline, manifold = page.row("test accuracy, %", "96.9")
     assert name == "test accuracy, % ↑, higher is better Share of correct rows."
-    assert (scale, baseline[:10], manifold[:17]) == ("95.090.0", "91.0 ± 1.4", "★best: 94.0 ± 1.4")
-    assert page.row("test accuracy, % ↑, higher is better", "90.0", "★best: 95.0")[0].endswith("better")
+    assert (scale, baseline[:10]) == ("96.990.0", "91.0 ± 1.4")
+    assert manifold.startswith("★better than the others: 94.0 ± 1.4")
+    assert page.row("test accuracy, % ↑, higher is better", "90.0", "95.0")[0].endswith("better")  # one seed: no star
     assert page.row("test loss, nats", "0.25", "–")
     assert page.row("manifold", "reference", "0", "3", "1 min 15 s", "train manifold reference 0")
 
@@ -96,7 +112,7 @@ def test_quick_studies_judge_nothing(study: Study, tmp_path: Path):
 
 def test_rule_of_the_verdicts_is_optional(study: Study, tmp_path: Path):
     study["rule"] = "All seeds agree."
-    assert "All seeds agree. “–” in the last column" in _page(study, tmp_path).text
+    assert "All seeds agree. pp: percentage points." in _page(study, tmp_path).text
 
 
 def test_pictures_are_embedded_and_nothing_is_loaded(study: Study, tmp_path: Path):
@@ -160,7 +176,7 @@ def test_colours_of_text_have_contrast(study: Study, tmp_path: Path, theme: int)
         parts = [int(colour[i : i + 2], 16) / 255 for i in (0, 2, 4)]
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         luminance[name] = sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-    for name in ("ink", "soft", "accent", "holds", "mixed", "fails"):
+    for name in ("ink", "soft", "accent", "better", "open", "worse"):
         for ground in ("paper", "raised"):
             dark, light = sorted((luminance[name], luminance[ground]))
             assert (light + 0.05) / (dark + 0.05) >= 4.5, (name, ground)
@@ -199,6 +215,6 @@ def test_misuse_is_named(study: Study, tmp_path: Path):
     experiment["pictures"][0]["file"] = "map.pdf"
     with pytest.raises(ValueError, match=r"'map\.pdf' cannot be embedded\. Save it as one of \.png"):
         write_report(study, tmp_path)
-    study["format"] = 2  # type: ignore[typeddict-item]
-    with pytest.raises(ValueError, match="has format 2, expected 1"):
+    study["format"] = 1  # type: ignore[typeddict-item]
+    with pytest.raises(ValueError, match="has format 1, expected 2"):
         write_report(study, tmp_path)

@@ -9,7 +9,7 @@ from mm_lightning.study.tables import CHART_HEIGHT, claims, count, shown, tables
 
 PERCENT: Measure = {
     **{"key": "test/acc", "title": "test accuracy", "unit": "%", "factor": 100, "digits": 1},
-    **{"better": "higher", "meaning": ""},
+    **{"better": "higher", "meaning": "", "margin": 0.005},
 }
 
 
@@ -39,29 +39,54 @@ def test_nouns_follow_their_number():
 def test_claims_are_verdicts_in_words(experiment: Experiment):
     accuracy, loss = claims(experiment)
     assert (accuracy.text, accuracy.method, accuracy.against) == ("higher test accuracy", "manifold mixup", "no mixup")
-    assert (accuracy.better_in, accuracy.seeds, accuracy.agrees) == (2, 2, True)
-    assert (accuracy.difference, accuracy.unit) == ("+3.0 ± 1.4", "pp")  # a difference of percents
+    assert (accuracy.verdict, accuracy.seeds, accuracy.needed, accuracy.agrees) == ("better", "2", "4", True)
+    assert (accuracy.difference, accuracy.unit) == ("+3.0 ± 12.7", "pp")  # a difference of percents
     assert (loss.text, loss.difference, loss.unit, loss.agrees) == ("lower test loss", "+0.10", "nats", None)
+    assert (loss.outcome, loss.verdict) == ("not distinguishable", "one seed tells nothing")
+    assert (loss.seeds, loss.needed) == ("1", "–")
+
+
+def test_claims_say_margin_and_seeds_that_tell_too_little(experiment: Experiment):
+    verdicts = experiment["verdicts"]
+    verdicts[0].update(verdict="no difference", margin=0.005, seeds_needed=None, left_out=[3, 5])
+    claim = claims(experiment)[0]
+    assert claim.verdict == "no difference larger than 0.5 pp"
+    assert (claim.needed, claim.seeds) == ("more than 1,000", "2 (without 3, 5)")
+    verdicts[0].update(margin=None)
+    assert claims(experiment)[0].verdict == "no difference"
 
 
 def test_a_claim_without_values_is_a_dash(experiment: Experiment):
-    experiment["verdicts"][0].update(difference=None, sd=None)
+    experiment["verdicts"][0].update(difference=None, half_width=None)
     claim = claims(experiment)[0]
     assert (claim.difference, claim.unit) == ("–", "")
 
 
-def test_cells_hold_mean_and_sd_and_mark_the_best(experiment: Experiment):
+def test_cells_hold_mean_and_sd(experiment: Experiment):
     default, reference = tables(experiment)
     assert (default.seeds, default.has_charts) == ("2 seeds", True)
     assert (reference.seeds, reference.has_charts) == ("1 seed", False)
-    texts = [[(cell.text, cell.note, cell.is_best) for cell in row.cells] for row in default.rows]
-    assert texts == [
-        [("91.0 ± 1.4", "", False), ("94.0 ± 1.4", "", True)],
-        [("0.30 ± 0.07", "", True), ("0.40", "1 of 2 seeds", False)],
-    ]
-    # one method alone is not the best; a cell that is missing is a dash
-    texts = [[(cell.text, cell.is_best) for cell in row.cells] for row in reference.rows]
-    assert texts == [[("90.0", False), ("95.0", True)], [("0.25", False), ("–", False)]]
+    texts = [[(cell.text, cell.note) for cell in row.cells] for row in default.rows]
+    assert texts == [[("91.0 ± 1.4", ""), ("94.0 ± 1.4", "")], [("0.30 ± 0.07", ""), ("0.40", "1 of 2 seeds")]]
+    texts = [[cell.text for cell in row.cells] for row in reference.rows]  # a cell that is missing is a dash
+    assert texts == [["90.0", "95.0"], ["0.25", "–"]]
+
+
+def marked(experiment: Experiment) -> list[list[bool]]:
+    return [[cell.is_best for cell in table.rows[0].cells] for table in tables(experiment)]
+
+
+def test_what_is_better_than_all_others_is_marked(experiment: Experiment):
+    assert marked(experiment) == [[False, False]] * 2  # 5 and 1 points better; one seed
+    experiment["runs"][3]["metrics"]["test/acc"] = 0.969  # 5 and 4.9 points
+    assert marked(experiment) == [[False, True], [False, False]]
+    experiment["measures"][0]["better"] = "lower"
+    assert marked(experiment) == [[True, False], [False, False]]
+    third = [{**run, "method": "input"} for run in experiment["runs"] if run["method"] == "manifold"]
+    experiment["methods"].append({"name": "input", "title": "input mixup"})
+    experiment["runs"] += third  # type: ignore[arg-type]
+    experiment["measures"][0]["better"] = "higher"
+    assert marked(experiment) == [[False] * 3] * 2  # as good as another one
 
 
 def test_dots_lie_on_one_scale_in_the_order_of_seeds(experiment: Experiment):
@@ -85,7 +110,7 @@ def test_a_seed_without_a_value_leaves_its_place_empty(experiment: Experiment):
     assert [(dot.x, dot.text) for dot in cell.dots] == [(-5, "seed 0: 0.40 nats")]
 
 
-def test_values_equal_as_displayed_share_height_and_mark(experiment: Experiment):
+def test_values_equal_as_displayed_share_height(experiment: Experiment):
     noise = iter([0.90001, 0.90002, 0.90003, 0.90004])
     for run in experiment["runs"][:4]:
         run["metrics"]["test/acc"] = next(noise)
@@ -93,7 +118,7 @@ def test_values_equal_as_displayed_share_height_and_mark(experiment: Experiment)
         cell["mean"] = 0.90002
     row = tables(experiment)[0].rows[0]
     assert {dot.y for cell in row.cells for dot in cell.dots} == {CHART_HEIGHT / 2}
-    assert [cell.is_best for cell in row.cells] == [True, True]
+    assert [cell.is_best for cell in row.cells] == [False, False]
 
 
 def test_measures_without_direction_have_no_best_and_no_verdict(experiment: Experiment):
@@ -120,6 +145,7 @@ def test_schedules_and_methods_without_runs_are_left_out(experiment: Experiment)
     experiment["runs"] = [run for run in experiment["runs"] if run["method"] == "manifold"]
     (table,) = tables(experiment)
     assert [method["name"] for method in table.methods] == ["manifold"]
+    assert not any(cell.is_best for row in table.rows for cell in row.cells)  # alone
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 from mm_lightning.study.form import Measure, Run
 from mm_lightning.study.verdicts import cells, verdict
 
-ACC = Measure(key="acc", title="accuracy", unit="", factor=1, digits=2, better="higher", meaning="")
-NLL = Measure(key="nll", title="NLL", unit="", factor=1, digits=2, better="lower", meaning="")
-FIT = Measure(key="fit", title="fit", unit="", factor=1, digits=2, better=None, meaning="")
+ACC = Measure(key="acc", title="accuracy", unit="", factor=1, digits=2, better="higher", meaning="", margin=0.05)
+NLL = Measure(key="nll", title="NLL", unit="", factor=1, digits=2, better="lower", meaning="", margin=0.05)
+FIT = Measure(key="fit", title="fit", unit="", factor=1, digits=2, better=None, meaning="", margin=None)
 
 
 def run(method: str, seed: int, schedule: str = "default", **metrics: float | None) -> Run:
@@ -41,25 +41,27 @@ def test_cells_leave_out_what_is_no_number(absent: float | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "measure", "better_in", "outcome"),
+    ("differences", "measure", "outcome"),
     [
-        ([0.9, 0.8, 0.7], [0.8, 0.7, 0.6], ACC, 3, "holds"),
-        ([0.9, 0.6, 0.7], [0.8, 0.7, 0.6], ACC, 2, "mixed"),
-        ([0.8, 0.7, 0.6], [0.8, 0.7, 0.6], ACC, 0, "fails"),  # equal is not better
-        ([0.9, 0.8, 0.7], [0.8, 0.7, 0.6], NLL, 0, "fails"),
-        ([0.1, 0.2, 0.3], [0.2, 0.3, 0.4], NLL, 3, "holds"),
-        ([0.9, None, 0.7], [0.8, 0.7, 0.6], ACC, 2, "mixed"),  # no value is not better
+        ([0.1, 0.2, 0.15], ACC, "better"),
+        ([0.1, 0.2, 0.15], NLL, "worse"),
+        ([0.1, 0.2, 0.01], ACC, "not distinguishable"),  # better in every seed
+        ([0.001, 0.002, -0.001], ACC, "no difference"),
+        ([0.0, 0.0, 0.0], ACC, "no difference"),
+        ([0.1, None, 0.101], ACC, "not distinguishable"),  # a method does not gain by a seed in which it failed
+        ([0.1], ACC, "not distinguishable"),
+        ([None, None], ACC, "not distinguishable"),
     ],
-    ids=["every seed", "some seeds", "equal", "wrong way", "lower", "missing"],
 )
-def test_verdict_counts_seeds(
-    ours: list[float | None], theirs: list[float | None], measure: Measure, better_in: int, outcome: str
+def test_verdict_is_that_of_the_paired_differences(
+    differences: list[float | None], measure: Measure, outcome: str
 ) -> None:
     key = measure["key"]
-    runs = [run("ours", seed, **{key: value}) for seed, value in enumerate(ours)]
-    runs += [run("theirs", seed, **{key: value}) for seed, value in enumerate(theirs)]
+    runs = [run("theirs", seed, **{key: 0.5 * seed}) for seed in range(len(differences))]
+    runs += [run("ours", i, **{key: None if one is None else 0.5 * i + one}) for i, one in enumerate(differences)]
     found = verdict(runs, measure, "ours", "theirs", ["default"])
-    assert (found["better_in"], found["seeds"], found["verdict"]) == (better_in, 3, outcome)
+    assert (found["verdict"], found["margin"]) == (outcome, 0.05)
+    assert found["seeds"] == len(differences) - differences.count(None)
     assert found["reference_agrees"] is None
 
 
@@ -67,26 +69,21 @@ def test_verdict_pairs_by_seed_not_by_place() -> None:
     runs = [run("ours", 0, acc=0.9), run("ours", 1, acc=0.5), run("theirs", 1, acc=0.3), run("theirs", 0, acc=0.8)]
     found = verdict([*runs, run("theirs", 2, acc=1.0)], ACC, "ours", "theirs", ["default"])
     assert found["difference"] == pytest.approx(0.15)  # of 0.1 and 0.2
-    assert found["sd"] == pytest.approx(0.1 / math.sqrt(2))
-    assert (found["seeds"], found["better_in"]) == (2, 2)
+    assert found["half_width"] == pytest.approx(12.7062 * 0.05, rel=1e-5)  # Student's t with one degree of freedom
+    assert (found["seeds"], found["left_out"]) == (2, [2])
 
 
 @pytest.mark.parametrize(
-    ("default", "theirs", "agrees"),
-    [(0.8, 0.8, True), (0.8, 0.95, False), (0.8, 0.9, False), (0.8, None, None), (0.9, 0.9, True), (0.9, 0.8, False)],
-    ids=["holds", "fails there", "ties there", "unknown there", "ties in both", "ties here"],
+    ("theirs", "agrees"), [(0.8, True), (0.95, False), (0.9, False), (None, None)], ids=["so", "not so", "tie", "NaN"]
 )
-def test_reference_agrees_where_it_says_the_same(default: float, theirs: float | None, agrees: bool | None) -> None:
-    runs = [run("ours", 0, acc=0.9), run("theirs", 0, acc=default)]
+def test_reference_agrees_where_it_has_the_same_sign(theirs: float | None, agrees: bool | None) -> None:
+    runs = [run("ours", seed, acc=0.9 + seed) for seed in range(3)]
+    runs += [run("theirs", seed, acc=acc + seed) for seed, acc in enumerate((0.7, 0.71, 0.72))]
     runs += [run("ours", 0, "reference", acc=0.9), run("theirs", 0, "reference", acc=theirs)]
     assert verdict(runs, ACC, "ours", "theirs", ["default", "reference"])["reference_agrees"] is agrees
-
-
-def test_reference_is_not_asked_about_a_mixed_claim() -> None:
-    runs = [run("ours", 0, acc=0.9), run("theirs", 0, acc=0.8), run("ours", 1, acc=0.7), run("theirs", 1, acc=0.8)]
-    runs += [run("ours", 0, "reference", acc=0.9), run("theirs", 0, "reference", acc=0.8)]
-    found = verdict(runs, ACC, "ours", "theirs", ["default", "reference"])
-    assert (found["verdict"], found["reference_agrees"]) == ("mixed", None)
+    # where nothing is better or worse, there is nothing to agree with
+    assert verdict(runs[1:3] + runs[4:], ACC, "ours", "theirs", ["default", "reference"])["reference_agrees"] is agrees
+    assert verdict(runs[2:4] + runs[5:], ACC, "ours", "theirs", ["default", "reference"])["reference_agrees"] is None
 
 
 def test_verdict_refuses_what_cannot_be_judged() -> None:
