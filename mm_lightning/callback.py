@@ -103,7 +103,8 @@ class ManifoldMixupCallback(CallbackOfBoth):
             :class:`WarmUp`, :class:`LinearSchedule`, :class:`CosineSchedule`, :class:`Alternating`; or a dict of such
             functions by what they are of: ``"alpha"``, ``"probability"`` or the name of a layer, for its weight.
         clean_weight: Adds the loss of the unmixed batch with this weight, >= 0 (RegMixup, Pinto et al., NeurIPS 2022),
-            for which the network runs a second time in every mixed step.
+            for which the network runs a second time in every mixed step. A batch that is not mixed, by ``probability``
+            or a schedule, has its own loss alone, so that its gradient is the smaller one.
         targets: Where in the batch the targets are that a pairing asks for, such as ``"labels"`` or ``"1"``. None takes
             what the loss compares with, if that is one part of the batch.
 
@@ -155,6 +156,7 @@ class ManifoldMixupCallback(CallbackOfBoth):
             given = f"alpha={alpha!r}" if alpha is not None else f"per_sample={per_sample!r}"
             raise ValueError(f"{given} and ratio={ratio!r} are both given. Leave one of them out.")
         self.ratio: Ratio = BetaRatio(2.0 if alpha is None else alpha, per_sample) if ratio is None else ratio
+        self._by_row: tuple[Ratio, bool] | None = None
         self.interpolation = interpolation
         self.schedule = schedule if callable(schedule) else plain(schedule)
         self.clean_weight = clean_weight
@@ -188,7 +190,9 @@ class ManifoldMixupCallback(CallbackOfBoth):
     @property
     def per_sample(self) -> bool:
         """Whether each row has a weight of its own."""
-        return is_by_row(self.ratio) or bool(getattr(self.interpolation, "per_sample", False))
+        if self._by_row is None or self._by_row[0] is not self.ratio:  # for a function of the user's is tried
+            self._by_row = (self.ratio, is_by_row(self.ratio))
+        return self._by_row[1] or bool(getattr(self.interpolation, "per_sample", False))
 
     @property
     def plan(self) -> MixPlan | None:
@@ -364,7 +368,10 @@ class ManifoldMixupCallback(CallbackOfBoth):
             if output is not None:
                 _refuse_unseen_loss()
             return output
-        if batch.plan is None or batch.plan.batch_size != batch.size or batch.plan.layer not in fit.names:
+        plan = batch.plan
+        is_drawn = plan is not None and plan.batch_size == batch.size
+        if not is_drawn or (plan is not None and plan.mixes and plan.layer not in fit.layer_names):
+            self._take_over(fit)
             self._draw(fit)
         assert batch.plan is not None
         if not batch.plan.mixes:
@@ -377,6 +384,7 @@ class ManifoldMixupCallback(CallbackOfBoth):
         if asks:
             look = partial(fit.look, original, args, kwargs)
             batch.plan = fit.see(batch.plan, args[0], batch.signature, clean, look)
+            batch.lam = batch.plan.lam.mean() if batch.plan.shared_lam is None else batch.plan.shared_lam
         output = fit.run(original, args, kwargs, batch)
         loss = loss_of(output)
         if clean is None or clean.loss is None or loss is None:
@@ -386,7 +394,6 @@ class ManifoldMixupCallback(CallbackOfBoth):
     def _draw(self, fit: Fit) -> None:
         batch = self._batch
         assert batch is not None
-        self._take_over(fit)
         plan = self._draws.draw(batch.size, batch.place)
         # Before it is moved: reading it from a device would wait for the device.
         batch.lam = float(plan.lam.mean()) if plan.shared_lam is None else plan.shared_lam
@@ -394,10 +401,9 @@ class ManifoldMixupCallback(CallbackOfBoth):
 
     def _take_over(self, fit: Fit) -> None:
         """Draw for the layers, and as settings say that were changed."""
-        names = tuple(layer.name for layer in fit.layers)
-        if names != self._summary.layers:
-            self._summary.layers = names
-        self._draws.take_over(self, self._summary.layers)
+        if fit.layer_names is not self._summary.layers:
+            self._summary.layers = fit.layer_names
+        self._draws.take_over(self, fit.layer_names)
 
     def _fixed_settings(self) -> Settings:
         return Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})

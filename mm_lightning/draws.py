@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from mm_lightning.arguments import check_number, plain
-from mm_lightning.mixup import MixPlan, PlanSource
+from mm_lightning.mixup import BetaRatio, MixPlan, PlanSource
 from mm_lightning.mixup.pairing import Pairing, RandomPermutation, check_pairing
 from mm_lightning.mixup.plan import Interpolation, PlansAhead, check_probability, check_seed, check_weights
 from mm_lightning.mixup.ratio import Ratio, check_ratio
@@ -19,10 +19,10 @@ from mm_lightning.mixup.schedule import ScheduleSpec, check_schedule
 from mm_lightning.mixup.seen import TARGETS, seen_by
 from mm_lightning.namespaces import Trainer
 
-__all__ = ["Draws", "Mixing", "check_changeable", "place_of", "shown"]
+__all__ = ["DrawnBy", "Draws", "check_changeable", "place_of", "shown"]
 
 
-class Mixing(Protocol):
+class DrawnBy(Protocol):
     """What plans are drawn by: the callback's arguments of these names, which may change during a fit."""
 
     alpha: float | None
@@ -67,14 +67,16 @@ class Draws:
         assert self._plans is not None
         return self._plans.draw(batch_size, **place)
 
-    def take_over(self, by: Mixing, layers: tuple[str, ...]) -> None:
+    def take_over(self, by: DrawnBy, layers: tuple[str, ...]) -> None:
         """Draw as the callback says now, and say what is otherwise than in the run that is resumed.
 
         Raises:
             TypeError: If an argument was set to something of a wrong type.
             ValueError: If it was set to a wrong value.
         """
-        copied = [plain(by.layer_weights), by.schedule if callable(by.schedule) else plain(by.schedule)]
+        weights = None if by.layer_weights is None else plain(by.layer_weights)
+        schedule = by.schedule if by.schedule is None or callable(by.schedule) else plain(by.schedule)
+        copied = [weights, schedule]
         key = [layers, by.ratio, by.probability, by.seed, by.pairing, by.clean_weight]
         # What may be changed in place is compared by what it holds.
         if self._plans is not None and self._drawn_by[-2:] == copied and all(map(is_, key, self._drawn_by)):
@@ -84,17 +86,17 @@ class Draws:
             layers,
             ratio=by.ratio,
             pairing=RandomPermutation() if by.pairing is None else by.pairing,
-            weights=copied[0],
+            weights=weights,
             probability=by.probability,
             seed=_global_seed() if by.seed is None else int(by.seed),
             interpolation=by.interpolation,
-            schedule=copied[1],
+            schedule=schedule,
         )
         self._drawn_by = [*key, *copied]
         self._plans = PlansAhead(source)
         self._remember(by, source)
 
-    def _remember(self, by: Mixing, source: PlanSource) -> None:
+    def _remember(self, by: DrawnBy, source: PlanSource) -> None:
         weights = source.weights
         now = {
             "alpha": None if by.alpha is None else float(by.alpha),
@@ -105,8 +107,9 @@ class Draws:
             "layer_weights": None if weights is None else list(map(float, weights)),
             "pairing": _lasting(source.pairing),
         }
-        others: dict[str, Any] = {"ratio": by.ratio if by.alpha is None else None, "interpolation": by.interpolation}
-        others |= {"schedule": by.schedule, "clean_weight": by.clean_weight or None}
+        is_plain = type(by.ratio) is BetaRatio and by.ratio.beta is None  # which alpha and per_sample say
+        others: dict[str, Any] = {"ratio": None if is_plain else by.ratio, "interpolation": by.interpolation}
+        others |= {"schedule": by.schedule, "clean_weight": by.clean_weight or None, "targets": by.targets}
         now |= {name: _lasting(value) for name, value in others.items() if value is not None}
         then, self.settings, self.restored = self.restored, now, {}
         shared = [key for key in {**now, **then} if key in then or key in others] if then else []
@@ -115,7 +118,7 @@ class Draws:
             rank_zero_warn(f"Manifold mixup resumes with other settings than the checkpoint's: {', '.join(changes)}.")
 
 
-def check_changeable(by: Mixing, num_layers: int | None = None) -> None:
+def check_changeable(by: DrawnBy, num_layers: int | None = None) -> None:
     """Refuse what may change during a fit and is of a wrong type, with TypeError, or value, with ValueError."""
     check_ratio(by.ratio)
     check_schedule(by.schedule, by.ratio)
@@ -134,7 +137,7 @@ def check_changeable(by: Mixing, num_layers: int | None = None) -> None:
         )
 
 
-def place_of(trainer: Trainer, batch_index: int, by: Mixing) -> dict[str, Any]:
+def place_of(trainer: Trainer, batch_index: int, by: DrawnBy) -> dict[str, Any]:
     """A batch's place in training, by which its plan is drawn.
 
     Raises:

@@ -15,7 +15,7 @@ from mm_lightning.arguments import check_flag
 from mm_lightning.look.eligible import Proofs, check, judge, settle_auto
 from mm_lightning.look.look import Look, check_batch_dim
 from mm_lightning.look.proof import Proof
-from mm_lightning.look.rows_of_interpolation import problem_of
+from mm_lightning.look.rows_of_interpolation import unfit
 from mm_lightning.mixup import INPUT, Layer, LayerSpec, Mixer, MixPlan, has_auto, resolve_layers
 from mm_lightning.mixup.batch import (
     Layout,
@@ -27,13 +27,13 @@ from mm_lightning.mixup.batch import (
     leaf_named,
     signature_of,
 )
-from mm_lightning.mixup.layers import check_layers, is_auto
+from mm_lightning.mixup.layers import check_layers, names_beside_auto
 from mm_lightning.mixup.plan import Interpolation, check_interpolation
-from mm_lightning.mixup.seen import BATCH, LOGITS, TARGETS, seen_by
+from mm_lightning.mixup.seen import BATCH, LOGITS, TARGETS
 from mm_lightning.namespaces import LightningModule
 from mm_lightning.step.attach import Attached, is_compiled
 from mm_lightning.step.clean import Clean, clean_run
-from mm_lightning.step.effects import Effects
+from mm_lightning.step.effects import Effects, merged
 from mm_lightning.step.host import Host
 from mm_lightning.step.loss_modes import Measuring
 from mm_lightning.step.named_losses import LossSpec, NamedLosses, check_loss
@@ -88,7 +88,7 @@ class Batch:
     """The current batch; written by the callback.
 
     Attributes:
-        place: Epoch, index and rank, by which the plan is drawn.
+        place: Epoch, index, rank and, with a schedule, progress, by which the plan is drawn.
         size: Number of rows.
         is_armed: Whether a training step that runs now is this batch's.
         plan: Its plan, once it is drawn; settled, once it was mixed.
@@ -101,7 +101,7 @@ class Batch:
         signature: What it has in common with batches that are used alike.
     """
 
-    place: dict[str, int]
+    place: dict[str, Any]
     size: int
     is_armed: bool = False
     plan: MixPlan | None = None
@@ -124,7 +124,7 @@ class Fit:
 
     Attributes:
         layers: The eligible layers; none before the first batch was looked at, where they depend on it.
-        names: Their names, and None.
+        layer_names: Their names.
         is_settled: Whether that is done.
         epoch: Mean ``lam`` and layer of each batch of the epoch.
         measured: Names of what was measured in this fit.
@@ -135,7 +135,7 @@ class Fit:
         self.host = Host(module)
         self.named = NamedLosses(module, settings.loss) if settings.loss is not None else None
         self.layers: tuple[Layer, ...] = ()
-        self.names: set[str | None] = {None}
+        self.layer_names: tuple[str, ...] = ()
         self.is_settled = False
         self.epoch: list[tuple[float | Tensor, int]] = []
         self.measured: set[str] = set()
@@ -144,6 +144,7 @@ class Fit:
         self._ways: dict[Any, dict[str, Way]] = {}
         self._targets: dict[tuple[Any, str], tuple[Path, ...]] = {}
         self._whole: Effects | None = None
+        self._clean_seen: set[Any] = set()
         self._unmixed_until = -1
         self._unproved: dict[str, int] = {}
         self._steps = 0
@@ -264,8 +265,9 @@ class Fit:
                 f"{type(self.module).__name__} optimizes manually, so that clean_weight has no loss to add to. Use "
                 "automatic optimization, or clean_weight=0."
             )
-        if self._whole is None:
-            self._whole = self.look(step, args, kwargs).effects_of_step()
+        if self._whole is None or batch.signature not in self._clean_seen:
+            self._whole = merged(self._whole, self.look(step, args, kwargs).effects_of_step())
+            self._clean_seen.add(batch.signature)
         written = next(iter(self._ways[batch.signature].values())).written
         clean = clean_run(self.host, self._whole, step, args, kwargs, written, keeps_graph, wants_logits)
         if clean.loss is not None and clean.loss.grad_fn is not None:
@@ -307,8 +309,8 @@ class Fit:
             if len(paths) != 1:
                 names = ", ".join(repr(".".join(map(str, path))) for path in paths) or "none"
                 raise ValueError(
-                    f"The pairing asks for the targets, but the loss compares with {len(paths)} parts of the batch: "
-                    f"{names}. Say which: ManifoldMixupCallback(targets=...)."
+                    f"The pairing or the ratio asks for the targets, but the loss compares with {len(paths)} parts of "
+                    f"the batch: {names}. Say which: ManifoldMixupCallback(targets=...)."
                 )
             found = leaf_at(batch, paths[0])
         tensor = torch.as_tensor(found)
@@ -347,8 +349,9 @@ class Fit:
                 torch.compiler.reset()  # hooks are ignored where a validation was compiled before they were attached
         else:
             layers = self.layers
-            if is_auto(self.settings.layers):  # MixPoints that the interpolation does not fit are passed over
-                layers = tuple(layer for layer in layers if not self._unfit(proofs.look, layer)) or layers
+            named = names_beside_auto(self.module, self.settings.layers)  # of others, what does not fit is passed over
+            fit = [layer for layer in layers if layer.name in named or not self._unfit(proofs.look, layer)]
+            layers = tuple(fit) or layers
         self.layers = judge(proofs, layers, strict=self.settings.strict, warn=self.warn_once)
         for layer in self.layers:
             if problem := self._unfit(proofs.look, layer):
@@ -365,20 +368,11 @@ class Fit:
         rank_zero_info(f"Manifold mixup mixes at {', '.join(repr(layer.name) for layer in self.layers)}{embedded}.")
 
     def _unfit(self, look: Look, layer: Layer) -> str:
-        """Say why the interpolation cannot mix a layer; empty if it can."""
-        interpolation = self.settings.interpolation
-        if interpolation is None:
-            return ""
-        shapes = look.mixed_shapes(layer)
-        if len(shapes) != 1:
-            return f"{interpolation!r} mixes one tensor, and there are {len(shapes)}"
-        batch = look.args[0] if BATCH in seen_by(interpolation) else None
-        problem = problem_of(interpolation, shapes[0], batch, self.settings.per_sample)
-        return f"{interpolation!r} does not fit: {problem}" if problem else ""
+        return unfit(look, layer, self.settings.interpolation, self.settings.per_sample)
 
     def _mix_at(self, layers: tuple[Layer, ...], look: Look | None = None) -> None:
         self.layers = layers
-        self.names = {None, *(layer.name for layer in layers)}
+        self.layer_names = tuple(layer.name for layer in layers)
         dims = {} if look is None else {m: d for layer in layers for m, d in look.dims_of(layer).items()}
         masks = {layer.name: look.masks_after(layer) for layer in layers} if look and self.settings.union_masks else {}
         if self._mixer is not None:

@@ -325,7 +325,7 @@ def plan_by_hand(net: Network, batch: dict[str, Tensor], batch_index: int, **set
     layers, settings = settings.pop("layers"), {"ratio": BetaRatio(1.0), "seed": 5, **settings}
     source = PlanSource(layers, **settings)
     seen = {"batch": batch, "targets": batch["y"], "logits": net(batch["x"], batch.get("mask"))}
-    plan = source.draw(len(batch["y"]), batch_index=batch_index, **seen)
+    plan = source.draw(len(batch["y"]), batch_index=batch_index, progress=0.5, **seen)
     return plan if plan.layer is None else plan.settled(hidden=hidden_states(net, batch["x"])[plan.layer])
 
 

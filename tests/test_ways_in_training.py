@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import re
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from test_ways import (
     Batches,
     Network,
@@ -62,6 +65,7 @@ from mm_lightning.mixup import (
     UniformRatio,
     Until,
     interpolate,
+    linear,
     mixed_cross_entropy,
     resolve_layers,
 )
@@ -228,8 +232,8 @@ def two_targets(count: int = 3) -> Batches:
 def test_several_targets_must_be_told_apart(make_trainer: MakeTrainer) -> None:
     with pytest.raises(
         ValueError,
-        match=r"^The pairing asks for the targets, but the loss compares with 2 parts of the batch: 'y', 'z'\. Say "
-        r"which: ManifoldMixupCallback\(targets=\.\.\.\)\.$",
+        match=r"^The pairing or the ratio asks for the targets, but the loss compares with 2 parts of the batch: 'y', "
+        r"'z'\. Say which: ManifoldMixupCallback\(targets=\.\.\.\)\.$",
     ):
         fit(make_trainer, TwoTargets(), two_targets(), mixup(layers="first", pairing=SameClass()))
     for name in ("y", "z"):
@@ -252,7 +256,8 @@ class OfArrays(Network):
 @pytest.mark.parametrize("kind", [Tensor.numpy, Tensor.tolist], ids=["arrays", "lists"])
 def test_targets_that_are_no_tensors_are_found_by_their_name(make_trainer: MakeTrainer, kind: Any) -> None:
     with pytest.raises(
-        ValueError, match=r"^The pairing asks for the targets, but the loss compares with 0 parts of the batch: none\."
+        ValueError,
+        match=r"^The pairing or the ratio asks for the targets, but the loss compares with 0 parts of the batch: none\.",
     ):
         fit(make_trainer, OfArrays(), arrays(3, kind), mixup(layers="first", pairing=SameClass()))
     nets = [OfArrays(), Network()]
@@ -272,7 +277,7 @@ class Scoring(Network):
 
 def test_scores_that_are_not_seen_are_refused(make_trainer: MakeTrainer) -> None:
     with pytest.raises(
-        ValueError, match=r"^The pairing asks for logits, but training_step calls no torch\.nn\.functional\.cross_entr"
+        ValueError, match=r"^The pairing or the ratio asks for logits, but training_step calls no torch\.nn\.fun"
     ):
         fit(make_trainer, Scoring(), data(), mixup(layers="first", pairing=ConfidentWithUnconfident()))
 
@@ -732,6 +737,34 @@ def reversed_weight(hidden: Tensor, plan: MixPlan) -> tuple[Tensor, Tensor]:
     return lam * hidden + (1 - lam) * hidden[plan.partner], 1 - plan.lam
 
 
+def only_own(hidden: Tensor, plan: MixPlan) -> tuple[Tensor, Tensor]:
+    return hidden, plan.lam
+
+
+def only_partners(hidden: Tensor, plan: MixPlan) -> tuple[Tensor, Tensor]:
+    return hidden[plan.partner], plan.lam
+
+
+def swapped(hidden: Tensor, plan: MixPlan) -> tuple[Tensor, Tensor]:
+    return linear(hidden[plan.partner], hidden, plan.lam.to(hidden.dtype)), plan.lam
+
+
+def no_pair(hidden: Tensor, plan: MixPlan) -> Tensor:
+    return hidden
+
+
+def a_number(hidden: Tensor, plan: MixPlan) -> tuple[Tensor, float]:
+    return hidden, 0.5
+
+
+def another_type(hidden: Tensor, plan: MixPlan) -> tuple[Tensor, Tensor]:
+    return hidden.half(), plan.lam
+
+
+def anew(hidden: Tensor, plan: MixPlan) -> tuple[Tensor, Tensor]:
+    return hidden + torch.rand(1, dtype=hidden.dtype), plan.lam
+
+
 def by_row(hidden: Tensor, plan: MixPlan) -> tuple[Tensor, Tensor]:
     return hidden, torch.linspace(0, 1, len(hidden))
 
@@ -760,6 +793,17 @@ def too_large(hidden: Tensor, plan: MixPlan) -> tuple[Tensor, Tensor]:
             "first",
             f"{reversed_weight!r} does not fit: it returns the own rows, but 0 as weight of the",
         ),
+        (only_own, "first", f"{only_own!r} does not fit: it returns the own rows, but 0.5 as weight of the row itself"),
+        (
+            only_partners,
+            "first",
+            f"{only_partners!r} does not fit: it returns the partners' rows, but 1 as weight of the row itself",
+        ),
+        (swapped, "first", f"{swapped!r} does not fit: it returns the partners' rows, but 1 as weight of the row"),
+        (no_pair, "first", f"{no_pair!r} does not fit: it must return two tensors, mixed rows and the weight of the"),
+        (a_number, "first", f"{a_number!r} does not fit: it must return two tensors, mixed rows and the weight of the"),
+        (another_type, "first", f"{another_type!r} does not fit: it must return rows as it gets them, torch.float"),
+        (anew, "first", f"{anew!r} does not fit: it draws anew whenever it is called; draw with mm_lightning.mixup.un"),
         (by_row, "first", f"{by_row!r} does not fit: it gives each row a weight of its own, which it must say by an"),
         (
             too_large,
@@ -767,13 +811,112 @@ def too_large(hidden: Tensor, plan: MixPlan) -> tuple[Tensor, Tensor]:
             f"{too_large!r} does not fit: it must return the weight of the row itself, in [0, 1], (6,)",
         ),
     ],
-    ids=["cutmix", "patchup", "tokens", "third_row", "reversed", "by_row", "too_large"],
+    ids=lambda value: getattr(value, "__name__", None),
 )
 def test_ways_that_do_not_fit_a_layer_are_refused(
     make_trainer: MakeTrainer, interpolation: Any, layer: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=f"^Layer {layer!r} cannot be mixed: {re.escape(message)}"):
         fit(make_trainer, Network(), data(), mixup(layers=layer, interpolation=interpolation))
+
+
+SEEING = [
+    {"pairing": SameClass()},
+    {"pairing": ConfidentWithUnconfident()},
+    {"pairing": NearestNeighbors()},
+    {"pairing": FromBatch("p")},
+    {"ratio": SimilarityRatio()},
+    {"interpolation": CutMix()},
+]
+
+
+@pytest.mark.parametrize("settings", SEEING, ids=lambda settings: str(*settings.values()))
+def test_the_logged_lam_is_that_of_the_loss(make_trainer: MakeTrainer, settings: dict[str, Any]) -> None:
+    class Logged(pl.Callback):
+        def __init__(self) -> None:
+            self.values: list[float] = []
+
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            self.values.append(float(trainer.callback_metrics["mixup/lam"]))
+
+    callback, logged = mixup(layers="first", **settings), Logged()
+    plans = Plans(callback)
+    logger = CSVLogger(make_trainer().default_root_dir)
+    batches = Batches({**batch, "p": torch.arange(6).flip(0)} for batch in data())
+    make_trainer(callback, plans, logged, logger=logger, log_every_n_steps=1).fit(Network(), batches)
+    assert len(logged.values) == 4
+    assert logged.values == pytest.approx([float(plan.lam.double().mean()) for plan in plans.used], abs=1e-6)
+    assert all(0 < value < 1 for value in logged.values)
+
+
+class Counting(Network):
+    """Which counts in a buffer, and in a metric, in batches of one kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+        self.metric = MeanMetric()
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        if "z" in batch or batch_idx == 3:
+            self.count += 1
+            self.metric.update(1.0)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("settings", [{"clean_weight": 1.0}, {"pairing": ConfidentWithUnconfident()}], ids=["w", "p"])
+def test_what_the_unmixed_run_changes_is_put_back_in_every_batch(
+    make_trainer: MakeTrainer, settings: dict[str, Any]
+) -> None:
+    net = Counting()
+    batches = Batches({**batch, **({"z": batch["y"]} if i % 2 == 0 else {})} for i, batch in enumerate(data(6)))
+    fit(make_trainer, net, batches, mixup(layers="first", **settings))
+    assert float(net.count) == 4
+    assert float(net.metric.weight) == 4
+
+
+def test_layers_that_are_named_beside_auto_are_not_passed_over(make_trainer: MakeTrainer) -> None:
+    net = Network()
+    blocks = [net.first, nn.Tanh(), net.second, Pooling(), net.hidden, nn.Tanh(), net.head]
+    eligible = [True, True, False, False, False, False, False]
+    module = MixableModule(list(zip(blocks, eligible, strict=True))).double()
+    batches = Batches((batch["x"], batch["y"]) for batch in data(2))
+    with pytest.raises(ValueError, match=r"^Layer 'blocks\.4' cannot be mixed: CutMix\(\) does not fit"):
+        fit(make_trainer, module, batches, mixup(layers=["auto", "blocks.4"], interpolation=CutMix()))
+
+
+def test_a_ratio_of_ones_own_is_tried_once_and_no_more(make_trainer: MakeTrainer) -> None:
+    calls: list[int] = []
+
+    def half(rng: np.random.Generator, rows: int) -> list[float]:
+        calls.append(rows)
+        return [0.5]
+
+    fit(make_trainer, Network(), data(5), mixup(layers="first", ratio=half))
+    assert [rows for rows in calls if rows != 6] == [3]
+
+
+def test_a_way_that_asks_for_what_nothing_hands_over_is_refused() -> None:
+    def pairing(rng: np.random.Generator, rows: int, epoch: int) -> np.ndarray:
+        return rng.permutation(rows)
+
+    with pytest.raises(TypeError, match=r"^pairing asks for 'epoch', which nothing hands over, got <function"):
+        mixup(pairing=pairing)
+    with pytest.raises(TypeError, match=r"^ratio asks for 'epoch', which nothing hands over, got <function"):
+        mixup(ratio=pairing)
+
+
+def test_a_way_does_not_keep_a_network_alive() -> None:
+    class Pairs(nn.Module):
+        def pair(self, rng: np.random.Generator, rows: int, targets: Tensor) -> np.ndarray:
+            return rng.permutation(rows)
+
+    net = Pairs()
+    callback, gone = mixup(pairing=net.pair), weakref.ref(net)
+    PlanSource(["a"], pairing=net.pair).draw(4)
+    del net, callback
+    gc.collect()
+    assert gone() is None
 
 
 class Recurrent(Network):

@@ -13,14 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mm_lightning.namespaces import LightningModule
-from mm_lightning.step.effects import Attributes, Contents, Effects, Started
+from mm_lightning.step.effects import Attributes, Contents, Effects, Started, held_by
 from mm_lightning.step.host import Host
 from mm_lightning.step.replay import RandomState, torch_states
 
 __all__ = ["Watched", "without_trace"]
-
-_PLAIN = (bool, int, float, str, type(None))
-_NOT_OF_THE_USER = ("_modules", "_parameters", "_buffers", "_trainer", "_fabric")
 
 
 @contextmanager
@@ -121,10 +118,7 @@ class Watched(Effects):
 
     def __init__(self, modules: Sequence[nn.Module], writes: Writes) -> None:
         containers = [
-            (part, name, False)
-            for part in modules
-            for name, value in _attributes(part)
-            if not isinstance(value, Tensor)
+            (part, name, False) for part in modules for name, value in held_by(part) if not isinstance(value, Tensor)
         ]
         super().__init__(modules, containers, draws=True)  # it is not known yet whether numbers are drawn
         self.writes = writes
@@ -185,7 +179,7 @@ def _kept(module: LightningModule, batch: Any) -> Iterator[Writes]:
     """Put back attributes, what they hold, buffers and gradients; and of parameters what is written into."""
     writes = Writes()
     attributes = [Attributes(part) for part in module.modules()]
-    contents = [Contents(value) for part in module.modules() for _, value in _attributes(part)] + [Contents(batch)]
+    contents = [Contents(value) for part in module.modules() for _, value in held_by(part)] + [Contents(batch)]
     for held in contents:
         for tensor in held.tensors:
             writes.know(tensor)
@@ -234,15 +228,6 @@ def _without_dropout(names: list[str], args: tuple[Any, ...], kwargs: dict[str, 
     places = {names.index(name): name for name in dropout}
     args = tuple(0.0 if place in places else value for place, value in enumerate(args))
     return args, {**kwargs, **{name: 0.0 for place, name in places.items() if place >= len(args) and name in kwargs}}
-
-
-def _attributes(module: nn.Module) -> list[tuple[str, Any]]:
-    """Those that hold something."""
-    return [
-        (name, value)
-        for name, value in vars(module).items()
-        if name not in _NOT_OF_THE_USER and not name.endswith("hooks") and not isinstance(value, _PLAIN)
-    ]
 
 
 def _is_equal(tensor: Tensor, values: Tensor) -> bool:

@@ -175,15 +175,18 @@ class TokenMix:
         own, partner = (real * ~taken).sum(dim=1), (real[plan.partner] * taken).sum(dim=1)
         return mixed, torch.where(own + partner > 0, own / (own + partner).clamp_min(1), lam)
 
-    def mix_mask(self, own: Tensor, partner: Tensor, plan: MixPlan) -> Tensor:
-        """The mask of mixed rows.
+    def mix_mask(self, own: Tensor, partner: Tensor, plan: MixPlan, mixed: tuple[int, ...]) -> Tensor | None:
+        """The mask of mixed rows; None if it is of another number of tokens than was mixed, as with one put in front.
 
         Args:
             own: Masks of the rows, (N, G, ..., T), with any number of ones behind: (N, 1, T, 1), say.
             partner: Those of the partners.
             plan: The plan.
+            mixed: Shape of the hidden states that were mixed, (N, T, D), if known.
         """
         dim = next((dim for dim in range(own.dim() - 1, 1, -1) if own.shape[dim] > 1), own.dim() - 1)
+        if mixed and own.shape[dim] != mixed[1]:
+            return None
         taken = self._taken(own.shape[dim], plan)
         return torch.where(taken.view(-1, *[1] * (dim - 1), own.shape[dim], *[1] * (own.dim() - 1 - dim)), partner, own)
 

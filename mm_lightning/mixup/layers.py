@@ -19,8 +19,8 @@ __all__ = [
     "MixPoint",
     "check_layers",
     "has_auto",
-    "is_auto",
     "named_layers",
+    "names_beside_auto",
     "resolve_layers",
 ]
 
@@ -94,12 +94,14 @@ def check_layers(spec: LayerSpec) -> None:
 
 def has_auto(root: nn.Module, spec: LayerSpec) -> bool:
     """Whether a forward pass must be looked at to tell what ``spec`` means in ``root``."""
-    return is_auto(spec) and not any(isinstance(module, MixPoint) for module in root.modules())
+    is_auto = any(isinstance(part, str) and part == "auto" for part in _parts(spec))
+    return is_auto and not any(isinstance(module, MixPoint) for module in root.modules())
 
 
-def is_auto(spec: LayerSpec) -> bool:
-    """Whether ``spec`` leaves a choice."""
-    return any(isinstance(part, str) and part == "auto" for part in _parts(spec))
+def names_beside_auto(root: nn.Module, spec: LayerSpec) -> set[str]:
+    """Names of the layers that ``spec`` names itself, and leaves to no choice."""
+    named = [part for part in _parts(spec) if not (isinstance(part, str) and part == "auto")]
+    return {layer.name for layer in resolve_layers(root, named)} if named else set()  # type: ignore[arg-type]
 
 
 def resolve_layers(root: nn.Module, spec: LayerSpec, chosen: Sequence[str] | None = None) -> tuple[Layer, ...]:

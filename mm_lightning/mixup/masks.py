@@ -67,13 +67,14 @@ def masks_in(
     return [MaskSite(name, key, keep) for key, keep in kept if keep is not None]
 
 
-def union(mask: Tensor, plan: MixPlan, keep: bool) -> Tensor:
+def union(mask: Tensor, plan: MixPlan, keep: bool, mixed: tuple[int, ...] = ()) -> Tensor:
     """Keep what either row keeps; where the interpolation exchanges tokens, what the row keeps that each is from.
 
     Args:
         mask: Booleans, integers or floating point numbers, (N, ...), or (N * heads, T, T).
-        plan: The plan; of an interpolation that has it, ``mix_mask`` tells the mask of mixed rows.
+        plan: The plan; of an interpolation that has it, ``mix_mask`` tells the mask of mixed rows, if it fits them.
         keep: The value that keeps a token, for booleans and integers.
+        mixed: Shape of what was mixed.
 
     Returns:
         The mask for the mixed rows; ``mask`` itself if it has no row for each row of the batch.
@@ -84,9 +85,11 @@ def union(mask: Tensor, plan: MixPlan, keep: bool) -> Tensor:
     grouped = mask.view(rows, -1, *mask.shape[1:])
     of_partner = grouped.index_select(0, plan.partner)
     keeps_larger = keep or mask.is_floating_point()
-    if (mix_mask := getattr(plan.interpolation, "mix_mask", None)) is not None:
-        both = mix_mask(grouped, of_partner, plan)
-    elif mask.dtype == torch.bool:
+    mix_mask = getattr(plan.interpolation, "mix_mask", None)
+    both = None if mix_mask is None else mix_mask(grouped, of_partner, plan, mixed)
+    if both is not None:
+        return both.view(mask.shape)
+    if mask.dtype == torch.bool:
         both = grouped | of_partner if keeps_larger else grouped & of_partner
     else:
         both = torch.maximum(grouped, of_partner) if keeps_larger else torch.minimum(grouped, of_partner)
@@ -159,5 +162,5 @@ class UnionHook(Hook):
             holder: Any = named if isinstance(site.key, str) else positional
             mask = holder[site.key] if isinstance(site.key, int) else holder.get(site.key)
             if isinstance(mask, Tensor):
-                holder[site.key] = union(mask, self.mixing.plan, site.keep)
+                holder[site.key] = union(mask, self.mixing.plan, site.keep, self.mixing.shape)
         return tuple(positional), named

@@ -22,11 +22,13 @@ class Mixing:
     Attributes:
         plan: The plan; settled as soon as hidden states that it asks for were seen.
         lam: The weight that the interpolation gave the row itself, (N,); None if that is the plan's.
+        shape: Of the hidden states that an interpolation of its own has mixed.
     """
 
     def __init__(self, plan: MixPlan) -> None:
         self.plan = plan
         self.lam: Tensor | None = None
+        self.shape: tuple[int, ...] = ()
         if plan.pending is not None and "torch._dynamo" in sys.modules:  # which cannot trace how partners are drawn
             self._settle = torch.compiler.disable(self._settle)  # type: ignore[method-assign]
 
@@ -44,7 +46,7 @@ class Mixing:
                 "another layer, or a pairing that does not look at hidden states."
             )
         if self.lam is None:
-            return self.plan
+            return self.plan if self.plan.interpolation is None else self.plan.for_loss(self.plan.lam)
         is_by_row = self.plan.lam.stride(0) != 0 or getattr(self.plan.interpolation, "per_sample", False)
         if self.lam.stride(0) != 0 and not is_by_row:
             self.lam = _one_number(self.lam, self.plan)
@@ -64,6 +66,7 @@ class Mixing:
         mixed, lam = plan.interpolation(rows, plan, *asked)
         if lam is not plan.lam:
             self.lam = lam
+        self.shape = tuple(rows.shape)
         return mixed
 
     def _settle(self, rows: Tensor) -> MixPlan:

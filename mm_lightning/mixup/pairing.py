@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mm_lightning.arguments import check_integer, check_number, refusal
 from mm_lightning.mixup.batch import check_leaf_name, leaf_named
-from mm_lightning.mixup.seen import vectors_of
+from mm_lightning.mixup.seen import check_asks, precise, vectors_of
 
 __all__ = [
     "ConfidentWithUnconfident",
@@ -103,7 +103,7 @@ class OtherClass:
     def __call__(self, rng: np.random.Generator, batch_size: int, targets: Tensor) -> Tensor:
         """Draw partners, as :meth:`SameClass.__call__`."""
         classes = _classes(self, targets)
-        return _drawn_by((classes[:, None] != classes).double(), rng)
+        return _drawn_by((classes[:, None] != classes).float(), rng)
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class LabelDistance:
         Returns:
             int64 (N,).
         """
-        labels = targets.detach().double().reshape(batch_size, -1)
+        labels = precise(targets.detach()).reshape(batch_size, -1)
         return _drawn_by((-_squared_distances(labels) / (2 * self.bandwidth**2)).exp(), rng)
 
 
@@ -282,6 +282,7 @@ def check_pairing(pairing: Any) -> None:
     if isinstance(pairing, type) or not callable(pairing):
         expected = "a function of a numpy.random.Generator and the number of rows"
         raise refusal("pairing", pairing, expected, "Give RandomPermutation() or Roll().")
+    check_asks("pairing", pairing)
 
 
 def _classes(pairing: Any, targets: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from mm_lightning.mixup.batch import check_batch_size
 from mm_lightning.mixup.pairing import Pairing, RandomPermutation, check_pairing
 from mm_lightning.mixup.ratio import BetaRatio, Ratio, alpha_of, check_ratio, is_by_row, is_off, with_alpha
 from mm_lightning.mixup.schedule import Progress, Schedule, ScheduleSpec, check_schedule
-from mm_lightning.mixup.seen import BATCH, PARTNER, call_with, seen_by
+from mm_lightning.mixup.seen import BATCH, LOGITS, PARTNER, TARGETS, call_with, seen_by
 
 __all__ = [
     "Interpolation",
@@ -109,8 +109,17 @@ class MixPlan:
         return self if self.pending is None else self.pending.settle(self, seen)
 
     def for_loss(self, lam: Tensor) -> MixPlan:
-        """Return the plan with the weight that the interpolation gave the row itself, (N,)."""
-        return replace(self, lam=lam, shared_lam=None)
+        """Return the plan with the weight that the interpolation gave the row itself, (N,), and without it."""
+        is_own = lam is self.lam
+        return replace(self, lam=lam, shared_lam=self.shared_lam if is_own else None, interpolation=None)
+
+    def check_for_loss(self) -> None:
+        """Raise ValueError unless targets can be mixed by it: of some plans :func:`interpolate` tells how."""
+        if self.interpolation is not None or self.pending is not None:
+            raise ValueError(
+                "The plan does not tell yet how targets are mixed: it has an interpolation of its own, or draws "
+                "partners once more is seen. Use the plan that interpolate(hidden, plan) returns."
+            )
 
     @classmethod
     def unmixed(cls, batch_size: int) -> MixPlan:
@@ -216,8 +225,10 @@ class PlanSource:
         epoch: int = 0,
         batch_index: int = 0,
         rank: int = 0,
-        progress: float = 0.0,
-        **seen: Any,
+        progress: float | None = None,
+        targets: Any = None,
+        batch: Any = None,
+        logits: Any = None,
     ) -> MixPlan:
         """Draw the plan of one batch, on the CPU.
 
@@ -227,8 +238,10 @@ class PlanSource:
             batch_index: Index of the batch in its epoch, from 0.
             rank: Rank of the process among all that train together.
             progress: Share of training that lies behind, in [0, 1], for the schedule.
-            seen: What pairing, ratio and interpolation ask to see: ``targets``, ``batch``, ``logits``. Hidden states
-                are seen where the plan is used.
+            targets: Targets of the batch, (N, ...), if pairing or ratio ask to see them.
+            batch: The batch, if pairing, ratio or interpolation ask to see it.
+            logits: The network's scores of the unmixed batch, (N, K), if pairing or ratio ask to see them. Hidden
+                states are seen where the plan is used.
 
         Returns:
             The plan, the same for the same arguments. Its tensors are on the CPU.
@@ -243,6 +256,10 @@ class PlanSource:
             check_integer(name, value, "an integer in [0, 2**64)", lambda n: 0 <= n < 2**64, "Count from 0.")
         probability, weights, ratio = self.probability, self.weights, self.ratio
         if self.schedule is not None:
+            if progress is None:
+                raise ValueError("A schedule needs the share of training that lies behind: draw(..., progress=...).")
+            expected, way_out = "a number in [0, 1]", "It is the share of training that lies behind."
+            check_number("progress", progress, expected, lambda share: 0 <= share <= 1, way_out)
             now = Progress(progress, epoch, batch_index)
             probability, weights = self._schedule.probability(probability, now), self._schedule.weights(weights, now)
             if self._schedule.has_alpha:
@@ -268,7 +285,8 @@ class PlanSource:
         if self.asks_for:
             pending = Pending(draw, self.asks_for, self.ratio, self.pairing)
             plan = MixPlan(layer, torch.arange(batch_size), torch.ones(1).expand(batch_size), pending=pending, **how)
-            return plan.settled(**seen)
+            given = {TARGETS: targets, BATCH: batch, LOGITS: logits}
+            return plan.settled(**{name: value for name, value in given.items() if value is not None})
         return MixPlan(layer, **_drawn(*draw({}), batch_size, self.ratio, self.pairing), **how)
 
     def _draw_layer(self, rng: np.random.Generator, weights: Sequence[float] | None) -> str | None:
@@ -304,7 +322,7 @@ class PlansAhead:
         self._batch_size = 0
 
     def draw(
-        self, batch_size: int, *, epoch: int = 0, batch_index: int = 0, rank: int = 0, progress: float = 0.0
+        self, batch_size: int, *, epoch: int = 0, batch_index: int = 0, rank: int = 0, progress: float | None = None
     ) -> MixPlan:
         """Return a plan that :meth:`PlanSource.draw` has drawn from the same arguments, not returned before."""
         if self.source.schedule is not None:  # later batches have another progress

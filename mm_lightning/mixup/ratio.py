@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from mm_lightning.arguments import check_flag, check_number, refusal
-from mm_lightning.mixup.seen import seen_by, vectors_of
+from mm_lightning.mixup.seen import check_asks, precise, seen_by, vectors_of
 
 __all__ = [
     "BetaRatio",
@@ -136,15 +136,17 @@ class FoldedRatio:
     without folding, each counted from its larger end.
 
     Args:
-        ratio: Draws ``lam``.
+        ratio: Draws ``lam``; None is ``BetaRatio()``.
 
     Raises:
         TypeError: If ``ratio`` draws none.
     """
 
-    ratio: Ratio = field(default_factory=BetaRatio)
+    ratio: Ratio = None  # type: ignore[assignment]  # not a default factory, whose dataclass LightningCLI takes apart
 
     def __post_init__(self) -> None:
+        if self.ratio is None:
+            object.__setattr__(self, "ratio", BetaRatio())
         check_ratio(self.ratio)
         if seen_by(self.ratio):
             raise TypeError(f"ratio must draw without seeing a batch, got {self.ratio!r}. Fold BetaRatio(alpha), say.")
@@ -198,7 +200,7 @@ class SimilarityRatio:
         Returns:
             float64 in [0, 1], (N,).
         """
-        rows = vectors_of(hidden).double()
+        rows = precise(vectors_of(hidden))
         distance = (rows - rows[partner.to(rows.device)]).square().sum(dim=1).cpu().numpy()
         mean = distance.mean()
         relative = distance / mean if mean > 0 else np.ones_like(distance)
@@ -240,7 +242,7 @@ def with_alpha(ratio: Ratio, alpha: float) -> Ratio:
         return replace(ratio, ratio=with_alpha(ratio.ratio, alpha))
     if not isinstance(ratio, BetaRatio):
         raise ValueError(f"alpha is changed, but the ratio {ratio!r} has none. Give ratio=BetaRatio(alpha).")
-    changed = replace(ratio, alpha=alpha, beta=None)
+    changed = replace(ratio, alpha=alpha)
     if ratio.beta is None or not (ratio.alpha > 0 and changed.alpha > 0):
         return changed
     return replace(changed, beta=ratio.beta * alpha / ratio.alpha)
@@ -251,6 +253,7 @@ def check_ratio(ratio: Any) -> None:
     if isinstance(ratio, type) or not callable(ratio):
         expected = "a function of a numpy.random.Generator and the number of rows"
         raise refusal("ratio", ratio, expected, "Give BetaRatio(alpha).")
+    check_asks("ratio", ratio)
 
 
 def _check_per_sample(per_sample: Any) -> None:

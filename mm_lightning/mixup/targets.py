@@ -54,6 +54,7 @@ def mixed_cross_entropy(
     Raises:
         ValueError: If the numbers of rows of logits, targets and plan differ, or an option is out of range.
     """
+    plan.check_for_loss()
     if targets.shape[0] != plan.batch_size:
         raise ValueError(f"targets have {targets.shape[0]} rows, but the batch was mixed with {plan.batch_size} rows.")
     partner = targets[plan.partner]
@@ -156,6 +157,7 @@ halves = _Halves()
 
 def _rows_of(targets: Tensor, plan: MixPlan) -> tuple[Tensor, Tensor, Tensor]:
     """Targets, their partners', and ``lam`` in their shape."""
+    plan.check_for_loss()
     if len(targets) != plan.batch_size:
         raise ValueError(f"targets have {len(targets)} rows, but the batch was mixed with {plan.batch_size} rows.")
     return targets, targets[plan.partner], plan.lam.view(-1, *[1] * (targets.dim() - 1))

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mm_lightning.mixup.batch import Path, leaf_at, map_leaves
-from mm_lightning.step.effects import Contents, Effects
+from mm_lightning.step.effects import Attributes, Contents, Effects, held_by
 from mm_lightning.step.host import Host
 from mm_lightning.step.replay import RandomState
 from mm_lightning.step.run import loss_of
@@ -41,8 +41,8 @@ class Clean:
         """
         if self.logits is None or self.logits.dim() != 2 or len(self.logits) != rows:
             raise ValueError(
-                "The pairing asks for logits, but training_step calls no torch.nn.functional.cross_entropy on scores "
-                "of shape (N, K), where they would be seen. Choose another pairing."
+                "The pairing or the ratio asks for logits, but training_step calls no "
+                "torch.nn.functional.cross_entropy on scores of shape (N, K), where they would be seen. Choose another."
             )
         return self.logits
 
@@ -61,7 +61,7 @@ def clean_run(
 
     Args:
         host: The LightningModule around the step.
-        effects: What a run of the step changes.
+        effects: What a run of the step was seen to change.
         step: The user's ``training_step``.
         args: Its arguments, the batch first.
         kwargs: Its keyword arguments.
@@ -76,7 +76,7 @@ def clean_run(
     try:
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(keeps_graph))
-            stack.enter_context(effects.start().put_back())
+            stack.enter_context(_all_of(host.module, effects).start().put_back())
             stack.enter_context(host.silent(_no_backward))
             if wants_logits:
                 stack.enter_context(scores)
@@ -85,6 +85,19 @@ def clean_run(
         contents.restore()
         random_state.restore()
     return Clean(loss if keeps_graph else None, scores.logits)
+
+
+def _all_of(module: nn.Module, seen: Effects) -> Effects:
+    """What was seen to change, and whatever might: all buffers, attributes and what they hold.
+
+    Of parameters that are not trained, those that were seen: to keep all would cost as much as the network.
+    """
+    parts = list(module.modules())
+    known = {at[:2] for at in seen.containers}
+    held = [(part, name, False) for part in parts for name, _ in held_by(part) if (part, name) not in known]
+    tensors = [name for part in parts for name, tensor in Attributes(part).tensors()]
+    kept = [name for name in tensors if name[1] != "_parameters"]
+    return Effects(parts, [*seen.containers, *held], list(dict.fromkeys([*seen.tensors, *kept])))
 
 
 class _Scores(TorchFunctionMode):

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-__all__ = ["Attributes", "Contents", "Effects", "Name", "Started"]
+__all__ = ["Attributes", "Contents", "Effects", "Name", "Started", "held_by", "merged"]
 
 # Objects of these packages hold the trainer, loaders and the like, which are not touched.
 _OF_OTHERS = re.compile(r"(lightning|torch|torchmetrics|transformers|builtins|types|functools|pytorch_lightning)\b")
 _TABLES = ("_parameters", "_buffers", "_modules")
+_PLAIN = (bool, int, float, str, type(None))
+_NOT_OF_THE_USER = (*_TABLES, "_trainer", "_fabric")
 
 
 Name = tuple[nn.Module, str, str]
@@ -48,6 +50,26 @@ class Effects:
     def start(self) -> Started:
         """Keep what is there when the step begins."""
         return Started(self)
+
+
+def merged(one: Effects | None, other: Effects) -> Effects:
+    """What either was seen to change."""
+    if one is None:
+        return other
+    is_written = {at[:2]: at[2] for at in one.containers}
+    for module, name, written in other.containers:
+        is_written[module, name] = is_written.get((module, name), False) or written
+    containers = [(module, name, written) for (module, name), written in is_written.items()]
+    return Effects(other.modules, containers, list(dict.fromkeys([*one.tensors, *other.tensors])))
+
+
+def held_by(module: nn.Module) -> list[tuple[str, Any]]:
+    """The user's attributes of a module that hold something."""
+    return [
+        (name, value)
+        for name, value in vars(module).items()
+        if name not in _NOT_OF_THE_USER and not name.endswith("hooks") and not isinstance(value, _PLAIN)
+    ]
 
 
 class Started:

@@ -524,3 +524,13 @@ def test_settings_out_of_range_are_refused(make: Callable[[], Any], error: type[
 )
 def test_repr_is_the_call_that_makes_it(way: Any) -> None:
     assert eval(repr(way)) == pickle.loads(pickle.dumps(way)) == way
+
+
+def test_masks_of_another_number_of_tokens_get_the_union() -> None:
+    plan = plan_of(TokenMix(), 0.5)
+    mask = torch.rand(4, 1, 10) < 0.5
+    assert torch.equal(union(mask[:, 0], plan, True, (4, 9, 2)), mask[:, 0] | mask[plan.partner, 0])
+    assert torch.equal(
+        union(mask[:, 0, 1:], plan, True, (4, 9, 2)),
+        TokenMix().mix_mask(mask[:, :, 1:], mask[plan.partner][:, :, 1:], plan, (4, 9, 2))[:, 0],
+    )  # type: ignore[index]

@@ -409,3 +409,15 @@ def test_plan_asked_for_again_is_another_object() -> None:
     assert contents(first) == contents(again) == contents(third)
     assert first is not again
     assert again is not third
+
+
+@pytest.mark.parametrize("progress", [None, -0.1, 1.1])
+def test_a_schedule_needs_the_share_of_training(progress: float | None) -> None:
+    expected = r"^A schedule needs the share" if progress is None else r"^progress must be a number in \[0, 1\], got"
+    with pytest.raises(ValueError, match=expected):
+        PlanSource(LAYERS, schedule=lambda progress: 1.0).draw(4, progress=progress)
+
+
+def test_a_misspelt_argument_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'bacth_index'"):
+        PlanSource(LAYERS).draw(4, bacth_index=1)  # type: ignore[call-arg]

@@ -310,7 +310,7 @@ def test_settings_out_of_range_are_refused(make: Any, error: type[Exception], me
     [
         (BetaRatio(2.0, True), 0.5, BetaRatio(0.5, True)),
         (BetaRatio(2.0, beta=1.0), 0.5, BetaRatio(0.5, beta=0.25)),
-        (BetaRatio(2.0, beta=1.0), 0.0, BetaRatio(0.0)),
+        (BetaRatio(2.0, beta=1.0), 0.0, BetaRatio(0.0, beta=1.0)),
         (BetaRatio(0.0), 3.0, BetaRatio(3.0)),
         (FoldedRatio(BetaRatio(1.0)), 4, FoldedRatio(BetaRatio(4))),
         (FoldedRatio(FoldedRatio(BetaRatio(1.0, beta=3.0))), 2, FoldedRatio(FoldedRatio(BetaRatio(2, beta=6.0)))),

@@ -9,7 +9,17 @@ from torch import Tensor
 from torch.testing import assert_close
 from versions import compiles
 
-from mm_lightning.mixup import BetaRatio, MixPlan, PlanSource, mixed_cross_entropy
+from mm_lightning.mixup import (
+    BetaRatio,
+    CutMix,
+    MixPlan,
+    PlanSource,
+    SameClass,
+    interpolate,
+    mixed_accuracy,
+    mixed_cross_entropy,
+    mixed_target_entropy,
+)
 
 N, K = 6, 4
 PARTNER = torch.tensor([3, 0, 5, 4, 1, 2])
@@ -385,3 +395,15 @@ def test_compiled_loss_is_one_graph_for_every_lam() -> None:
         assert_close(got, mixed_cross_entropy(make_logits(), make_targets(), plan), rtol=1e-6, atol=0)
     torch.compiler.reset()
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("function", [mixed_cross_entropy, mixed_accuracy, mixed_target_entropy])
+def test_a_plan_that_does_not_tell_yet_how_targets_are_mixed_is_refused(function: Any) -> None:
+    hidden, targets, logits = torch.randn(6, 3, 4, 4), torch.arange(6) % 3, torch.randn(6, 3)
+    arguments = (targets,) if function is mixed_target_entropy else (logits, targets)
+    plans = [PlanSource(["input"], **way).draw(6) for way in ({"pairing": SameClass()}, {"interpolation": CutMix()})]
+    for plan in plans:
+        with pytest.raises(ValueError, match=r"^The plan does not tell yet how targets are mixed: .* interpolate\(hid"):
+            function(*arguments, plan)
+    _, told = interpolate(hidden, plans[1])
+    assert torch.isfinite(function(*arguments, told))
