@@ -16,7 +16,18 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
-from mm_lightning import ManifoldMixupCallback, MixableModule, Roll
+from mm_lightning import (
+    BetaRatio,
+    ChannelMix,
+    FoldedRatio,
+    ManifoldMixupCallback,
+    MixableModule,
+    NearestNeighbors,
+    Roll,
+    UniformRatio,
+    Until,
+    WarmUp,
+)
 
 # Lightning calls jsonargparse in an old way.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -111,6 +122,25 @@ def test_a_pairing_of_ones_own_is_taken(tmp_path: Path) -> None:
     assert isinstance(callback.pairing, Backwards)
     assert callback.plan is not None
     assert callback.plan.partner.tolist() == [1, 0, 7, 6, 5, 4, 3, 2]
+
+
+HALF = {"class_path": "mm_lightning.BetaRatio", "init_args": {"alpha": 0.5}}
+WAYS = [
+    ({"ratio": {"class_path": "mm_lightning.FoldedRatio"}}, FoldedRatio()),
+    ({"ratio": {"class_path": "mm_lightning.FoldedRatio", "init_args": {"ratio": HALF}}}, FoldedRatio(BetaRatio(0.5))),
+    ({"ratio": {"class_path": "mm_lightning.UniformRatio", "init_args": {"low": 0.3}}}, UniformRatio(0.3)),
+    ({"pairing": {"class_path": "mm_lightning.NearestNeighbors"}}, NearestNeighbors()),
+    ({"interpolation": {"class_path": "mm_lightning.ChannelMix"}}, ChannelMix()),
+    ({"schedule": {"class_path": "mm_lightning.Until", "init_args": {"end": 0.5}}}, Until(0.5)),
+    ({"schedule": {"alpha": {"class_path": "mm_lightning.WarmUp"}}}, {"alpha": WarmUp()}),
+]
+
+
+@pytest.mark.parametrize(("settings", "expected"), WAYS, ids=lambda value: str(value) if callable(value) else None)
+def test_every_way_can_come_from_a_file(settings: dict[str, Any], expected: Any, tmp_path: Path) -> None:
+    callback, _ = fitted(tmp_path, settings, {})
+    (name,) = settings
+    assert getattr(callback, name) == expected
 
 
 def test_every_argument_of_the_module_is_taken(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
-from mm_lightning import BetaRatio, ManifoldMixupCallback, Roll
+from mm_lightning import BetaRatio, ManifoldMixupCallback, Roll, WarmUp
 from mm_lightning.command.checkpoint import WholeCheckpointIO
 from mm_lightning.command.configuration import CONF
 from mm_lightning.command.train import build_trainer
@@ -217,9 +217,11 @@ def test_each_way_is_made_as_its_file_says_and_trains(
 
 
 def test_every_argument_of_the_callback_can_be_overridden(compose: Compose) -> None:
-    assert compose().mixup.keys() == {"_target_", *inspect.signature(ManifoldMixupCallback).parameters}
+    assert compose().mixup.keys() == {"_target_", "_convert_", *inspect.signature(ManifoldMixupCallback).parameters}
     callback = instantiate(compose("mixup.clean_weight=1", "mixup.pairing={_target_:mm_lightning.Roll}").mixup)
     assert (callback.clean_weight, callback.pairing) == (1, Roll())
+    by_name = "mixup.schedule={alpha: {_target_: mm_lightning.WarmUp, until: 0.5}}"
+    assert instantiate(compose(by_name).mixup).schedule == {"alpha": WarmUp(0.5)}
 
 
 def test_ways_are_swept_over() -> None:

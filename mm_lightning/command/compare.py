@@ -145,6 +145,8 @@ def _job(folder: Path) -> Job:
     }
     method = json.dumps(settings, sort_keys=True)
     overrides = [word for word in metrics.get("overrides") or [] if not word.startswith(_NO_METHOD)]
+    if "method" in metrics and not any(word.startswith("mixup=") for word in overrides):  # the default is a way, too
+        overrides.insert(0, f"mixup={metrics['method']}")
     return Job(config["name"], method, _SCHEDULE, metrics["seed"], tuple(overrides), folder)
 
 

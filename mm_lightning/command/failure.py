@@ -122,7 +122,11 @@ def _message(error: BaseException, cause: BaseException) -> str:
         known = _choices(cause.missing_cfg_file, os.path.basename(cause.missing_cfg_file), cause.options, "Options")
         return known + _OF_AN_EXTRA if cause.missing_cfg_file.startswith(("hydra/launcher", "hydra/sweeper")) else known
     if isinstance(key_error := cause.__cause__, (ConfigAttributeError, ConfigKeyError)) and key_error.full_key:
-        names = [str(name) for name in key_error.parent_node or () if name != "_target_"]
+        node = key_error.parent_node
+        if node == None:  # noqa: E711 (a node that holds null)
+            parent, name = key_error.full_key.rpartition(".")[::2]
+            return f"{parent} is null, so there is no {name!r} to override. Add it with +{key_error.full_key}=..."
+        names = [str(name) for name in node if name != "_target_"]
         known = _choices(key_error.full_key, str(key_error.key), names, "Names there")
         return (
             known

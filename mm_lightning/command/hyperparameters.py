@@ -14,6 +14,7 @@ from mm_lightning.study.runner import leaves
 
 __all__ = ["finish_loggers", "flat_settings", "log_final", "log_settings", "method_of", "run_title"]
 
+_OF_HYDRA = ("_partial_", "_convert_")
 _WATCHING = ("callbacks", "diagnostics", "logger")
 
 
@@ -32,7 +33,7 @@ def flat_settings(config: Mapping[str, Any], git_revision: str | None) -> dict[s
     settings = {
         key: value if isinstance(value, (bool, int, float, str)) else str(value)
         for key, value in leaves(dict(config)).items()
-        if key.split(".")[0] not in _WATCHING and not key.endswith("_partial_") and folder not in str(value)
+        if key.split(".")[0] not in _WATCHING and not key.endswith(_OF_HYDRA) and folder not in str(value)
     }
     layers = mixup.get("layers")
     told_apart = {"method": method_of(mixup), "layers": str(layers), "git_revision": str(git_revision)}

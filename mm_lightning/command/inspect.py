@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning.pytorch as pl
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -26,4 +28,8 @@ def print_table(config: DictConfig) -> None:
     module = build_model(fitted_to_data(config, data))
     data.prepare_data()
     data.setup("fit")
-    print(inspect(module, next(iter(data.train_dataloader()))))
+    mixup: Any = instantiate(config.mixup) if "_target_" in config.mixup else None
+    way = {} if mixup is None else {"interpolation": mixup.interpolation, "per_sample": mixup.per_sample}
+    print(inspect(module, next(iter(data.train_dataloader())), **way))
+    if mixup is not None and mixup.layers != "auto":
+        print(f"mixup.layers is {mixup.layers!r}.")

@@ -23,7 +23,14 @@ from mm_lightning.command.beginning import SayBeginning, say
 from mm_lightning.command.checkpoint import check_checkpoint
 from mm_lightning.command.checks import check_config, check_devices
 from mm_lightning.command.ending import ending
-from mm_lightning.command.hyperparameters import finish_loggers, flat_settings, log_final, log_settings, run_title
+from mm_lightning.command.hyperparameters import (
+    finish_loggers,
+    flat_settings,
+    log_final,
+    log_settings,
+    method_of,
+    run_title,
+)
 from mm_lightning.command.loading import load_weights
 from mm_lightning.command.model import build_model, fitted_to_data, record
 from mm_lightning.command.run_folder import claim_folder, environment, keep_composition, keep_folder
@@ -116,6 +123,7 @@ def _run(config: DictConfig, folder: Path, overrides: Sequence[str], begin: floa
             "seed": config.seed,
             "overrides": list(overrides),
             "epochs": trainer.current_epoch,
+            "method": method_of(config.mixup),
         }
         content |= {"metrics": metrics}
         write_json(folder / "metrics.json", {**content, **seconds, **made_with})

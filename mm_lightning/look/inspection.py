@@ -13,8 +13,10 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 
 from mm_lightning.look.eligible import Proofs, choose_places
 from mm_lightning.look.look import Look, check_batch_dim
+from mm_lightning.look.rows_of_interpolation import unfit
 from mm_lightning.mixup import INPUT, Layer, MixPoint
 from mm_lightning.mixup.batch import check_batch_size
+from mm_lightning.mixup.plan import Interpolation
 from mm_lightning.namespaces import LightningModule, package_of
 
 __all__ = ["Inspection", "LayerReport", "inspect"]
@@ -95,6 +97,8 @@ def inspect(
     *,
     batch_dim: int | Mapping[str, int] | None = None,
     batch_size: int | None = None,
+    interpolation: Interpolation | None = None,
+    per_sample: bool = False,
 ) -> Inspection:
     """Look at one training step and report where the batch may be mixed.
 
@@ -107,6 +111,8 @@ def inspect(
         batch: A batch as ``training_step`` takes it, on the module's device.
         batch_dim: Dimension of the layers' outputs that holds the batch; or a dict of it for some. None learns it.
         batch_size: Number of rows. None tells it by the batch.
+        interpolation: Whose fit to the layers is judged, too; None is the linear one, which fits all.
+        per_sample: Whether rows have weights of their own.
 
     Returns:
         The report.
@@ -128,12 +134,20 @@ def inspect(
     with _with_a_trainer(module):
         arguments = _arguments(module, batch)
         look = Look(module, module.training_step, arguments, {}, batch_dim=batch_dim, batch_size=batch_size)
-        proofs = Proofs(look)
-        problems = {name: _problem(proofs, Layer(name, (part,))) for name, part in look.modules.items()}
+        proofs = Proofs(look, per_sample)
+
+        def problem_of(layer: Layer) -> str:
+            place = look.places[layer.name]
+            found = place.problem or place.way_around or _problem_of(proofs, layer)
+            return found or unfit(look, layer, interpolation, per_sample)
+
+        problems = {name: problem_of(Layer(name, (part,))) for name, part in look.modules.items()}
         input_problem = look.entries.problem or _problem_of(proofs, look.input_layer)
+        input_problem = input_problem or unfit(look, look.input_layer, interpolation, per_sample)
     points = {name for name, part in look.modules.items() if isinstance(part, MixPoint)}
     auto = choose_places(list(look.places.values()), lambda place: not problems[place.name])
-    chosen = points or {place.name for place in auto}
+    fitting = {name for name in points if not (input_problem if name == INPUT else problems[name])}
+    chosen = fitting or points or {place.name for place in auto}
     embedded = ", ".join(call.name for call in look.entries.embeddings)
     reports = [
         LayerReport(
@@ -153,11 +167,6 @@ def inspect(
             depth = place.depth if safe else 0.0
             reports.append(LayerReport(name, kind, place.shape, safe, problems[name], name in chosen, depth))
     return Inspection(tuple(reports))
-
-
-def _problem(proofs: Proofs, layer: Layer) -> str:
-    place = proofs.look.places[layer.name]
-    return place.problem or place.way_around or _problem_of(proofs, layer)
 
 
 def _problem_of(proofs: Proofs, layer: Layer) -> str:

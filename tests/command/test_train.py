@@ -478,6 +478,12 @@ def test_data_of_another_shape_are_refused_with_both_numbers(command: Command) -
         ),
         pytest.param(["modle=mlp"], r"There is no 'modle'\. Names there: .*Did you mean 'model'\?", id="group"),
         pytest.param(
+            ["mixup.interpolation._target_=mm_lightning.CutMix"],
+            r"mixup\.interpolation is null, so there is no '_target_' to override\. Add it with "
+            r"\+mixup\.interpolation\._target_=\.\.\.",
+            id="null",
+        ),
+        pytest.param(
             ["mixup=none", "mixup.alpha=1"], r"There is no 'mixup\.alpha'\. Names there: \(none\)\.", id="off"
         ),
         pytest.param(["mixup.layers=[}"], r"Cannot read 'mixup\.layers=\[\}': .*", id="syntax"),

@@ -172,6 +172,16 @@ def test_the_command_prints_the_table(command: Callable[..., subprocess.Complete
     assert lines[-1] == "layers=\"auto\" mixes at 'mix_before.3', 'mix_before.4'."
 
 
+def test_the_command_judges_the_configured_way(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    finished = command("+experiment=mnist_bottleneck", "mixup=cutmix")
+    assert (finished.returncode, finished.stderr) == (0, "")
+    lines = [" ".join(line.split()) for line in finished.stdout.splitlines()]
+    assert any(
+        line.startswith("mix_before.3 MixPoint 100x2 no: CutMix() does not fit: it cuts boxes out of") for line in lines
+    )
+    assert lines[-1] == "mixup.layers is 'input'."
+
+
 def test_the_command_finds_an_experiment_in_a_folder_of_ones_own(
     command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:

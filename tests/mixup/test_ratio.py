@@ -205,7 +205,7 @@ def test_similar_rows_are_mixed_more_by_the_papers_formula(
 
 def test_ratios_by_similarity_have_the_variance_of_their_tau() -> None:
     num_draws, rng = 4000, np.random.default_rng(0)
-    lam = np.stack([SimilarityRatio()(rng, 5, HIDDEN, OTHERS) for _ in range(num_draws)])
+    lam = np.stack([SimilarityRatio(1.0, 0.5)(rng, 5, HIDDEN, OTHERS) for _ in range(num_draws)])
     squared = np.array([25, 20, 1, 34, 0])
     tau = np.exp(-(squared / 16 - 1) / 0.5)
     variance = 1 / (4 * (2 * tau + 1))
@@ -283,7 +283,7 @@ def test_ratios_by_similarity_are_numbers_in_extreme_cases(hidden: Tensor, tau_s
         (
             lambda: FoldedRatio(SimilarityRatio()),
             TypeError,
-            "ratio must draw without seeing a batch, got SimilarityRatio(tau_max=1.0, tau_std=0.5). Fold "
+            "ratio must draw without seeing a batch, got SimilarityRatio(tau_max=1.0, tau_std=0.25). Fold "
             "BetaRatio(alpha), say.",
         ),
         (
@@ -294,7 +294,7 @@ def test_ratios_by_similarity_are_numbers_in_extreme_cases(hidden: Tensor, tau_s
         (
             lambda: SimilarityRatio(tau_std=math.inf),
             ValueError,
-            "tau_std must be a finite number > 0, got inf. 0.5 is the paper's middle.",
+            "tau_std must be a finite number > 0, got inf. 0.25 is the authors' on CIFAR.",
         ),
     ],
     ids=lambda value: "" if not isinstance(value, str) else value.split(" must")[0],
