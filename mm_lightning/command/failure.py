@@ -122,17 +122,12 @@ def _message(error: BaseException, cause: BaseException) -> str:
         known = _choices(cause.missing_cfg_file, os.path.basename(cause.missing_cfg_file), cause.options, "Options")
         return known + _OF_AN_EXTRA if cause.missing_cfg_file.startswith(("hydra/launcher", "hydra/sweeper")) else known
     if isinstance(key_error := cause.__cause__, (ConfigAttributeError, ConfigKeyError)) and key_error.full_key:
-        node = key_error.parent_node
-        if node == None:  # noqa: E711 (a node that holds null)
-            parent, name = key_error.full_key.rpartition(".")[::2]
-            return f"{parent} is null, so there is no {name!r} to override. Add it with +{key_error.full_key}=..."
-        names = [str(name) for name in node if name != "_target_"]
+        names = [str(name) for name in key_error.parent_node or () if not str(name).startswith("_")]
         known = _choices(key_error.full_key, str(key_error.key), names, "Names there")
-        return (
-            known
-            if not names or "Did you mean" in known
-            else f"{known} A new one is added with +{key_error.full_key}=..."
-        )
+        if not names and key_error.key == "_target_":  # below what is null
+            return f"{known} Give all of it: '{key_error.full_key.removesuffix('._target_')}={{_target_: ...}}'."
+        is_answered = not names or "Did you mean" in known
+        return known if is_answered else f"{known} A new one is added with +{key_error.full_key}=..."
     if isinstance(cause, MissingConfigException) and cause.missing_cfg_file and (options := _options(cause)):
         return _choices(cause.missing_cfg_file, os.path.basename(cause.missing_cfg_file), options, "Options")
     text = " ".join(_sentences(cause))

@@ -147,7 +147,7 @@ def inspect(
     points = {name for name, part in look.modules.items() if isinstance(part, MixPoint)}
     auto = choose_places(list(look.places.values()), lambda place: not problems[place.name])
     fitting = {name for name in points if not (input_problem if name == INPUT else problems[name])}
-    chosen = fitting or points or {place.name for place in auto}
+    chosen = fitting if points else {place.name for place in auto}
     embedded = ", ".join(call.name for call in look.entries.embeddings)
     reports = [
         LayerReport(

@@ -479,8 +479,8 @@ def test_data_of_another_shape_are_refused_with_both_numbers(command: Command) -
         pytest.param(["modle=mlp"], r"There is no 'modle'\. Names there: .*Did you mean 'model'\?", id="group"),
         pytest.param(
             ["mixup.interpolation._target_=mm_lightning.CutMix"],
-            r"mixup\.interpolation is null, so there is no '_target_' to override\. Add it with "
-            r"\+mixup\.interpolation\._target_=\.\.\.",
+            r"There is no 'mixup\.interpolation\._target_'\. Names there: \(none\)\. Give all of it: "
+            r"'mixup\.interpolation=\{_target_: \.\.\.\}'\.",
             id="null",
         ),
         pytest.param(

@@ -179,7 +179,7 @@ def test_the_command_judges_the_configured_way(command: Callable[..., subprocess
     assert any(
         line.startswith("mix_before.3 MixPoint 100x2 no: CutMix() does not fit: it cuts boxes out of") for line in lines
     )
-    assert lines[-1] == "mixup.layers is 'input'."
+    assert lines[-2:] == ['layers="auto" mixes at nothing.', "mixup.layers is 'input'."]
 
 
 def test_the_command_finds_an_experiment_in_a_folder_of_ones_own(
