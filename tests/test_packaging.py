@@ -252,7 +252,10 @@ def test_every_command_has_a_script(installed: Environment) -> None:
     ("line", "choices"),
     [
         ("mm-train mixup=n", ["mixup=nearest", "mixup=nfm", "mixup=none"]),
-        ("mm-inspect +experiment=mnist_", ["+experiment=mnist_bottleneck", "+experiment=mnist_flatness"]),
+        (
+            "mm-inspect +experiment=mnist_",
+            ["+experiment=mnist_1000", "+experiment=mnist_bottleneck", "+experiment=mnist_flatness"],
+        ),
         ("mm-reproduce qu", ["quick="]),
     ],
 )
