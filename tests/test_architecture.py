@@ -29,6 +29,7 @@ ALLOWED = {
     "models": {"arguments", "models", "module"},
     "data": {"arguments", "data", "namespaces"},
     "step": {"arguments", "mixup", "namespaces", "step"},
+    "controls": {"arguments", "namespaces", "step"},
     "look": {"arguments", "look", "mixup", "namespaces", "step"},
     "fit": {"arguments", "look", "mixup", "namespaces", "step"},
     "draws": {"arguments", "mixup", "namespaces"},

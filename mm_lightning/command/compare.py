@@ -144,10 +144,12 @@ def _job(folder: Path) -> Job:
         and not (key.split(".")[-1] == "seed" and value == config["seed"])
     }
     method = json.dumps(settings, sort_keys=True)
-    overrides = [word for word in metrics.get("overrides") or [] if not word.startswith(_NO_METHOD)]
+    typed = metrics.get("overrides") or []
+    overrides = [word for word in typed if not word.startswith(_NO_METHOD)]
     if "method" in metrics and not any(word.startswith("mixup=") for word in overrides):  # the default is a way, too
         overrides.insert(0, f"mixup={metrics['method']}")
-    return Job(config["name"], method, _SCHEDULE, metrics["seed"], tuple(overrides), folder)
+    base = tuple(word for word in typed if word.startswith("+experiment="))
+    return Job(config["name"], method, _SCHEDULE, metrics["seed"], tuple(overrides), folder, base)
 
 
 def _titles(jobs: Sequence[Job]) -> dict[str, str]:

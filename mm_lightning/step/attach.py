@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -32,31 +33,40 @@ class Attached:
 
     def __init__(self, module: LightningModule, run: Callable[..., Any]) -> None:
         self.module = module
-        self._replaced = vars(module).get("training_step")
         context = getattr(module, "_compiler_ctx", None)  # where Lightning keeps what it compiled
         self.original = module.training_step if context is None else context["original_training_step"]
 
         def step(*args: Any, **kwargs: Any) -> Any:
             return run(self.original, args, kwargs)
 
-        module.training_step = _StandIn(self.original, step)  # type: ignore[method-assign]
+        self._stand_in = _StandIn(self.original, step, vars(module).get("training_step"))
+        module.training_step = self._stand_in  # type: ignore[method-assign]
 
     def release(self) -> None:
-        """Put the step back."""
-        del self.module.training_step
-        if self._replaced is not None:
-            self.module.training_step = self._replaced  # type: ignore[method-assign]
+        """Put the step back; where another function stands in for this one, when that is released."""
+        self._stand_in.release()
+        found = vars(self.module).pop("training_step", None)
+        while isinstance(found, _StandIn) and found.is_released:
+            found = found.replaced
+        if found is not None:
+            self.module.training_step = found
 
 
 class _StandIn:
     """A class, not a function, so that a copied module gets its own step."""
 
-    def __init__(self, original: Callable[..., Any], step: Callable[..., Any]) -> None:
-        functools.update_wrapper(self, original, updated=())
-        self._step = step
+    def __init__(self, original: Callable[..., Any], step: Callable[..., Any], replaced: Any) -> None:
+        functools.update_wrapper(self, inspect.unwrap(original), updated=())  # Lightning looks for the module's own
+        self._step, self._original = step, original
+        self.replaced = replaced
+        self.is_released = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._step(*args, **kwargs)
+
+    def release(self) -> None:
+        """From now on be the original."""
+        self._step, self.is_released = self._original, True
 
     def __deepcopy__(self, memo: Any) -> Any:
         return copy.deepcopy(self.__wrapped__, memo)  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, overrides
 from torch.overrides import TorchFunctionMode
 
 from mm_lightning.mixup import mixed_accuracy, mixed_target_entropy
@@ -40,15 +40,32 @@ class LossMode(TorchFunctionMode):
 
 @contextmanager
 def paused(modes: Sequence[LossMode]) -> Iterator[None]:
-    """Switch modes off for a while. They were entered in this order, and after all others."""
-    were_on = [mode for mode in modes if mode.is_on]
-    for mode in reversed(were_on):
-        mode.__exit__(None, None, None)
+    """Switch modes off for a while. Others that were entered after them, as ``with torch.device(...)``, stay on."""
+    paused_ones = [mode for mode in modes if mode.is_on]
+    if not paused_ones:
+        yield
+        return
+    stack: list[Any] = overrides._get_current_function_mode_stack()
+    lowest = min(place for place, mode in enumerate(stack) if any(mode is one for one in paused_ones))
+    above = stack[lowest:]
+    others = [mode for mode in above if not any(mode is one for one in paused_ones)]
+    _replace(above, others)
+    for mode in paused_ones:
+        mode.is_on = False
     try:
         yield
     finally:
-        for mode in were_on:
-            mode.__enter__()
+        _replace(others, above)
+        for mode in paused_ones:
+            mode.is_on = True
+
+
+def _replace(top: Sequence[Any], by: Sequence[Any]) -> None:
+    """Put modes in the place of those on top of the stack; there is no public way to reach below the topmost."""
+    for _ in top:
+        overrides._pop_mode()
+    for mode in by:
+        overrides._push_mode(mode)
 
 
 class Fusing(LossMode):

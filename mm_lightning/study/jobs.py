@@ -12,8 +12,6 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 QUICK = "quick"  # the one schedule of a quick study
-# They change what a run keeps, not what it computes, and are left out of the commands shown.
-_KEEP = ("callbacks=last",)
 
 
 @dataclass(frozen=True)
@@ -27,6 +25,8 @@ class Job:
         seed: Seed of the run.
         overrides: What Hydra is told, beside the seed and the folder.
         folder: The run's folder.
+        base: What stands before the overrides; None is the experiment's.
+        unshown: What changes what a run keeps, not what it computes, and is left out of the command shown.
     """
 
     experiment: str
@@ -35,6 +35,8 @@ class Job:
     seed: int
     overrides: tuple[str, ...]
     folder: Path
+    base: tuple[str, ...] | None = None
+    unshown: tuple[str, ...] = ("callbacks=last",)
 
     @property
     def name(self) -> str:
@@ -49,11 +51,19 @@ class Job:
     @property
     def arguments(self) -> list[str]:
         """What the command line of ``mm_lightning.train`` is called with."""
-        return [*self._words, *_KEEP, f'hydra.run.dir="{self.folder}"']
+        return [*self._words, *self.unshown, f'hydra.run.dir="{self.folder}"']
+
+    def arguments_for(self, launcher: Sequence[str]) -> list[str]:
+        """The same for a run that a launcher of Hydra's makes: a sweep of one, in the run's own folder."""
+        if not launcher:
+            return self.arguments
+        place = [f'hydra.sweep.dir="{self.folder}"', "hydra.sweep.subdir=."]
+        return ["--multirun", *self._words, *self.unshown, *launcher, *place]
 
     @property
     def _words(self) -> list[str]:
-        return [f"+experiment={self.experiment}", *self.overrides, f"seed={self.seed}"]
+        base = (f"+experiment={self.experiment}",) if self.base is None else self.base
+        return [*base, *self.overrides, f"seed={self.seed}"]
 
 
 def jobs_of(config: DictConfig) -> list[Job]:

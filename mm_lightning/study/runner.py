@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import queue
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -49,18 +51,66 @@ def run_all(jobs: Sequence[Job], at_once: int) -> None:
     """
     missing = [job for job in jobs if not is_finished(job)]
     print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are finished, {len(missing)} to go, {at_once} at a time.")
-    if not missing:
+    begin = time.monotonic()
+    ends = 0
+
+    def say(ended: Ended) -> None:
+        nonlocal ends
+        if ended.error is not None:
+            raise RuntimeError(
+                f"The run {ended.job.name} failed with {ended.error} See {ended.job.folder / LOG}; "
+                "what is finished is kept, the same command goes on from there."
+            )
+        ends += 1
+        left = (time.monotonic() - begin) / ends * (len(missing) - ends) / 60  # minutes
+        print(f"[{ends}/{len(missing)}] {ended.job.name}  {ended.seconds:.0f} s, about {left:.0f} min left", flush=True)
+
+    run_each(missing, at_once, say)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that has ended.
+
+    Attributes:
+        job: Which it was.
+        seconds: Wall time.
+        error: None after success; else its exit code and last line.
+    """
+
+    job: Job
+    seconds: float
+    error: str | None
+
+
+def run_each(
+    jobs: Sequence[Job],
+    at_once: int,
+    ended: Callable[[Ended], None],
+    *,
+    devices: Sequence[str] = (),
+    launcher: Sequence[str] = (),
+    limit: float | None = None,
+) -> None:
+    """Run jobs, each in a process of its own.
+
+    Args:
+        jobs: In the order in which they are begun.
+        at_once: Number of processes; each may use its share of the cores.
+        ended: Told of each run when it has ended. Where it raises a RuntimeError the runs in progress are finished and
+            no other is begun; where it raises anything else, and after Ctrl-C and SIGTERM, they are stopped.
+        devices: Numbers of the GPUs that the processes are given, one for each of those that run at once.
+        launcher: Overrides that choose a launcher of Hydra's, by which each process has its run done.
+        limit: Longest time of a run, in seconds, after which it is stopped; None is no limit.
+    """
+    if not jobs:
         return
     threads = threads_of(at_once)
-    begin = time.monotonic()
-    processes = _Processes()
+    processes = _Processes(devices, launcher)
     with ThreadPoolExecutor(at_once) as pool, _sigterm_as_exit():
         try:
-            futures = [pool.submit(processes.run, job, threads) for job in missing]
-            for done, future in enumerate(as_completed(futures), start=1):
-                job, seconds = future.result()
-                left = (time.monotonic() - begin) / done * (len(missing) - done) / 60  # minutes
-                print(f"[{done}/{len(missing)}] {job.name}  {seconds:.0f} s, about {left:.0f} min left", flush=True)
+            for future in as_completed([pool.submit(processes.run, job, threads, limit) for job in jobs]):
+                ended(future.result())
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             if not isinstance(error, RuntimeError):
@@ -141,7 +191,12 @@ def _sigterm_as_exit() -> Iterator[None]:
 class _Processes:
     """Runs jobs in processes, and can stop those in progress."""
 
-    def __init__(self) -> None:
+    def __init__(self, devices: Sequence[str], launcher: Sequence[str]) -> None:
+        self._launcher = tuple(launcher)
+        self._free: queue.SimpleQueue[str] = queue.SimpleQueue()
+        for device in devices:
+            self._free.put(device)
+        self._has_devices = bool(devices)
         self._running: set[subprocess.Popen[bytes]] = set()
         self._is_stopped = False
         self._lock = threading.Lock()  # no run may begin behind the back of stop()
@@ -153,27 +208,43 @@ class _Processes:
             for process in self._running:
                 process.terminate()
 
-    def run(self, job: Job, threads: int) -> tuple[Job, float]:
+    def run(self, job: Job, threads: int, limit: float | None) -> Ended:
         """Run a job, with what it prints in its folder."""
         begin = time.monotonic()
         if job.folder.exists():  # of a study that was stopped: without metrics.json the run is not finished
             shutil.rmtree(job.folder)
         job.folder.mkdir(parents=True)
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        command = [sys.executable, "-m", "mm_lightning.train", *job.arguments]
+        device = self._free.get() if self._has_devices else None
+        if device is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = device
+        try:
+            error = self._run(job, environment, limit)
+        finally:
+            if device is not None:
+                self._free.put(device)
+        return Ended(job, time.monotonic() - begin, error)
+
+    def _run(self, job: Job, environment: dict[str, str], limit: float | None) -> str | None:
+        command = [sys.executable, "-m", "mm_lightning.train", *job.arguments_for(self._launcher)]
         with (job.folder / LOG).open("wb") as log:
             with self._lock:
                 if self._is_stopped:
-                    raise RuntimeError(f"The run {job.name} was not begun.")
+                    return "nothing, for it was not begun."
                 process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
                 self._running.add(process)
-            code = process.wait()
+            is_late = False
+            try:
+                code = process.wait(limit)
+            except subprocess.TimeoutExpired:
+                is_late = True
+                process.terminate()
+                code = process.wait()
             with self._lock:
                 self._running.discard(process)
+        if is_late and not (job.folder / METRICS).is_file():
+            return f"nothing, for it was stopped after {limit:.0f} s."
         if code:
             last = (job.folder / LOG).read_text(errors="replace").strip().splitlines()[-1:]
-            raise RuntimeError(
-                f"The run {job.name} failed with exit code {code}: {' '.join(last)} See {job.folder / LOG}; "
-                "what is finished is kept, the same command goes on from there."
-            )
-        return job, time.monotonic() - begin
+            return f"exit code {code}: {' '.join(last)}"
+        return None
