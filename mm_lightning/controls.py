@@ -100,7 +100,8 @@ class WeightDecay(CallbackOfBoth):
             groups = optimizer.param_groups
             if any("weight_decay" not in group for group in groups):
                 raise RuntimeError(
-                    f"{type(optimizer).__name__} knows no weight_decay. Choose another optimizer, or leave WeightDecay out."
+                    f"{type(optimizer).__name__} knows no weight_decay. Choose another optimizer, or leave "
+                    "the callback out."
                 )
             for group in groups:
                 group["weight_decay"] = self.weight_decay
@@ -122,8 +123,8 @@ class _Smoothed(TorchFunctionMode):
         bound = _SIGNATURE.bind(*args, **kwargs)
         if own := bound.arguments.get("label_smoothing"):
             raise RuntimeError(
-                f"LabelSmoothing({self._smoothing}) meets a cross_entropy with label_smoothing={own} already. Leave one "
-                "of them out."
+                f"LabelSmoothing({self._smoothing}) meets a cross_entropy with label_smoothing={own} already. Leave "
+                "one of them out."
             )
         bound.arguments["label_smoothing"] = self._smoothing
         return func(*bound.args, **bound.kwargs)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from mm_lightning.command.line import run_composed
 
-__all__ = ["inspect", "reproduce", "train"]
+__all__ = ["inspect", "reproduce", "study", "train"]
 
 
 def train() -> None:
@@ -34,6 +34,11 @@ def reproduce() -> None:
     run_composed(_reproduce, "reproduce")
 
 
+def study() -> None:
+    """Answer whether mixing helps. Exit code 0 on success, 130 after Ctrl-C, 1 otherwise."""
+    run_composed(_study, "study")
+
+
 def _train(config: DictConfig) -> Any:
     from mm_lightning.command.objective import objective_of
     from mm_lightning.command.train import run
@@ -52,3 +57,9 @@ def _reproduce(config: DictConfig) -> None:
     from mm_lightning.command.reproduce import reproduce
 
     reproduce(config)
+
+
+def _study(config: DictConfig) -> None:
+    from mm_lightning.command.study import study
+
+    study(config)

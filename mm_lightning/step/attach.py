@@ -49,7 +49,7 @@ class Attached:
         while isinstance(found, _StandIn) and found.is_released:
             found = found.replaced
         if found is not None:
-            self.module.training_step = found
+            self.module.training_step = found  # type: ignore[method-assign]
 
 
 class _StandIn:

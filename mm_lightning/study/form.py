@@ -229,7 +229,11 @@ class Study(_Study, total=False):
         experiments: In the order of the page.
         rule: Optional: how numbers become a verdict, a sentence or two for the reader.
         title: Optional: heading of the page.
+        answer: Optional: sentences below the heading, in the place of a summary.
+        winner: Optional: the command of what the answer advises.
     """
 
     rule: str
     title: str
+    answer: list[str]
+    winner: str

@@ -76,11 +76,13 @@ class Ended:
         job: Which it was.
         seconds: Wall time.
         error: None after success; else its exit code and last line.
+        is_late: Whether it was stopped because it took too long.
     """
 
     job: Job
     seconds: float
     error: str | None
+    is_late: bool = False
 
 
 def run_each(
@@ -219,18 +221,18 @@ class _Processes:
         if device is not None:
             environment["CUDA_VISIBLE_DEVICES"] = device
         try:
-            error = self._run(job, environment, limit)
+            error, is_late = self._run(job, environment, limit)
         finally:
             if device is not None:
                 self._free.put(device)
-        return Ended(job, time.monotonic() - begin, error)
+        return Ended(job, time.monotonic() - begin, error, is_late)
 
-    def _run(self, job: Job, environment: dict[str, str], limit: float | None) -> str | None:
+    def _run(self, job: Job, environment: dict[str, str], limit: float | None) -> tuple[str | None, bool]:
         command = [sys.executable, "-m", "mm_lightning.train", *job.arguments_for(self._launcher)]
         with (job.folder / LOG).open("wb") as log:
             with self._lock:
                 if self._is_stopped:
-                    return "nothing, for it was not begun."
+                    return "nothing, for it was not begun.", False
                 process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
                 self._running.add(process)
             is_late = False
@@ -242,9 +244,7 @@ class _Processes:
                 code = process.wait()
             with self._lock:
                 self._running.discard(process)
-        if is_late and not (job.folder / METRICS).is_file():
-            return f"nothing, for it was stopped after {limit:.0f} s."
-        if code:
-            last = (job.folder / LOG).read_text(errors="replace").strip().splitlines()[-1:]
-            return f"exit code {code}: {' '.join(last)}"
-        return None
+        if not code:
+            return None, False
+        last = (job.folder / LOG).read_text(errors="replace").strip().splitlines()[-1:]
+        return f"exit code {code}: {' '.join(last)}", is_late

@@ -18,6 +18,7 @@ Outcome = Literal["better", "worse", "no difference", "not distinguishable"]
 LEVEL = 0.95  # of the interval; a test is two-sided, at 5 %
 POWER = 0.8
 MOST_SEEDS = 1000
+_SAME = 1e-4  # of a difference: the error of one between two float32 numbers near 1
 # Differences that are too small to matter, by the last part of a measure's key. A choice of this project: two standard
 # errors of an accuracy of 95 % on 10,000 rows are 0.44 points; 0.02 nats are 2 % of the probability given to the right
 # class; 0.01 of ECE is a point of confidence.
@@ -31,7 +32,8 @@ class PairedComparison:
     Attributes:
         difference: Mean of method - other.
         half_width: Half the 95 % interval of ``difference`` (Student's t); None where there is none: for fewer than two
-            seeds, and for differences that are all the same without being 0, whose spread is then only rounded away.
+            seeds, and for differences that are all the same (up to a ten-thousandth: metrics are float32) without being
+            0, whose spread is then only rounded away, as that of one row in a small test set.
         seeds: Number of differences.
         deviation: Their sample standard deviation; None for fewer than two.
         outcome: ``better`` or ``worse`` where the interval leaves out 0; ``no difference`` where all of it is within
@@ -85,7 +87,7 @@ def compare_paired(differences: Sequence[float], better: Better, margin: float |
         return PairedComparison(found, None, seeds, None, "not distinguishable")
     if not any(differences):
         return PairedComparison(0.0, 0.0, seeds, 0.0, "no difference")
-    if math.isclose(min(differences), max(differences), rel_tol=1e-9):
+    if math.isclose(min(differences), max(differences), rel_tol=_SAME):
         return PairedComparison(found, None, seeds, 0.0, "not distinguishable")
     deviation = stdev(differences)
     half = float(_scipy_stats().t.ppf((1 + LEVEL) / 2, seeds - 1)) * deviation / math.sqrt(seeds)
