@@ -35,9 +35,13 @@ ALLOWED = {
     "draws": {"arguments", "mixup", "namespaces"},
     "callback": {"arguments", "draws", "fit", "mixup", "namespaces", "step", "summary"},
     "module": {"arguments", "mixup", "namespaces"},
-    "diagnostics": {"arguments", "callback", "diagnostics", "files", "mixup", "namespaces"},
-    "study": {"diagnostics", "files", "study"},
-    "command": {"callback", "command", "conf", "fast_cpu", "files", "look", "namespaces", "study"},
+    "evaluation": {"arguments", "evaluation"},
+    "diagnostics": {"arguments", "callback", "diagnostics", "evaluation", "files", "mixup", "namespaces"},
+    "study": {"diagnostics", "evaluation", "files", "study"},
+    "command": {
+        *("callback", "command", "conf", "diagnostics", "evaluation", "fast_cpu", "files", "look"),
+        *("namespaces", "study"),
+    },
     "reproduce": {"command"},
     "train": {"command"},
     "compare": {"command"},
@@ -123,8 +127,9 @@ def test_private_uses_are_seen(source: str, used: list[str]) -> None:
     assert _private_uses(source) == used
 
 
-def test_the_core_is_plain_torch() -> None:
-    roots = {name.split(".")[0] for path in _files("mixup") for name in _imports(path)}
+@pytest.mark.parametrize("part", ["mixup", "evaluation"])
+def test_the_core_is_plain_torch(part: str) -> None:
+    roots = {name.split(".")[0] for path in _files(part) for name in _imports(path)}
     assert not roots & {"lightning", "pytorch_lightning", "lightning_utilities", "hydra", "omegaconf", "matplotlib"}
 
 

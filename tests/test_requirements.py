@@ -59,17 +59,20 @@ def test_attaching_imports_nothing_that_only_commands_and_reports_need(name: str
     assert done.returncode == 0, done.stderr
 
 
+DRAWN = "Diagnostics draw with matplotlib and Pillow"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("missing", "module", "said"),
+    ("missing", "line", "said"),
     [
-        ("matplotlib", "mm_lightning.diagnostics", "Diagnostics draw with matplotlib and Pillow"),
-        ("PIL", "mm_lightning.diagnostics.calibration", "Diagnostics draw with matplotlib and Pillow"),
-        ("jinja2", "mm_lightning.study.report", "Reports are written with jinja2"),
+        ("matplotlib", "from mm_lightning.diagnostics import Calibration", DRAWN),
+        ("PIL", "from mm_lightning.diagnostics import Calibration", DRAWN),
+        ("jinja2", "import mm_lightning.study.report", "Reports are written with jinja2"),
     ],
 )
-def test_a_report_without_what_it_is_made_with_says_what_to_install(missing: str, module: str, said: str) -> None:
-    done = run(f"import sys\nsys.modules['{missing}'] = None\nimport {module}")
+def test_a_report_without_what_it_is_made_with_says_what_to_install(missing: str, line: str, said: str) -> None:
+    done = run(f"import sys\nsys.modules['{missing}'] = None\n{line}")
     assert done.stderr.splitlines()[-1] == f"ImportError: {said}: pip install 'mm-lightning[report]'."
 
 

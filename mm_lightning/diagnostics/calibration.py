@@ -9,12 +9,8 @@ from matplotlib.figure import Figure
 
 from mm_lightning.arguments import check_count, check_flag
 from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Rows, SharedArguments
-from mm_lightning.diagnostics.reliability import (
-    Reliability,
-    calibration_numbers,
-    draw_reliability_diagrams,
-    reliability,
-)
+from mm_lightning.diagnostics.reliability import draw_reliability_diagrams
+from mm_lightning.evaluation.scores import Reliability, calibration_numbers, reliability
 from mm_lightning.namespaces import LightningModule, Trainer
 
 if TYPE_CHECKING:

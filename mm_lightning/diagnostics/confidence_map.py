@@ -19,9 +19,10 @@ from mm_lightning.arguments import check_count, check_flag, check_number
 from mm_lightning.diagnostics.clouds import square_frame
 from mm_lightning.diagnostics.confidence_figure import draw_confidence_maps, write_animation
 from mm_lightning.diagnostics.confidence_frames import Frame, packed, stacked, unpacked
-from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Rows, SharedArguments, is_last_validation
+from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Rows, SharedArguments
 from mm_lightning.diagnostics.drawing import ClassNames, add_run_title, check_class_names, save_arrays
-from mm_lightning.diagnostics.hidden_states import INPUT, evaluating, first_floats
+from mm_lightning.diagnostics.hidden_states import INPUT, first_floats
+from mm_lightning.diagnostics.occasions import is_last_validation
 from mm_lightning.diagnostics.plane import (
     Extent,
     PlaneFunction,
@@ -31,6 +32,7 @@ from mm_lightning.diagnostics.plane import (
     plane_axes,
 )
 from mm_lightning.diagnostics.plane_numbers import plane_numbers
+from mm_lightning.evaluation.modes import evaluating
 from mm_lightning.namespaces import LightningModule, Trainer
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,12 +18,12 @@ from torch import Tensor
 from mm_lightning.arguments import check_count
 from mm_lightning.diagnostics.drawing import check_folder, figures_folder, publish
 from mm_lightning.diagnostics.hidden_states import HiddenStates
+from mm_lightning.diagnostics.occasions import is_last_validation
 from mm_lightning.diagnostics.training_rows import overhear_training, run_on_first_entry
+from mm_lightning.evaluation.rows import IGNORED
 from mm_lightning.namespaces import CallbackOfBoth, LightningModule, Trainer
 
 Forward = Callable[[LightningModule, Any], Any]
-
-IGNORED = -100  # what torch's cross_entropy leaves out
 
 
 class Rows(NamedTuple):
@@ -244,16 +243,6 @@ class Diagnostic(CallbackOfBoth, ABC):
             publish(trainer, self.name, split, figure, findings.arrays, folder, self.run_title)
         group = split if self.name == self.unwritten_name else f"{split}/{self.name}"
         return {f"{group}/{quantity}": number for quantity, number in findings.numbers.items()}
-
-
-def is_last_validation(trainer: Trainer) -> bool:
-    """Whether the validation that runs during ``fit`` is in the last epoch, or ``max_steps`` allows none after it."""
-    epoch, period = trainer.current_epoch, trainer.check_val_every_n_epoch or 1
-    if trainer.max_epochs is not None and 0 < trainer.max_epochs <= epoch + period:
-        return True
-    batches = trainer.val_check_batch or math.inf  # until the next one; not known of a loader without length
-    steps = 1 if math.isinf(batches) else math.ceil(batches * period / trainer.accumulate_grad_batches)
-    return 0 < trainer.max_steps < trainer.global_step + steps
 
 
 def _without_ignored(hidden: dict[str, Tensor], targets: Tensor) -> tuple[dict[str, Tensor], Tensor]:

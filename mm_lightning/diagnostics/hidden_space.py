@@ -22,7 +22,7 @@ from mm_lightning.diagnostics.drawing import (
     write_numbers,
     write_titles,
 )
-from mm_lightning.diagnostics.hidden_states import checked
+from mm_lightning.evaluation.rows import checked
 from mm_lightning.namespaces import LightningModule, Trainer
 
 if TYPE_CHECKING:

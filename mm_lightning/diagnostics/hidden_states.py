@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,6 +37,7 @@ class HiddenStates:
         self.max_rows = max_rows
         self.targets = targets
         self.is_open = False
+        self.row_shapes: dict[str, tuple[int, ...]] = {}  # of a row before it was flattened, by layer
         self._handles: list[RemovableHandle] = []
         self._room = max_rows
         self._outputs: dict[str, Tensor] = {}  # of the batch that runs
@@ -95,19 +95,21 @@ class HiddenStates:
         rows = min(self._room, length)
         self._targets.append(targets[:rows].detach().cpu().clone())
         for layer, output in outputs.items():
+            self.row_shapes[layer] = tuple(output.shape[1:])
             # the batch is not ours: the loader may hand out views of its data, or use the memory again
             self._hidden[layer].append(output[:rows].reshape(rows, -1).to("cpu", copy=layer == INPUT))
         self._room -= rows
 
-    def collected(self, module: LightningModule) -> tuple[dict[str, Tensor], Tensor] | None:
+    def collected(self, module: LightningModule, gather: bool = True) -> tuple[dict[str, Tensor], Tensor] | None:
         """Return hidden states (N, D) by layer and targets (N,) of all processes, on the CPU.
 
-        To be called by every process. None if any of them has no rows: the others would wait for it.
+        To be called by every process. None if any of them has no rows: the others would wait for it. Without ``gather``
+        they are this process's own.
         """
         if not module.trainer.strategy.reduce_boolean_decision(bool(self._targets), all=True):
             return None
         hidden, targets = {layer: torch.cat(parts) for layer, parts in self._hidden.items()}, torch.cat(self._targets)
-        if module.trainer.world_size > 1:
+        if gather and module.trainer.world_size > 1:
             hidden = {layer: _gathered(states, module) for layer, states in hidden.items()}
             targets = _gathered(targets, module)
         return hidden, targets
@@ -135,32 +137,6 @@ class HiddenStates:
 def first_floats(batch: Any) -> Tensor | None:
     """Return the first floating point tensor of a batch that has rows, which the layer ``"input"`` stands for."""
     return next((leaf.detach() for leaf in tensors_of(batch) if leaf.is_floating_point() and leaf.ndim), None)
-
-
-def checked(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return hidden states (N, D) and targets (N,) on the CPU.
-
-    Raises:
-        ValueError: If the shapes do not fit, there are no rows or a value is not finite.
-    """
-    if hidden.ndim != 2 or not len(hidden) or targets.shape != hidden.shape[:1]:
-        shapes = f"{tuple(hidden.shape)} and {tuple(targets.shape)}"
-        raise ValueError(f"hidden must be (N, D) and targets (N,), with N >= 1, got {shapes}.")
-    if wrong := int((~hidden.isfinite()).sum()):
-        raise ValueError(f"hidden must be finite, got {wrong} of {hidden.numel()} values that are not.")
-    return hidden.detach().cpu(), targets.detach().cpu()
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode, and each of its modules back into its own mode afterwards."""
-    training = {one: one.training for one in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for one, mode in training.items():
-            one.training = mode
 
 
 def _find(module: nn.Module, layer: str) -> nn.Module:

@@ -1,18 +1,15 @@
-"""Reliability of a classifier's probabilities: rows in bins, calibration errors, and the diagram of both."""
+"""The diagram of a classifier's reliability: how often it is right where it claims so much."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
-from torch import Tensor
 
-from mm_lightning.arguments import check_count
 from mm_lightning.diagnostics.drawing import (
     GREY,
     INK,
@@ -24,6 +21,7 @@ from mm_lightning.diagnostics.drawing import (
     write_numbers,
     write_titles,
 )
+from mm_lightning.evaluation.scores import Reliability, accuracy_intervals
 
 CAPTIONS = {  # of the picture; the arrow points to the better value
     "ece": ("ECE ↓", "{:.3f}"),
@@ -33,91 +31,6 @@ CAPTIONS = {  # of the picture; the arrow points to the better value
     "brier": ("Brier ↓", "{:.3f}"),
 }
 TOO_SURE, TOO_UNSURE = PALETTE[3], PALETTE[2]
-
-
-class Reliability(NamedTuple):
-    """Rows in bins of their top probability, of which there are B."""
-
-    edges: np.ndarray  # from 0 to 1, float64, (B + 1,)
-    counts: np.ndarray  # rows, int64, (B,)
-    confidence: np.ndarray  # mean top probability; NaN in an empty bin, (B,)
-    accuracy: np.ndarray  # fraction of the rows that are right; NaN in an empty bin, (B,)
-
-
-def reliability(probabilities: Tensor, targets: Tensor, num_bins: int = 15) -> Reliability:
-    """Sort rows into bins of equal width by the probability of the class predicted.
-
-    Bin b of B holds the probabilities in (b / B, (b + 1) / B], so that 1 falls into the last bin; 0 falls into the
-    first. The edges are rounded to the dtype of the probabilities before they are compared: the float32 number nearest
-    to 0.2 is a little larger than 0.2, but lies on the edge 0.2 of five bins, and falls into the first.
-
-    Args:
-        probabilities: Of each class, in [0, 1], summing to 1 over the classes, (N, K) with N >= 1.
-        targets: Class indices, integer, in [0, K), (N,).
-        num_bins: B.
-
-    Returns:
-        The bins.
-
-    Raises:
-        ValueError: If the shapes do not fit or a value is outside its range.
-
-    Example:
-        >>> reliability(torch.tensor([[0.3, 0.7], [0.9, 0.1]]), torch.tensor([1, 1]), num_bins=2).accuracy
-        array([nan, 0.5])
-    """
-    _check(probabilities, targets, num_bins)
-    confidence, predicted = probabilities.detach().cpu().max(dim=1)
-    edges = torch.arange(num_bins + 1, dtype=torch.float64) / num_bins
-    upper = edges[1:].to(confidence.dtype).double()
-    bins = torch.searchsorted(upper, confidence.double()).clamp(max=num_bins - 1).numpy()
-    counts = np.bincount(bins, minlength=num_bins)
-    right = (predicted == targets.detach().cpu()).double()
-    sums = [np.bincount(bins, weights=each.double().numpy(), minlength=num_bins) for each in (confidence, right)]
-    means = [np.divide(each, counts, out=np.full(num_bins, np.nan), where=counts > 0) for each in sums]
-    return Reliability(edges.numpy(), counts, *means)
-
-
-def accuracy_intervals(bins: Reliability) -> np.ndarray:
-    """Return the 95 % interval of each bin's accuracy (Wilson 1927), (2, B): lower and upper end, NaN in an empty bin.
-
-    Of a bin with n rows and accuracy a, with z = 1.96, the ends are
-    (a + z^2 / 2n -+ z sqrt(a (1 - a) / n + z^2 / 4n^2)) / (1 + z^2 / n).
-    """
-    n, z = np.where(bins.counts > 0, bins.counts, np.nan), 1.96
-    middle = bins.accuracy + z**2 / (2 * n)
-    half = z * np.sqrt(bins.accuracy * (1 - bins.accuracy) / n + z**2 / (4 * n**2))
-    return np.stack([middle - half, middle + half]) / (1 + z**2 / n)
-
-
-def calibration_numbers(bins: Reliability, log_probabilities: Tensor, targets: Tensor) -> dict[str, float]:
-    """Sum up how well probabilities fit the outcomes.
-
-    With n_b rows, mean confidence c_b and accuracy a_b in bin b, and N rows in all:
-
-    - ``ece``: expected calibration error, sum over b of n_b / N * |c_b - a_b| (Guo et al. 2017).
-    - ``mce``: maximum calibration error, max over b of |c_b - a_b|; one row alone in its bin can make it large.
-    - ``overconfidence``: mean confidence minus accuracy, over all rows. Positive if the classifier is too sure.
-    - ``nll``: mean of -log p of the target, in nats.
-    - ``brier``: mean over the rows of the sum over all classes of (p - one-hot target)^2, in [0, 2].
-
-    Args:
-        bins: Of :func:`reliability`.
-        log_probabilities: Of each class, (N, K).
-        targets: Class indices, integer, in [0, K), (N,).
-
-    Returns:
-        The five numbers by name.
-    """
-    gaps, share = (bins.confidence - bins.accuracy)[bins.counts > 0], (bins.counts / bins.counts.sum())[bins.counts > 0]
-    one_hot = torch.nn.functional.one_hot(targets, log_probabilities.shape[1])
-    return {
-        "ece": float(share @ np.abs(gaps)),
-        "mce": float(np.abs(gaps).max()),
-        "overconfidence": float(share @ gaps),
-        "nll": torch.nn.functional.nll_loss(log_probabilities.double(), targets).item(),
-        "brier": (log_probabilities.double().exp() - one_hot).square().sum(dim=1).mean().item(),
-    }
 
 
 def draw_reliability_diagrams(
@@ -179,20 +92,6 @@ def captions(numbers: Mapping[str, float]) -> dict[str, str]:
     """Return numbers of :func:`calibration_numbers` as they are written below a diagram."""
     texts = {name: text.format(numbers[key]) for key, (name, text) in CAPTIONS.items() if key in numbers}
     return {name: text.replace("-", "−") for name, text in texts.items()}
-
-
-def _check(probabilities: Tensor, targets: Tensor, num_bins: int) -> None:
-    check_count("num_bins", num_bins, 1, "15 is usual.")
-    if probabilities.ndim != 2 or not len(probabilities) or targets.shape != probabilities.shape[:1]:
-        shapes = f"{tuple(probabilities.shape)} and {tuple(targets.shape)}"
-        raise ValueError(f"probabilities must be (N, K) and targets (N,), with N >= 1, got {shapes}.")
-    total = probabilities.double().sum(dim=1)
-    if not (probabilities >= 0).all() or not ((total - 1).abs() < 1e-2).all():
-        ends = f"values from {probabilities.min():.4g} and sums from {total.min():.4g} to {total.max():.4g}"
-        raise ValueError(f"probabilities must be >= 0 and sum to 1 in each row, got {ends}. Are they logits?")
-    if targets.min() < 0 or targets.max() >= probabilities.shape[1]:
-        classes = probabilities.shape[1]
-        raise ValueError(f"targets must be in [0, {classes}), got {targets.min()} to {targets.max()}.")
 
 
 def _draw_bars(axes: Axes, bins: Reliability) -> None:

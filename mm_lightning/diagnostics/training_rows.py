@@ -12,7 +12,8 @@ import torch
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from mm_lightning.diagnostics.hidden_states import HiddenStates, evaluating
+from mm_lightning.diagnostics.hidden_states import HiddenStates
+from mm_lightning.evaluation.modes import evaluating
 from mm_lightning.namespaces import LightningModule, Trainer, package_of
 
 
@@ -21,9 +22,7 @@ def overhear_training(
 ) -> None:
     """Run the module on training batches, in evaluation mode, until enough rows have been overheard.
 
-    The batches come from the trainer's own loader, as many as an epoch has, and take the way of validation batches:
-    hooks of module and data that ask for ``trainer.training`` get False. Modes and random states are as they were
-    afterwards, those of the loader's own generators too.
+    The batches come from the trainer's own loader, as many as an epoch has, as :func:`pass_over` shows them.
 
     Args:
         trainer: Its training has just ended.
@@ -31,10 +30,33 @@ def overhear_training(
         states: Are left open, with the rows.
         forward: Runs the module on a batch.
     """
-    loader = CombinedLoader(trainer.train_dataloader, "min_size")
-    length = trainer.num_training_batches
-    precision = trainer.precision_plugin
+
+    def see(batch: Any) -> bool:
+        forward(module, batch)
+        states.keep(batch)
+        return states.is_full
+
     states.open(module)
+    pass_over(trainer, module, CombinedLoader(trainer.train_dataloader, "min_size"), trainer.num_training_batches, see)
+
+
+def pass_over(
+    trainer: Trainer, module: LightningModule, loader: CombinedLoader, length: float, see: Callable[[Any], bool]
+) -> None:
+    """Show the batches of a loader to a function, while the module is in evaluation mode, without gradients.
+
+    The batches take the way of validation batches: hooks of module and data that ask for the trainer's stage are told
+    that it validates. Stage, modes and random states are as they were afterwards, those of the loader's own generators
+    too.
+
+    Args:
+        trainer: It runs or has just ended.
+        module: The module.
+        loader: Gives the batches.
+        length: So many batches at most.
+        see: Gets a batch on the module's device, and returns whether it has seen enough.
+    """
+    precision, stage = trainer.precision_plugin, trainer.state.stage
     trainer.validating = True
     try:
         with isolate_rng(), _kept_generators(loader), evaluating(module), torch.no_grad():
@@ -42,12 +64,11 @@ def overhear_training(
                 batch = _before_transfer(trainer, module, precision.convert_input(batch))
                 batch = trainer.strategy.batch_to_device(batch)
                 with precision.forward_context():
-                    forward(module, batch)
-                states.keep(batch)
-                if states.is_full:
+                    has_seen_enough = see(batch)
+                if has_seen_enough:
                     break
     finally:
-        trainer.training = True
+        trainer.state.stage = stage
 
 
 def run_on_first_entry(module: LightningModule, batch: Any) -> Any:
@@ -65,8 +86,8 @@ def run_on_first_entry(module: LightningModule, batch: Any) -> Any:
         return module(inputs)
     except Exception as error:
         raise RuntimeError(
-            f"{type(module).__name__} did not run on the first entry of a training batch ({error}), which train_points "
-            "asks for. Pass forward=(module, batch) -> anything, which runs it."
+            f"{type(module).__name__} did not run on the first entry of a batch ({error}). Pass "
+            "forward=(module, batch) -> anything, which runs it."
         ) from error
 
 

@@ -11,7 +11,7 @@ import torch
 
 from mm_lightning.diagnostics.clouds import half_and_all
 from mm_lightning.diagnostics.plane import PlaneMap
-from mm_lightning.diagnostics.reliability import Reliability
+from mm_lightning.evaluation.scores import Reliability
 from mm_lightning.study.confidence_pictures import colours, confidence_maps, confidence_players
 from mm_lightning.study.form import Picture, Player
 from mm_lightning.study.hidden_spaces import Clouds, draw_hidden_spaces

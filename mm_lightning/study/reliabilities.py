@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mm_lightning.diagnostics.drawing import add_legend, add_panel, titled_figure, write_numbers, write_titles
-from mm_lightning.diagnostics.reliability import Reliability, captions, draw_reliability
+from mm_lightning.diagnostics.reliability import captions, draw_reliability
+from mm_lightning.evaluation.scores import Reliability
 
 _SIDE, _LOW, _GAP, _BETWEEN, _LEFT, _RIGHT, _HEAD, _FOOT = 3.2, 1.1, 0.3, 0.3, 0.8, 0.15, 0.95, 1.0  # inches
 

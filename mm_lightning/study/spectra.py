@@ -21,7 +21,8 @@ from mm_lightning.diagnostics.drawing import (
     titled_figure,
     write_titles,
 )
-from mm_lightning.diagnostics.spectrum import WIDE, set_spectrum_axes, spectrum_numbers
+from mm_lightning.diagnostics.spectrum import WIDE, set_spectrum_axes
+from mm_lightning.evaluation.spectrum import spectrum_numbers
 
 STYLES: tuple[dict[str, Any], ...] = (  # a line differs from the others in colour, in dashes and in its marker
     {"color": PALETTE[0], "ls": "-", "marker": "o"},

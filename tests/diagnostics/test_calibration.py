@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mm_lightning.diagnostics import Calibration
-from mm_lightning.diagnostics.reliability import reliability
+from mm_lightning.evaluation.scores import reliability
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "calibrate_on_two_processes.py"
 INPUTS = torch.randn(80, 6, generator=torch.Generator().manual_seed(3))

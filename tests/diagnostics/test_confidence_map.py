@@ -31,7 +31,6 @@ from mm_lightning.diagnostics.drawing import PALETTE
 from mm_lightning.diagnostics.plane import (
     PlaneMap,
     PlaneNetwork,
-    class_logits,
     evaluate_plane,
     grid_points,
     plane_axes,
@@ -44,6 +43,7 @@ from mm_lightning.diagnostics.plane_numbers import (
     p_class1,
     plane_numbers,
 )
+from mm_lightning.evaluation.rows import class_logits
 
 EXTENT = ((-3.0, 3.0), (-2.0, 2.0))
 

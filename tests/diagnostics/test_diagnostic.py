@@ -29,7 +29,8 @@ from versions import WeightAveraging, answers, averages
 from mm_lightning import ManifoldMixupCallback
 from mm_lightning.data.tensor_data_module import TensorDataModule
 from mm_lightning.diagnostics import Calibration, ConfidenceMap, HiddenSpace, Spectrum
-from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Rows, is_last_validation
+from mm_lightning.diagnostics.diagnostic import Diagnostic, Findings, Rows
+from mm_lightning.diagnostics.occasions import is_last_validation
 from mm_lightning.diagnostics.training_rows import overhear_training
 
 MakeTrainer = Callable[..., pl.Trainer]
@@ -193,7 +194,7 @@ def test_batches_may_be_dicts(make_trainer: MakeTrainer, keys: str) -> None:
 
 def test_a_batch_that_forward_does_not_take_is_explained(make_trainer: MakeTrainer) -> None:
     data = [{"y": TARGETS[i], "x": INPUTS[i]} for i in range(24)]
-    message = r"_Dicts did not run on the first entry of a training batch \(.*\), which train_points asks for\. Pass f"
+    message = r"_Dicts did not run on the first entry of a batch \(.*\)\. Pass f"
     with pytest.raises(RuntimeError, match=message):
         make_trainer(Spy(train_points=12)).fit(_Dicts(), DataLoader(data, batch_size=8))
 
@@ -355,6 +356,7 @@ def test_rows_stop_the_pass_when_there_are_enough() -> None:
     trainer = SimpleNamespace(
         train_dataloader=loader(),
         num_training_batches=math.inf,
+        state=SimpleNamespace(stage=None),
         precision_plugin=pl.plugins.precision.Precision(),
         datamodule=None,
         strategy=SimpleNamespace(batch_to_device=lambda batch: batch),

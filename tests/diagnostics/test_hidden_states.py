@@ -8,7 +8,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from mm_lightning.diagnostics.hidden_states import HiddenStates, evaluating
+from mm_lightning.diagnostics.hidden_states import HiddenStates
+from mm_lightning.evaluation.modes import evaluating
 
 
 class _Strategy:

@@ -6,15 +6,8 @@ import torch
 from matplotlib.colors import to_hex
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from mm_lightning.diagnostics.reliability import (
-    TOO_SURE,
-    TOO_UNSURE,
-    Reliability,
-    accuracy_intervals,
-    calibration_numbers,
-    draw_reliability_diagrams,
-    reliability,
-)
+from mm_lightning.diagnostics.reliability import TOO_SURE, TOO_UNSURE, draw_reliability_diagrams
+from mm_lightning.evaluation.scores import Reliability, accuracy_intervals, calibration_numbers, reliability
 
 
 def _probabilities(rows: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mm_lightning.diagnostics import Spectrum
 from mm_lightning.diagnostics.drawing import INK, PALETTE
-from mm_lightning.diagnostics.spectrum import class_spectrum, draw_spectra, spectrum_numbers
+from mm_lightning.diagnostics.spectrum import draw_spectra
+from mm_lightning.evaluation.spectrum import class_spectrum, spectrum_numbers
 
 
 def _states(rows: int, width: int, classes: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

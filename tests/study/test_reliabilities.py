@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from mm_lightning.diagnostics.reliability import Reliability, reliability
+from mm_lightning.evaluation.scores import Reliability, reliability
 from mm_lightning.study.reliabilities import draw_reliability_of_methods, pooled
 
 

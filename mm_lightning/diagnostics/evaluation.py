@@ -1,0 +1,288 @@
+"""What a classifier is worth, beyond its own test: scores, also after temperature scaling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from mm_lightning.arguments import check_count, check_flag, refusal
+from mm_lightning.diagnostics.hidden_states import HiddenStates
+from mm_lightning.diagnostics.loaders import loader_of
+from mm_lightning.diagnostics.occasions import is_last_validation
+from mm_lightning.diagnostics.training_rows import run_on_first_entry
+from mm_lightning.evaluation.modes import evaluating
+from mm_lightning.evaluation.rows import IGNORED, class_logits
+from mm_lightning.evaluation.scores import Reliability, reliability, scores
+from mm_lightning.evaluation.temperature import TemperatureFit, TemperatureScaling
+from mm_lightning.namespaces import CallbackOfBoth, LightningModule, Trainer
+
+__all__ = ["Classified", "Evaluation"]
+
+_SCALED = ("nll", "ece", "brier", "overconfidence")  # what a temperature changes and is asked for
+
+
+class Classified(NamedTuple):
+    """Rows of a classifier, of all processes, on the CPU."""
+
+    logits: Tensor  # (N, K)
+    targets: Tensor  # class indices, int64, (N,)
+
+
+class Evaluation(CallbackOfBoth):
+    """Measure how good and how sure a classifier is, and what temperature scaling makes of it, without drawing.
+
+    The scores (:func:`mm_lightning.evaluation.scores`) are those of the last validation of ``fit``, also where it stops
+    early, of every ``trainer.validate`` and of every ``trainer.test``. The logits are overheard while the module's own
+    steps run, without a further forward pass; where a step does not run the layer, ``forward`` is called. Of several
+    dataloaders the first is used. Rows with the target -100 are left out.
+
+    With ``temperature`` a test begins with a pass over the validation data, with the weights that are tested, and
+    :class:`mm_lightning.evaluation.TemperatureScaling` is fitted to their logits. A temperature that they hardly
+    determine, or none, is warned about with its interval or the reason. The validation data are those of ``data``, of
+    ``fit`` before, of the data module (its ``setup("validate")`` is called) or of the module.
+
+    Where the module is no classifier a warning says why, once, and nothing is logged. With several processes the rows
+    of all are gathered; where a sampler repeats rows to give each process as many, so do they count.
+
+    =============================================================== ==================================================
+    log key                                                         what it is
+    =============================================================== ==================================================
+    ``val/evaluation/acc``, ``test/...``                            accuracy, in [0, 1]
+    ``val/evaluation/nll``, ``test/...``                            negative log likelihood, nats
+    ``val/evaluation/ece``, ``test/...``                            expected calibration error, in [0, 1]
+    ``val/evaluation/mce``, ``test/...``                            maximum calibration error, in [0, 1]
+    ``val/evaluation/brier``, ``test/...``                          Brier score over all classes, in [0, 2]
+    ``val/evaluation/overconfidence``, ``test/...``                 mean confidence - accuracy, in [-1, 1]
+    ``test/evaluation/temperature``                                 T; above 1 the classifier was too sure
+    ``test/evaluation/temperature_low``, ``..._high``               ends of its 95 % interval; the upper one if finite
+    ``test/evaluation/nll_scaled``; so for ``ece``, ``brier``       scores of the logits divided by T
+    and ``overconfidence``
+    =============================================================== ==================================================
+
+    After a test ``scaling`` is the fitted module, ``fitted`` what its fit has found, ``bins`` holds the reliability by
+    ``"plain"`` and ``"scaled"``, and ``remarks`` what was warned about.
+
+    Args:
+        layer: Where the logits are, (N, K), or (N,) or (N, 1) for the logit of class 1 of two: the dotted name of a
+            submodule, or ``"output"`` for the module's own ``forward``.
+        temperature: Whether temperature scaling is fitted in a test.
+        num_bins: Bins of the calibration errors, of equal width between 0 and 1.
+        probabilities: Whether the layer gives probabilities, not logits.
+        max_points: Only the first so many rows of a validation or test epoch are seen, on each process.
+        targets: Finds the class indices, integer, (N,), in a batch; default takes the last integer tensor with one
+            entry per row.
+        forward: Runs the module on a batch; default hands the batch, or the first entry of a tuple, a list or a dict,
+            to ``forward``.
+        data: Data module, or anything with ``val_dataloader``, that a test takes its validation data from.
+        name: Part of the log keys; of two evaluations each needs its own.
+
+    Raises:
+        TypeError: If an argument is of a wrong type.
+        ValueError: If a number is outside its range.
+    """
+
+    def __init__(
+        self,
+        layer: str = "output",
+        *,
+        temperature: bool = True,
+        num_bins: int = 15,
+        probabilities: bool = False,
+        max_points: int = 100_000,
+        targets: Callable[[Any], Tensor] | None = None,
+        forward: Callable[[LightningModule, Any], Any] | None = None,
+        data: Any = None,
+        name: str = "evaluation",
+    ) -> None:
+        check_flag("temperature", temperature, "False leaves it out.")
+        check_count("num_bins", num_bins, 1, "15 is usual.")
+        check_flag("probabilities", probabilities, "False takes the layer's output for logits.")
+        check_count("max_points", max_points, 1, "100_000 keeps as many rows.")
+        if not isinstance(name, str):
+            raise refusal("name", name, "a text", "It is part of the log keys.")
+        self.layer = layer
+        self.temperature = bool(temperature)
+        self.num_bins = num_bins
+        self.probabilities = bool(probabilities)
+        self.data = data
+        self.name = name
+        self.forward = forward or run_on_first_entry
+        self.scaling: TemperatureScaling | None = None
+        self.fitted: TemperatureFit | None = None
+        self.bins: dict[str, Reliability] = {}
+        self.remarks: list[str] = []
+        self._states = HiddenStates([layer], max_points, targets)
+        self._validation = HiddenStates([layer], max_points, targets)
+        self._of_temperature: str | None = None  # what is to be said of it
+        self._obstacle: str | None = None  # why the rows of this epoch are none of a classifier
+        self._is_pending = False  # a validation of fit is kept that was not known to be the last
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to overhear."""
+        self._is_pending = False
+        if not trainer.sanity_checking:
+            self._open(pl_module)
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fit the temperature, and begin to overhear."""
+        self.scaling, self.fitted, self.bins, self.remarks = None, None, {}, []
+        self._of_temperature = self._fit_temperature(trainer, pl_module) if self.temperature else None
+        self._open(pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the logits of this batch beside its targets."""
+        if dataloader_idx == 0 and self._states.is_open:
+            may_run = trainer.state.fn != TrainerFn.FITTING or is_last_validation(trainer)
+            self._keep(self._states, trainer, pl_module, batch, may_run)
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the scores; those of a validation that an early stop may make the last one are kept until then."""
+        if not self._states.is_open:
+            return
+        if trainer.state.fn == TrainerFn.FITTING and not is_last_validation(trainer):
+            self._is_pending = True
+            return
+        pl_module.log_dict(self._measured(pl_module, "val"), sync_dist=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the scores of the last validation, if training has ended earlier than foreseen."""
+        if not self._is_pending:
+            return
+        self._is_pending = False
+        found = self._measured(pl_module, "val")
+        # Lightning's log() is over when training ends
+        trainer.callback_metrics.update({key: torch.tensor(number) for key, number in found.items()})
+        for logger in trainer.loggers:
+            logger.log_metrics(found, step=trainer.global_step)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the scores, also after temperature scaling."""
+        pl_module.log_dict(self._measured(pl_module, "test"), sync_dist=True)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Take the hooks off."""
+        self._close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the hooks off."""
+        self._close()
+
+    def say(self, remark: str) -> None:
+        """Warn, once for each test and each fit."""
+        if remark not in self.remarks:
+            self.remarks.append(remark)
+            rank_zero_warn(f"Evaluation: {remark}")
+
+    def _open(self, module: LightningModule) -> None:
+        self._obstacle = None
+        self._states.open(module)
+
+    def _close(self) -> None:
+        self._states.close()
+        self._validation.close()
+        self._is_pending = False
+
+    def _keep(self, states: HiddenStates, trainer: Trainer, module: LightningModule, batch: Any, may_run: bool) -> None:
+        if self._obstacle is not None:
+            return
+        try:
+            try:
+                states.keep(batch)
+            except RuntimeError:  # the step did not run the layer
+                if not may_run:
+                    raise
+                with isolate_rng(), evaluating(module), torch.no_grad(), trainer.precision_plugin.forward_context():
+                    self.forward(module, batch)
+                states.keep(batch)
+        except (RuntimeError, TypeError, ValueError) as error:
+            self._obstacle = str(error).rstrip(".")
+
+    def _fit_temperature(self, trainer: Trainer, module: LightningModule) -> str | None:
+        loader = loader_of(trainer, module, "val", self.data)
+        if loader is None:
+            return "no temperature is fitted: there are no validation data. Pass data=, or test with a data module."
+
+        def see(batch: Any) -> bool:
+            self.forward(module, batch)
+            self._keep(self._validation, trainer, module, batch, may_run=False)
+            return self._validation.is_full or self._obstacle is not None
+
+        self._obstacle = None
+        self._validation.open(module)
+        try:
+            try:
+                loader.show(trainer, module, see)
+            except RuntimeError as error:  # of forward
+                self._obstacle = str(error).rstrip(".")
+            rows = self._classified(self._validation, module, gather=loader.is_shared)
+        finally:
+            self._validation.close()
+        if isinstance(rows, str):
+            return f"no temperature is fitted: {rows}."
+        with torch.inference_mode(False):  # what is kept can be trained with
+            scaling = TemperatureScaling()
+            try:
+                self.fitted = scaling.fit(*rows)
+            except ValueError as error:
+                return f"no temperature is fitted. {error}"
+        self.scaling = scaling
+        return f"{self.fitted}." if self.fitted.is_uncertain else None
+
+    def _classified(self, states: HiddenStates, module: LightningModule, gather: bool = True) -> Classified | str:
+        """The rows, or why they are none of a classifier, as the end of a sentence. Called by every process."""
+        collected = states.collected(module, gather)
+        if self._obstacle is not None or collected is None:
+            return self._obstacle or "no rows were seen"
+        outputs, targets = collected[0][self.layer], collected[1].long()
+        if len(shape := states.row_shapes[self.layer]) > 1:
+            return f"{self.layer!r} gives {shape} for a row, not a logit for each class"
+        kept = targets != IGNORED
+        outputs, targets = outputs[kept], targets[kept]
+        if not len(targets):
+            return f"all targets are {IGNORED}"
+        if not outputs.isfinite().all():
+            return f"{self.layer!r} has values that are not finite"
+        try:
+            logits = class_logits(outputs.double(), len(outputs), self.probabilities)
+        except (TypeError, ValueError) as error:
+            return str(error).rstrip(".")
+        if targets.min() < 0 or targets.max() >= logits.shape[1]:
+            return f"targets go from {targets.min()} to {targets.max()}, logits are of {logits.shape[1]} classes"
+        return Classified(logits, targets)
+
+    def _measured(self, module: LightningModule, split: str) -> dict[str, float]:
+        rows = self._classified(self._states, module)
+        self._states.close()
+        if isinstance(rows, str):
+            self.say(f"the module is taken for no classifier, and nothing is logged: {rows}.")
+            return {}
+        if split == "test" and self._of_temperature is not None:
+            self.say(self._of_temperature)
+        log_probabilities = rows.logits.log_softmax(dim=1)
+        numbers = scores(log_probabilities, rows.targets, self.num_bins)
+        self.bins = {"plain": reliability(log_probabilities.exp(), rows.targets, self.num_bins)}
+        if split == "test" and self.scaling is not None and self.fitted is not None:
+            scaled = self.scaling(rows.logits).log_softmax(dim=1)
+            found = scores(scaled, rows.targets, self.num_bins)
+            self.bins["scaled"] = reliability(scaled.exp(), rows.targets, self.num_bins)
+            ends = {"": self.fitted.temperature, "_low": self.fitted.low, "_high": self.fitted.high}
+            numbers |= {f"temperature{end}": value for end, value in ends.items() if math.isfinite(value)}
+            numbers |= {f"{name}_scaled": found[name] for name in _SCALED}
+        return {f"{split}/{self.name}/{quantity}": number for quantity, number in numbers.items()}

@@ -1,0 +1,293 @@
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from mm_lightning.diagnostics import Evaluation
+from mm_lightning.evaluation import scores
+
+MakeTrainer = Callable[..., Trainer]
+RNG = torch.Generator().manual_seed(3)
+INPUTS = torch.randn(300, 6, generator=RNG)
+TARGETS = (INPUTS[:, :3] + torch.randn(300, 3, generator=RNG)).argmax(dim=1)
+VAL, TEST = slice(200), slice(200, 300)
+SCORES = ["acc", "nll", "ece", "mce", "brier", "overconfidence"]
+
+
+class _Net(LightningModule):
+    """Knows the classes, and is four times too sure."""
+
+    def __init__(self, classes: int = 3, last: nn.Module | None = None, scale: float = 4.0) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, classes, bias=False)
+        self.last = nn.Identity() if last is None else last
+        with torch.no_grad():
+            self.head.weight.copy_(scale * torch.eye(classes, 6))
+        self.modes: list[bool] = []
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        self.modes.append(self.training)
+        return self.last(self.head(inputs))
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return self(batch[0]).square().mean()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self(batch[0])
+
+    test_step = validation_step
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class _Data(LightningDataModule):
+    def __init__(self, targets: torch.Tensor = TARGETS, val: slice = VAL, test: slice = TEST) -> None:
+        super().__init__()
+        self.targets, self.val, self.test = targets, val, test
+        self.stages: list[str] = []
+
+    def setup(self, stage: str) -> None:
+        self.stages.append(stage)
+
+    def _loader(self, rows: slice) -> DataLoader[Any]:
+        return DataLoader(TensorDataset(INPUTS[rows], self.targets[rows]), batch_size=32)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self._loader(self.val)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        assert {"validate", "fit"} & set(self.stages)
+        return self._loader(self.val)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._loader(self.test)
+
+
+class _OnlyTest(_Data):
+    val_dataloader = LightningDataModule.val_dataloader
+
+
+def _logged(trainer: Trainer, split: str = "test", name: str = "evaluation") -> dict[str, float]:
+    prefix = f"{split}/{name}/"
+    return {k.removeprefix(prefix): v.item() for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
+
+
+def _reference_temperature(logits: torch.Tensor, targets: torch.Tensor) -> float:
+    z, y = logits.detach().double().numpy(), targets.numpy()
+    grid = np.exp(np.linspace(-4, 4, 20_001))
+    nll = []
+    for t in grid:
+        top = (z / t).max(axis=1)
+        nll.append(np.mean(top + np.log(np.exp(z / t - top[:, None]).sum(axis=1)) - z[np.arange(len(y)), y] / t))
+    return float(grid[np.argmin(nll)])
+
+
+def test_a_test_logs_scores_and_those_after_temperature_scaling(tmp_path: Path, make_trainer: MakeTrainer) -> None:
+    net, callback, logger = _Net(), Evaluation(), TensorBoardLogger(tmp_path, name="tb", version=0)
+    trainer = make_trainer(callback, logger=logger)
+    trainer.test(net, _Data(), verbose=False)
+    logits = net(INPUTS)
+    t = _reference_temperature(logits[VAL], TARGETS[VAL])
+    assert t > 2
+    got = _logged(trainer)
+    want = scores(logits[TEST].log_softmax(dim=1), TARGETS[TEST])
+    assert {name: got[name] for name in SCORES} == pytest.approx(want, rel=1e-5)
+    scaled = scores((logits[TEST].double() / t).log_softmax(dim=1), TARGETS[TEST])
+    for name in ("nll", "ece", "brier", "overconfidence"):
+        assert got[f"{name}_scaled"] == pytest.approx(scaled[name], rel=2e-3)
+        assert got[f"{name}_scaled"] < 0.98 * got[name]
+    assert got["temperature"] == pytest.approx(t, rel=1e-3)
+    assert got["temperature_low"] < t < got["temperature_high"] < 2 * got["temperature_low"]
+    assert callback.scaling is not None
+    assert callback.scaling.state_dict()["temperature"].item() == pytest.approx(got["temperature"])
+    assert not callback.scaling.temperature.is_inference()
+    assert callback.bins["plain"].counts.sum() == callback.bins["scaled"].counts.sum() == 100
+    assert EventAccumulator(logger.log_dir).Reload().Scalars("test/evaluation/nll_scaled")[0].value < got["nll"]
+    assert callback.remarks == []
+
+
+def test_the_temperature_is_of_the_weights_that_are_tested(make_trainer: MakeTrainer) -> None:
+    net, data, trainer = _Net(), _Data(), make_trainer(Evaluation())
+    trainer.fit(net, data)
+    with torch.no_grad():
+        net.head.weight.copy_(10 * torch.eye(3, 6))
+    trainer.test(net, data, verbose=False)
+    logits = 10 * INPUTS[:, :3]
+    assert _logged(trainer)["temperature"] == pytest.approx(_reference_temperature(logits[VAL], TARGETS[VAL]), rel=1e-3)
+
+
+def test_the_last_validation_of_fit_logs_scores(make_trainer: MakeTrainer) -> None:
+    seen: list[set[str]] = []
+
+    class Watch(Evaluation):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            seen.append(set(_logged(trainer, "val")))
+
+    net, trainer = _Net(), make_trainer(Watch(), max_epochs=3)
+    trainer.fit(net, _Data())
+    assert seen == [set(), set(), set(SCORES)]
+    want = scores(net(INPUTS[VAL]).log_softmax(dim=1), TARGETS[VAL])
+    assert _logged(trainer, "val") == pytest.approx(want, rel=1e-5)
+    assert not net._forward_hooks
+
+
+def test_an_early_stop_logs_the_scores_of_the_validation_before_it(tmp_path: Path, make_trainer: MakeTrainer) -> None:
+    class Stopping(_Net):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            super().validation_step(batch, batch_idx)
+            self.log("loss", 1.0)
+
+    net, logger = Stopping(), TensorBoardLogger(tmp_path, name="tb", version=0)
+    trainer = make_trainer(Evaluation(), EarlyStopping("loss", patience=1), max_epochs=9, logger=logger)
+    trainer.fit(net, _Data())
+    assert trainer.current_epoch == 2
+    want = scores(net(INPUTS[VAL]).log_softmax(dim=1), TARGETS[VAL])
+    assert _logged(trainer, "val") == pytest.approx(want, rel=1e-5)
+    assert EventAccumulator(logger.log_dir).Reload().Scalars("val/evaluation/acc")[0].value == pytest.approx(
+        want["acc"]
+    )
+
+
+def test_validation_data_come_from_where_they_are_named(make_trainer: MakeTrainer) -> None:
+    other = _Data(val=slice(100))
+    trainer = make_trainer(Evaluation(data=other))
+    trainer.test(_Net(), _Data()._loader(TEST), verbose=False)
+    want = _reference_temperature(4 * INPUTS[:100, :3], TARGETS[:100])
+    assert _logged(trainer)["temperature"] == pytest.approx(want, rel=1e-3)
+    assert other.stages == ["validate"]
+
+
+@pytest.mark.parametrize("data", [_OnlyTest(), _Data()._loader(TEST)], ids=["data module", "loader"])
+def test_without_validation_data_there_is_no_temperature(data: Any, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(Evaluation())
+    with pytest.warns(UserWarning, match="no temperature is fitted: there are no validation data"):
+        trainer.test(_Net(), data, verbose=False)
+    assert set(_logged(trainer)) == set(SCORES)
+
+
+def test_temperature_false_leaves_the_validation_data_alone(make_trainer: MakeTrainer) -> None:
+    data, trainer = _Data(), make_trainer(Evaluation(temperature=False, name="plain"))
+    trainer.test(_Net(), data, verbose=False)
+    assert set(_logged(trainer, name="plain")) == set(SCORES)
+    assert data.stages == ["test"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (slice(12), r"temperature \S+ \(95 % interval \S+ to \S+, 12 rows\): uncertain, more validation rows"),
+        (slice(0, 300, 300), "no temperature is fitted. targets must be those of two validation rows or more"),
+    ],
+    ids=["few", "one"],
+)
+def test_few_validation_rows_are_warned_about(rows: slice, message: str, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(Evaluation())
+    with pytest.warns(UserWarning, match=message):
+        trainer.test(_Net(scale=1.0), _Data(val=rows), verbose=False)
+    assert math.isfinite(_logged(trainer)["nll"])
+    assert ("nll_scaled" in _logged(trainer)) == (rows == slice(12))
+
+
+def test_one_logit_and_probabilities_are_understood(make_trainer: MakeTrainer) -> None:
+    targets = (INPUTS[:, 0] + torch.randn(300, generator=torch.Generator().manual_seed(1)) > 0).long()
+    logits = torch.stack([torch.zeros(300), 4 * INPUTS[:, 0]], dim=1)
+    for last, probabilities in ((nn.Identity(), False), (nn.Flatten(0), False), (nn.Sigmoid(), True)):
+        trainer = make_trainer(Evaluation(probabilities=probabilities))
+        trainer.test(_Net(1, last), _Data(targets), verbose=False)
+        want = scores(logits[TEST].log_softmax(dim=1), targets[TEST])
+        assert {name: _logged(trainer)[name] for name in SCORES} == pytest.approx(want, rel=1e-3)
+        t = _reference_temperature(logits[VAL], targets[VAL])
+        assert _logged(trainer)["temperature"] == pytest.approx(t, rel=2e-3)
+
+
+def test_a_step_around_forward_is_followed_by_a_call_of_it(make_trainer: MakeTrainer) -> None:
+    class Around(_Net):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.head(batch[0])
+
+        test_step = validation_step
+
+    net, trainer = Around(), make_trainer(Evaluation(temperature=False))
+    trainer.test(net, _Data(), verbose=False)
+    want = scores(net(INPUTS[TEST]).log_softmax(dim=1), TARGETS[TEST])
+    assert _logged(trainer) == pytest.approx(want, rel=1e-5)
+    assert not any(net.modes[:-1])
+
+
+@pytest.mark.parametrize(
+    ("net", "targets", "message"),
+    [
+        (_Net(), torch.randn(300), "No integer tensor with 32 entries is in the batch"),
+        (_Net(last=nn.Unflatten(1, (3, 1, 1))), TARGETS, r"'output' gives \(3, 1, 1\) for a row, not a logit for each"),
+        (_Net(), TARGETS + 1, "targets go from 1 to 3, logits are of 3 classes"),
+        (_Net(scale=math.inf), TARGETS, "'output' has values that are not finite"),
+        (_Net(), torch.full((300,), -100), "all targets are -100"),
+    ],
+    ids=["no classes", "an image", "classes too high", "diverged", "nothing left"],
+)
+def test_what_is_no_classifier_is_warned_about_once(
+    net: _Net, targets: torch.Tensor, message: str, make_trainer: MakeTrainer
+) -> None:
+    callback = Evaluation()
+    trainer = make_trainer(callback, max_epochs=2)
+    with pytest.warns(UserWarning, match=f"taken for no classifier, and nothing is logged: .*{message}") as caught:
+        trainer.test(net, _Data(targets), verbose=False)
+    assert len([one for one in caught if "Evaluation" in str(one.message)]) == 1
+    assert len(callback.remarks) == 1
+    assert _logged(trainer) == {}
+    assert not net._forward_hooks
+
+
+def test_a_dict_from_forward_is_no_classifier(make_trainer: MakeTrainer) -> None:
+    class Dicts(_Net):
+        def forward(self, inputs: torch.Tensor) -> Any:
+            return {"logits": super().forward(inputs)}
+
+    trainer = make_trainer(Evaluation())
+    with pytest.warns(UserWarning, match=r"no classifier.*own forward\(\) returned no tensor"):
+        trainer.test(Dicts(), _Data(), verbose=False)
+    trainer = make_trainer(Evaluation("head"))
+    trainer.test(Dicts(), _Data(), verbose=False)
+    assert _logged(trainer)["temperature"] > 2
+
+
+def test_random_states_and_modes_are_as_they_were(make_trainer: MakeTrainer) -> None:
+    class Noisy(_Net):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return super().forward(inputs) + 0 * torch.rand(1)
+
+    def after(*callbacks: Any) -> torch.Tensor:
+        torch.manual_seed(7)
+        make_trainer(*callbacks).test(Noisy(), _Data(), verbose=False)
+        return torch.rand(1)
+
+    assert torch.equal(after(Evaluation()), after())
+
+
+def test_misuse_is_named() -> None:
+    with pytest.raises(TypeError, match="temperature must be True or False, got 'yes' of type str"):
+        Evaluation(temperature="yes")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="num_bins must be an integer >= 1, got 0"):
+        Evaluation(num_bins=0)
+    with pytest.raises(TypeError, match="name must be a text, got 3"):
+        Evaluation(name=3)  # type: ignore[arg-type]
+
+
+def test_it_needs_nothing_to_draw_with() -> None:
+    hidden = ["matplotlib", "PIL"]
+    code = f"import sys\nimport torchmetrics\nfor name in {hidden}: sys.modules[name] = None\n"
+    code += "from mm_lightning.diagnostics import Evaluation"
+    subprocess.run([sys.executable, "-c", code], check=True)
