@@ -30,6 +30,7 @@ _EXPECTED = (
 _EXPECTED_OF_LIGHTNING = "MisconfigurationException"
 _SIGTERM_OF_LIGHTNING = "SIGTERMException"
 _FULL_ERROR = "HYDRA_FULL_ERROR"
+_OURS = "MM_LIGHTNING_SET_HYDRA_FULL_ERROR"  # whether it was not who types the command that set it
 _INTERRUPTED, _TERMINATED = 130, 143  # what a shell reports for a command ended by Ctrl-C, by SIGTERM
 _OF_AN_EXTRA = ' Others are in the extra sweep: pip install "mm-lightning[sweep]".'
 _ELSEWHERE = "another folder with hydra.run.dir=... or, for several runs, hydra.sweep.dir=..."
@@ -50,10 +51,11 @@ def as_one_line() -> Iterator[None]:
     Raises:
         SystemExit: After any exception.
     """
-    if os.environ.get(_FULL_ERROR) == "1":
+    if os.environ.get(_FULL_ERROR) == "1" and _OURS not in os.environ:
         yield
         return
-    os.environ[_FULL_ERROR] = "1"  # or Hydra prints its own account and exits before this one can
+    # or Hydra prints its own account and exits before this one can; what is begun from here inherits both
+    os.environ[_FULL_ERROR] = os.environ[_OURS] = "1"
     try:
         yield
     except JobFailed as failed:
@@ -74,6 +76,7 @@ def as_one_line() -> Iterator[None]:
         sys.exit(1)
     finally:
         os.environ.pop(_FULL_ERROR, None)
+        os.environ.pop(_OURS, None)
 
 
 class JobFailed(BaseException):

@@ -31,7 +31,7 @@ from mm_lightning.study.statistics import MARGINS
 from mm_lightning.study.study_runs import StudyRuns
 from mm_lightning.study.verdicts import cells, verdict
 
-__all__ = ["study"]
+__all__ = ["measures_of", "objective_of", "study", "words_of_runs"]
 
 _OWN = ("budget", "out", "seeds", "jobs", "metric", "only", "methods")
 _REFUSED = {
@@ -72,7 +72,10 @@ def study(config: DictConfig) -> None:
     if not isinstance(config.seeds, int) or config.seeds < 2:
         raise ValueError(f"seeds must be an integer >= 2, got {config.seeds!r}. 10 is the default.")
     typed = list(HydraConfig.get().overrides.task)
-    words = _words_of_runs(typed, config)
+    words = words_of_runs(typed, "data_seed" in (config.data or {}))
+    sources = HydraConfig.get().runtime.config_sources
+    folders = [os.path.abspath(source.path) for source in sources if source.provider == "command-line"]
+    words += [f'hydra.searchpath=["file://{one}"]' for one in folders]
     described: Any = OmegaConf.to_container(config.methods, resolve=True)
     only = [config.only] if isinstance(config.only, str) else None if config.only is None else list(config.only)
     methods = methods_of(described, only)
@@ -89,31 +92,32 @@ def study(config: DictConfig) -> None:
         "only": only,
         "metric": config.metric,
     }
-    runs = StudyRuns(folder, words, settings, budget, at_once, devices=devices, launcher=launcher)
     keep_folder()
-    course = run_course(
-        methods, config.seeds, runs, lambda metrics: _objective(config.metric, metrics), runs.plan, runs.keep_plan
-    )
+    with StudyRuns(folder, words, settings, budget, at_once, devices=devices, launcher=launcher) as runs:
+        course = run_course(
+            methods, config.seeds, runs, lambda metrics: objective_of(config.metric, metrics), runs.plan, runs.keep_plan
+        )
     found = answer(_experiment(course, runs, config), course, words)
     _write(found, runs, folder, ["python", "-m", "mm_lightning.study", *typed])
 
 
-def _words_of_runs(typed: Sequence[str], config: DictConfig) -> list[str]:
+def words_of_runs(typed: Sequence[str], has_data_seed: bool) -> list[str]:
     """Return what is typed for the runs, and what every run has besides.
 
+    Args:
+        typed: What is typed for the study.
+        has_data_seed: Whether the data have a ``data_seed``. It becomes null, if nothing else is typed: a split of its
+            own for each seed, the same for all methods.
+
     Raises:
-        ValueError: If it is what the study says itself.
+        ValueError: If something is typed that the study says itself.
     """
     keys = {word: word.lstrip("+~").split("=")[0].split("@")[0] for word in typed}
     for word, key in keys.items():
         if (top := re.split(r"[./]", key)[0]) in _REFUSED and not (top == "callbacks" and "." in key):
             raise ValueError(f"{word!r} cannot be said to mm-study: {_REFUSED[top]}.")
     words = [word for word, key in keys.items() if key.split(".")[0] not in _OWN]
-    if "data_seed" in (config.data or {}) and "data.data_seed" not in keys.values():
-        words.append("data.data_seed=null")  # a split of its own for each seed, the same for all methods
-    sources = HydraConfig.get().runtime.config_sources
-    folders = [os.path.abspath(source.path) for source in sources if source.provider == "command-line"]
-    return [*words, *(f'hydra.searchpath=["file://{folder}"]' for folder in folders)]
+    return [*words, "data.data_seed=null"] if has_data_seed and "data.data_seed" not in keys.values() else words
 
 
 def _places(config: DictConfig, launcher: Sequence[str]) -> tuple[list[str], int]:
@@ -131,7 +135,16 @@ def _places(config: DictConfig, launcher: Sequence[str]) -> tuple[list[str], int
     return [devices[place % len(devices)] for place in range(at_once)] if devices else [], at_once
 
 
-def _objective(metric: str, metrics: Mapping[str, float]) -> Objective:
+def objective_of(metric: str, metrics: Mapping[str, float]) -> Objective:
+    """Find what strengths are chosen by.
+
+    Args:
+        metric: A key, or ``"auto"``.
+        metrics: What a run has measured.
+
+    Raises:
+        ValueError: If it is not there, or its name does not tell which way is better.
+    """
     key = (_ACC if _ACC in metrics else found_metric(metrics)) if metric == "auto" else metric
     if key is None or key not in metrics:
         wanted = "a metric of a validation, such as 'val/acc' or 'val_loss'," if metric == "auto" else repr(metric)
@@ -148,7 +161,7 @@ def _objective(metric: str, metrics: Mapping[str, float]) -> Objective:
     return Objective(key, "higher" if better == "max" else "lower")
 
 
-def _measures(objective: Objective, metrics: Mapping[str, float]) -> list[Measure]:
+def measures_of(objective: Objective, metrics: Mapping[str, float]) -> list[Measure]:
     """Return what methods are compared by; first what strengths were chosen by, on test data where there are some."""
     counterpart = _VALIDATION.sub("test", objective.key, count=1)
     primary = counterpart if counterpart in metrics else objective.key
@@ -172,7 +185,7 @@ def _described(key: str, better: str) -> dict[str, Any]:
 
 def _experiment(course: Course, runs: StudyRuns, config: DictConfig) -> Experiment:
     results = {(one, seed): metrics for (one, seed), metrics in course.results.items() if one in course.chosen}
-    measures = _measures(course.objective, next(iter(results.values())))
+    measures = measures_of(course.objective, next(iter(results.values())))
     made = [run_of(runs.job(one, seed)) for one, seed in results]
     names = [candidate.method.name for candidate in course.chosen]
     seconds = sum(run["seconds"] for run in made) / len(made)
@@ -229,8 +242,15 @@ def _write(found: Answer, runs: StudyRuns, folder: Path, command: list[str]) -> 
 
 
 def _curves(course: Course, runs: StudyRuns, folder: Path) -> Picture | None:
-    seeds = course.seeds
-    curves = {one.title: [runs.curve(one, seed, course.objective.key) for seed in seeds] for one in course.chosen}
-    if not all(all(of_seeds) for of_seeds in curves.values()):
+    """Draw what strengths were chosen by, or what the module itself logs, if that is measured at the end alone."""
+    points = {one.title: [runs.curve(one, seed) for seed in course.seeds] for one in course.chosen}
+    first = next(iter(points.values()))[0]
+    begin = next(iter(first.values()), {})
+    key = course.objective.key if course.objective.key in begin else found_metric(begin)
+    if key is None:
         return None
-    return draw_curves(curves, course.objective.key, folder / "curves.png")
+    curves = {
+        title: [{epoch: metrics.get(key) for epoch, metrics in seed.items()} for seed in seeds]
+        for title, seeds in points.items()
+    }
+    return draw_curves(curves, key, folder / "curves.png")

@@ -65,9 +65,7 @@ def answer(experiment: Experiment, course: Course, words: Sequence[str]) -> Answ
         sentences += [_control(one, best, of, experiment, measure) for one in controls]
         sentences += _quality(best, experiment)
     else:
-        sentences += [
-            f"{_upper(one.title)}: {_gain(of[one.method.name], measure)} over {first.title}." for one in controls
-        ]
+        sentences += [f"{_upper(one.title)}: {_gain(of[one.method.name], measure)}." for one in controls]
     better = [by_name[name] for name, item in of.items() if item["verdict"] == "better"]
     winner = _best_in_validation(better, course) if better else first
     command = ["python", "-m", "mm_lightning.train", *words, *winner.words]
@@ -104,9 +102,8 @@ def _main(best: Candidate, found: Verdict, measure: Measure) -> str:
 def _gain(found: Verdict, measure: Measure) -> str:
     unit = {"%": " points"}.get(measure["unit"], f" {measure['unit']}".rstrip())
     half = "" if found["half_width"] is None else f" ± {shown(found['half_width'], measure)}"
-    return (
-        f"{shown(found['difference'], measure, '+')}{half}{unit} of {measure['title']}, {count(found['seeds'], 'seed')}"
-    )
+    difference, seeds = shown(found["difference"], measure, "+"), count(found["seeds"], "seed")
+    return f"{difference}{half}{unit} of {measure['title']} over no mixup ({seeds})"
 
 
 def _more(found: Verdict) -> str:

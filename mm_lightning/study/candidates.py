@@ -58,10 +58,13 @@ class Candidate:
 
     @property
     def title(self) -> str:
-        """The method with its strength, as in ``manifold mixup (alpha 1.0)``."""
+        """The method with its strength, as in ``manifold mixup (alpha 1.0)`` and ``label smoothing 0.1``."""
         if self.method.strength is None:
             return self.method.title
-        return f"{self.method.title} ({self.method.strength.rpartition('.')[2].replace('_', ' ')} {self.value})"
+        name = self.method.strength.rpartition(".")[2].replace("_", " ")
+        if self.method.title.endswith(name):
+            return f"{self.method.title} {self.value}"
+        return f"{self.method.title} ({name} {self.value})"
 
 
 def methods_of(described: Mapping[str, Any], only: list[str] | None) -> list[StudyMethod]:

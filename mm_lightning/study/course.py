@@ -121,11 +121,14 @@ def run_course(
         ValueError: If the budget is too small.
     """
     none, *others = methods
-    first = none.candidates[0], 0
-    found = trainings.train("first run", [first], is_limited=True)[first]
-    if isinstance(found, Failure):
-        raise RuntimeError(f"The first run, which mixes nothing, has failed: {found}")
-    objective = objective_of(found)
+    # as many as run at a time: beside others each is slower than alone
+    first = [(none.candidates[0], seed) for seed in range(min(trainings.at_once, seeds))]
+    found = trainings.train("first runs", first, is_limited=True)
+    for result in found.values():
+        if isinstance(result, Failure):
+            raise RuntimeError(f"The first run, which mixes nothing, has failed: {result}")
+    results = {trial: result for trial, result in found.items() if not isinstance(result, Failure)}
+    objective = objective_of(results[first[0]])
     if plan is None:
         plan = plan_for(methods, seeds, trainings)
         planned(plan)
@@ -134,9 +137,14 @@ def run_course(
         method.title: "the budget is too small for it" for method in others if method.name not in plan.methods
     }
     wanted = [method for method in others if method.name in plan.methods]
-    course.chosen = [first[0], *_search(wanted, course, trainings)]
-    course.results[first] = found
+    course.chosen = [none.candidates[0], *_search(wanted, course, trainings)]
+    course.results.update(results)
     _compare(course, seeds, trainings)
+    if not course.seeds:
+        raise ValueError(
+            f"The budget has ended before the comparison; a run takes about {duration(trainings.seconds_per_run())}. "
+            "Give a larger one; the same command goes on from here."
+        )
     return course
 
 
@@ -149,6 +157,7 @@ def plan_for(methods: Sequence[StudyMethod], seeds: int, trainings: Trainings) -
     seconds = trainings.seconds_per_run()
     capacity = math.floor(trainings.left() * trainings.at_once / seconds)  # trainings
     fewest = min(seeds, FEWEST_SEEDS)
+    done = min(trainings.at_once, fewest)  # of the first method
     for search_seeds in (4, 2):
         search = most_runs([method.candidates for method in methods], search_seeds)
         if search <= SEARCH_SHARE * capacity and search + len(methods) * fewest <= capacity:
@@ -156,14 +165,14 @@ def plan_for(methods: Sequence[StudyMethod], seeds: int, trainings: Trainings) -
     kept = list(methods)
     for name in (None, *_LEFT_OUT_FIRST):
         kept = [method for method in kept if method.name != name or len(kept) == 2]
-        needed = len(kept) * fewest - 1  # the first one is done
+        needed = len(kept) * fewest - done
         if needed <= capacity:
             return Plan(tuple(method.name for method in kept), 0)
-    enough = seconds * (1 + math.ceil(needed / trainings.at_once))
+    enough = seconds * math.ceil((needed + done) / trainings.at_once)
     raise ValueError(
         f"The budget is too small: a run takes about {duration(seconds)}, {trainings.at_once} at a time, and the "
-        f"smallest study has {needed + 1} runs. Give budget={duration(enough)} or more, or fewer max_epochs; the run "
-        "that is finished is kept."
+        f"smallest study has {needed + done} runs. Give budget={duration(enough)} or more, or fewer max_epochs; "
+        "what is finished is kept."
     )
 
 

@@ -16,11 +16,11 @@ from mm_lightning.study.spectra import STYLES
 __all__ = ["draw_curves"]
 
 
-def draw_curves(curves: Mapping[str, Sequence[Mapping[int, float]]], key: str, path: Path) -> Picture:
+def draw_curves(curves: Mapping[str, Sequence[Mapping[int, float | None]]], key: str, path: Path) -> Picture:
     """Draw a line for each method, the mean over its seeds, and a band from the smallest to the largest of them.
 
     Args:
-        curves: By title of the method, for each seed the values by epoch.
+        curves: By title of the method, for each seed the values by epoch; None and NaN leave a gap.
         key: Of the metric.
         path: Of the picture.
 
@@ -28,19 +28,19 @@ def draw_curves(curves: Mapping[str, Sequence[Mapping[int, float]]], key: str, p
         The picture, with its file relative to its folder.
     """
     left, wide, high, bottom = 0.85, 7.2, 3.9, 0.6  # inches
-    rows = -(-len(curves) // 3)
-    figure = titled_figure(left + wide + 0.2, high + bottom + 0.75 + 0.22 * rows, f"{key}, by epoch", left)
+    rows = -(-len(curves) // 2)
+    figure = titled_figure(left + wide + 0.2, high + bottom + 0.55 + 0.2 * rows, f"{key}, by epoch", left)
     axes = add_panel(figure, left, bottom, wide, high)
     for place, (title, seeds) in enumerate(curves.items()):
         epochs = sorted(set.intersection(*(set(seed) for seed in seeds)))
-        values = np.array([[seed[epoch] for epoch in epochs] for seed in seeds])  # (S, E)
+        values = np.array([[seed[epoch] for epoch in epochs] for seed in seeds], dtype=float)  # (S, E)
         style: dict[str, Any] = {"lw": 1.6, "ms": 4, "mew": 0, **STYLES[place % len(STYLES)]}
         axes.plot(epochs, values.mean(axis=0), label=title, markevery=max(1, len(epochs) // 8), **style)
         if len(seeds) > 1:
             axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.1, lw=0)
     axes.set(xlabel="epoch", ylabel=key)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    add_legend(figure, axes, left, 0.37, ncols=3, fontsize=9, handlelength=3)
+    add_legend(figure, axes, left, 0.37, ncols=2, fontsize=9, handlelength=3)
     save_figure(figure, path)
     return Picture(
         file=path.name,

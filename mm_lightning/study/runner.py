@@ -22,6 +22,7 @@ import hydra
 from omegaconf import OmegaConf
 
 from mm_lightning.study.epochs import one_number_of_epochs
+from mm_lightning.study.forked import Forked, Forks, Preloaded
 from mm_lightning.study.jobs import Job
 
 _ABSENT = "absent"
@@ -93,6 +94,7 @@ def run_each(
     devices: Sequence[str] = (),
     launcher: Sequence[str] = (),
     limit: float | None = None,
+    forks: Forks | None = None,
 ) -> None:
     """Run jobs, each in a process of its own.
 
@@ -104,11 +106,12 @@ def run_each(
         devices: Numbers of the GPUs that the processes are given, one for each of those that run at once.
         launcher: Overrides that choose a launcher of Hydra's, by which each process has its run done.
         limit: Longest time of a run, in seconds, after which it is stopped; None is no limit.
+        forks: Makes the processes, in the place of new ones; not with a launcher.
     """
     if not jobs:
         return
     threads = threads_of(at_once)
-    processes = _Processes(devices, launcher)
+    processes = _Processes(devices, launcher, None if launcher else forks)
     with ThreadPoolExecutor(at_once) as pool, _sigterm_as_exit():
         try:
             for future in as_completed([pool.submit(processes.run, job, threads, limit) for job in jobs]):
@@ -193,13 +196,13 @@ def _sigterm_as_exit() -> Iterator[None]:
 class _Processes:
     """Runs jobs in processes, and can stop those in progress."""
 
-    def __init__(self, devices: Sequence[str], launcher: Sequence[str]) -> None:
-        self._launcher = tuple(launcher)
+    def __init__(self, devices: Sequence[str], launcher: Sequence[str], forks: Forks | None) -> None:
+        self._launcher, self._forks = tuple(launcher), forks
         self._free: queue.SimpleQueue[str] = queue.SimpleQueue()
         for device in devices:
             self._free.put(device)
         self._has_devices = bool(devices)
-        self._running: set[subprocess.Popen[bytes]] = set()
+        self._running: set[subprocess.Popen[bytes] | Forked] = set()
         self._is_stopped = False
         self._lock = threading.Lock()  # no run may begin behind the back of stop()
 
@@ -212,39 +215,52 @@ class _Processes:
 
     def run(self, job: Job, threads: int, limit: float | None) -> Ended:
         """Run a job, with what it prints in its folder."""
-        begin = time.monotonic()
         if job.folder.exists():  # of a study that was stopped: without metrics.json the run is not finished
             shutil.rmtree(job.folder)
         job.folder.mkdir(parents=True)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        environment = {"OMP_NUM_THREADS": str(threads)}
         device = self._free.get() if self._has_devices else None
         if device is not None:
             environment["CUDA_VISIBLE_DEVICES"] = device
+        parent = None if self._forks is None else self._forks.take(environment)
+        begin = time.monotonic()
         try:
-            error, is_late = self._run(job, environment, limit)
+            error, is_late = self._run(job, environment, limit, parent)
         finally:
             if device is not None:
                 self._free.put(device)
+            if self._forks is not None and parent is not None:
+                self._forks.give_back(parent)
         return Ended(job, time.monotonic() - begin, error, is_late)
 
-    def _run(self, job: Job, environment: dict[str, str], limit: float | None) -> tuple[str | None, bool]:
-        command = [sys.executable, "-m", "mm_lightning.train", *job.arguments_for(self._launcher)]
-        with (job.folder / LOG).open("wb") as log:
-            with self._lock:
-                if self._is_stopped:
-                    return "nothing, for it was not begun.", False
-                process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-                self._running.add(process)
-            is_late = False
-            try:
-                code = process.wait(limit)
-            except subprocess.TimeoutExpired:
-                is_late = True
-                process.terminate()
-                code = process.wait()
-            with self._lock:
-                self._running.discard(process)
+    def _run(
+        self, job: Job, environment: dict[str, str], limit: float | None, parent: Preloaded | None
+    ) -> tuple[str | None, bool]:
+        with self._lock:
+            if self._is_stopped:
+                return "nothing, for it was not begun.", False
+            process = self._begun(job, environment, parent)
+            self._running.add(process)
+        is_late = False
+        try:
+            code = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            is_late = True
+            process.terminate()
+            code = process.wait()
+        with self._lock:
+            self._running.discard(process)
         if not code:
             return None, False
         last = (job.folder / LOG).read_text(errors="replace").strip().splitlines()[-1:]
         return f"exit code {code}: {' '.join(last)}", is_late
+
+    def _begun(
+        self, job: Job, environment: dict[str, str], parent: Preloaded | None
+    ) -> subprocess.Popen[bytes] | Forked:
+        log = job.folder / LOG
+        if parent is not None:
+            return parent.begin(job.arguments, log, environment)
+        command = [sys.executable, "-m", "mm_lightning.train", *job.arguments_for(self._launcher)]
+        with log.open("wb") as file:
+            return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **environment})

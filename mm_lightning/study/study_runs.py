@@ -13,6 +13,7 @@ from mm_lightning.files import write_json
 from mm_lightning.study.budget import duration
 from mm_lightning.study.candidates import Candidate
 from mm_lightning.study.course import Failure, Plan, Trial
+from mm_lightning.study.forked import Forks
 from mm_lightning.study.jobs import Job
 from mm_lightning.study.runner import LOG, METRICS, Ended, is_finished, run_each
 
@@ -60,12 +61,20 @@ class StudyRuns:
         self.folder, self.at_once = folder, at_once
         self._words, self._budget = tuple(words), budget
         self._devices, self._launcher = devices, launcher
+        self._forks = Forks.of_this_machine()
         state = _state(folder, settings)
         self.plan = Plan(tuple(state["plan"]["methods"]), state["plan"]["search_seeds"]) if state["plan"] else None
         self._state = state
         self._finished: dict[Trial, dict[str, float]] = {}
         self._failed: dict[Trial, Failure] = {}
         folder.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> StudyRuns:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._forks is not None:
+            self._forks.close()
 
     def left(self) -> float:
         """Return the seconds of the budget that are left."""
@@ -136,18 +145,18 @@ class StudyRuns:
 
         jobs = [self.job(*trial) for trial in missing]
         try:
-            run_each(jobs, self.at_once, ended, devices=self._devices, launcher=self._launcher, limit=limit)
+            places: Any = {"devices": self._devices, "launcher": self._launcher, "forks": self._forks}
+            run_each(jobs, self.at_once, ended, **places, limit=limit)
         finally:
             self._state["seconds"] = before + time.monotonic() - begin
             self._save()
         return {trial: self._failed.get(trial) or self._finished[trial] for trial in trials}
 
-    def curve(self, candidate: Candidate, seed: int, key: str) -> dict[int, float]:
+    def curve(self, candidate: Candidate, seed: int) -> dict[int, dict[str, float]]:
         """Return what the validations of a finished run have measured, by epoch."""
         path = self.job(candidate, seed).folder / "curve.json"
         points = json.loads(path.read_text(encoding="utf-8"))["validations"] if path.is_file() else []
-        found = {point["epoch"]: point["metrics"].get(key) for point in points}
-        return {epoch: value for epoch, value in found.items() if value is not None}
+        return {point["epoch"]: point["metrics"] for point in points}
 
     def _read(self, trial: Trial) -> dict[str, float] | None:
         if trial not in self._finished:

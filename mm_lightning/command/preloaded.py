@@ -1,0 +1,62 @@
+"""A process that has imported what a run needs, and makes runs in forks of itself.
+
+A small run takes a second, and its imports several. Each line on standard input describes a run: ``{"arguments": [...],
+"log": FILE, "environment": {...}}``. It is answered by its process number when it has begun, and by its exit code when
+it has ended; the first answer, to nothing, says that all is imported. Nothing is computed before a fork, so that no
+thread and no device is there to be forked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from typing import Any
+
+from mm_lightning.command import scripts
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Make runs until standard input ends."""
+    import mm_lightning.command.train
+    import mm_lightning.diagnostics.evaluation  # noqa: F401  # of each run of a study
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who asks for the runs
+    print(os.getpid(), flush=True)
+    for line in sys.stdin:
+        run = json.loads(line)
+        process = os.fork()
+        if not process:
+            _make(run)
+        print(process, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+
+
+def _make(run: dict[str, Any]) -> None:
+    """Be a process of ``python -m mm_lightning.train``."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    code = 1
+    try:
+        nothing, log = os.open(os.devnull, os.O_RDONLY), os.open(run["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for number, file in ((0, nothing), (1, log), (2, log)):
+            os.dup2(file, number)
+        os.environ.update(run["environment"])
+        sys.argv = ["mm_lightning.train", *run["arguments"]]
+        scripts.train()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()  # as the interpreter would
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""The command mm-study: what it is told, what it asks of a run, and a whole study, interrupted and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mm_lightning.command import study as command
+from mm_lightning.study.course import Objective
+
+CLASSIFIER = {
+    "val/acc": 0.9,
+    "val/evaluation/acc": 0.9,
+    "test/acc": 0.8,
+    "test/evaluation/acc": 0.8,
+    "test/evaluation/nll": 0.3,
+}
+REGRESSION = {"val_loss": 1.0, "val_r2": 0.5, "test_loss": 1.1, "test_r2": 0.4, "train_loss": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("metric", "metrics", "objective"),
+    [
+        ("auto", CLASSIFIER, Objective("val/evaluation/acc", "higher")),
+        ("auto", REGRESSION, Objective("val_r2", "higher")),
+        ("val_loss", REGRESSION, Objective("val_loss", "lower")),
+    ],
+)
+def test_what_strengths_are_chosen_by(metric: str, metrics: dict[str, float], objective: Objective) -> None:
+    assert command.objective_of(metric, metrics) == objective
+
+
+@pytest.mark.parametrize(
+    ("metric", "metrics", "words"),
+    [
+        (
+            "auto",
+            {"train_loss": 1.0},
+            r"a metric of a validation, such as 'val/acc' or 'val_loss', is not logged. Logged are tr",
+        ),
+        ("val_f1", REGRESSION, r"mm-study chooses by validation, and 'val_f1' is not logged"),
+        ("val_x", {"val_x": 1.0}, r"metric 'val_x' does not tell whether more or less of it is better"),
+    ],
+)
+def test_without_something_to_choose_by_there_is_no_study(metric: str, metrics: dict[str, float], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        command.objective_of(metric, metrics)
+
+
+def test_classifiers_are_compared_by_accuracy_first() -> None:
+    measures = command.measures_of(Objective("val/evaluation/acc", "higher"), CLASSIFIER)
+    assert [(measure["key"], measure["title"], measure["better"]) for measure in measures] == [
+        ("test/evaluation/acc", "accuracy", "higher"),
+        ("test/evaluation/nll", "NLL", "lower"),
+    ]
+    assert [measure["margin"] for measure in measures] == [0.005, 0.02]
+
+
+def test_others_are_compared_by_what_their_test_logs() -> None:
+    measures = command.measures_of(Objective("val_loss", "lower"), REGRESSION)
+    assert [(measure["key"], measure["better"]) for measure in measures] == [
+        ("test_loss", "lower"),
+        ("test_r2", "higher"),
+    ]
+
+
+def test_without_a_test_the_validation_decides() -> None:
+    measures = command.measures_of(Objective("val_loss", "lower"), {"val_loss": 1.0})
+    assert [measure["key"] for measure in measures] == ["val_loss"]
+
+
+def call(*words: str, folder: Path, **settings: Any) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "mm_lightning.study", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, **settings)
+
+
+WORDS = ["data=spirals", "data.num_points=60", "model=mlp", "max_epochs=2", "budget=20m", "seeds=3", "jobs=2"]
+WORDS += ["only=[manifold,weight_decay]", "methods.manifold.values=[2.0]", "methods.weight_decay.values=[0.001,0.01]"]
+
+
+@pytest.mark.slow
+def test_a_study_is_interrupted_goes_on_and_answers(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "mm_lightning.study", *WORDS]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    seen = []
+    with subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for text in process.stdout:
+            seen.append(text)
+            if "comparison" in text:
+                process.send_signal(signal.SIGINT)
+                break
+        process.stdout.read()
+        assert process.wait(60) == 130
+    assert any(text.startswith("Plan  none, manifold, weight_decay; 4 seeds") for text in seen)
+    runs = tmp_path / "study" / "runs"
+    first = {path: path.stat().st_mtime_ns for path in runs.glob("*/*/metrics.json")}
+    assert len(first) >= 11  # two first runs, eight of the search, and what has interrupted it
+
+    finished = call(*WORDS, folder=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    made = {path.parent.parent.name: path.parent for path in runs.glob("*/seed0/metrics.json")}
+    assert set(made) == {"none", "manifold-2.0", *(name for name in made if name.startswith("weight_decay"))}
+    assert len(made) == 3
+    study = json.loads((tmp_path / "study" / "report" / "metrics.json").read_text())
+    experiment = study["experiments"][0]
+    assert [run["seed"] for run in experiment["runs"] if run["method"] == "manifold"] == [0, 1, 2]
+    # a difference by hand
+    accuracies = {
+        name: [
+            json.loads((folder.parent / f"seed{seed}" / "metrics.json").read_text())["metrics"]["test/evaluation/acc"]
+            for seed in range(3)
+        ]
+        for name, folder in made.items()
+    }
+    by_hand = sum(a - b for a, b in zip(accuracies["manifold-2.0"], accuracies["none"], strict=True)) / 3
+    found = next(one for one in experiment["verdicts"] if one["method"] == "manifold")
+    assert (found["key"], found["difference"]) == ("test/evaluation/acc", pytest.approx(by_hand))
+    assert (tmp_path / "study" / "report" / "curves.png").stat().st_size > 10_000
+    page = (tmp_path / "study" / "report" / "index.html").read_text()
+    assert study["title"] in page
+    assert study["title"] in finished.stdout
+    assert f"Train it  {study['winner']}\n" in finished.stdout
+    assert study["winner"].startswith("python -m mm_lightning.train data=spirals data.num_points=60 model=mlp")
+
+    other = call(*WORDS[:-1], folder=tmp_path)
+    assert other.returncode == 1
+    assert "holds a study of other settings: methods was" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("mixup=input", "the study chooses how to mix"),
+        ("mixup.layers=input", "the study chooses how to mix"),
+        ("++alpha=1", "the study chooses it"),
+        ("seed=3", "the study has seeds=N of its own"),
+        ("callbacks=last", "the study's runs have callbacks of their own"),
+        ("ckpt_path=last.ckpt", "every run begins anew"),
+    ],
+)
+def test_what_the_study_says_itself_is_refused(word: str, said: str) -> None:
+    with pytest.raises(ValueError, match=rf"^'{re.escape(word)}' cannot be said to mm-study: {said}"):
+        command.words_of_runs(["model=mlp", word], has_data_seed=False)
+
+
+def test_runs_are_told_what_is_theirs() -> None:
+    typed = ["model=mlp", "budget=2h", "+callbacks.stop._target_=a.B", "methods.input.values=[1.0]", "~logger", "out=x"]
+    theirs = ["model=mlp", "+callbacks.stop._target_=a.B", "~logger"]
+    assert command.words_of_runs(typed, has_data_seed=False) == theirs
+    assert command.words_of_runs(typed, has_data_seed=True) == [*theirs, "data.data_seed=null"]
+    assert command.words_of_runs(["data.data_seed=4"], has_data_seed=True) == ["data.data_seed=4"]
+
+
+@pytest.mark.slow
+def test_a_refusal_is_a_line_and_leaves_nothing(tmp_path: Path) -> None:
+    finished = call("mixup=input", folder=tmp_path)
+    assert (finished.returncode, finished.stdout) == (1, "")
+    assert finished.stderr.startswith("error: 'mixup=input' cannot be said to mm-study")
+    assert finished.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
