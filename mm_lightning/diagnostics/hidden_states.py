@@ -16,6 +16,7 @@ from mm_lightning.mixup.batch import tensors_of
 from mm_lightning.namespaces import LightningModule
 
 INPUT, OUTPUT = "input", "output"
+_BEFORE = ":input"  # ending of a name that means what comes into a layer
 
 
 class HiddenStates:
@@ -26,7 +27,8 @@ class HiddenStates:
 
     Args:
         layers: The layers' dotted names, or what else ``resolve_layers`` takes for one layer. ``"input"`` is the
-            batch's first floating point tensor, ``"output"`` what the module's own ``forward`` returns.
+            batch's first floating point tensor, ``"output"`` what the module's own ``forward`` returns,
+            ``"NAME:input"`` what comes first into the layer of that name.
         max_rows: Only the first so many rows are kept, on each process.
         targets: Finds the class indices, integer (N,), in a batch. Default: the last integer tensor of the batch with
             one entry per row.
@@ -63,7 +65,10 @@ class HiddenStates:
         for layer, found in self.find(module).items():
             if layer == OUTPUT:
                 self._handles.append(found.register_forward_pre_hook(self._await_output))
-            self._handles.append(found.register_forward_hook(partial(self._overhear, layer)))
+            if layer.endswith(_BEFORE):
+                self._handles.append(found.register_forward_pre_hook(partial(self._overhear_input, layer)))
+            else:
+                self._handles.append(found.register_forward_hook(partial(self._overhear, layer)))
         self.is_open = True
 
     def close(self) -> None:
@@ -89,7 +94,7 @@ class HiddenStates:
         for layer, output in outputs.items():
             if len(output) != length:
                 raise ValueError(f"Layer {layer!r} has {len(output)} rows, layer {first!r} has {length}.")
-        targets = self.targets(batch) if self.targets else _last_integers(batch, length)
+        targets = self.targets(batch) if self.targets else last_integers(batch, length)
         if targets.shape != (length,):
             raise ValueError(f"targets must be ({length},), a class per row, got {tuple(targets.shape)}.")
         rows = min(self._room, length)
@@ -110,8 +115,8 @@ class HiddenStates:
             return None
         hidden, targets = {layer: torch.cat(parts) for layer, parts in self._hidden.items()}, torch.cat(self._targets)
         if gather and module.trainer.world_size > 1:
-            hidden = {layer: _gathered(states, module) for layer, states in hidden.items()}
-            targets = _gathered(targets, module)
+            hidden = {layer: gathered(states, module) for layer, states in hidden.items()}
+            targets = gathered(targets, module)
         return hidden, targets
 
     def _output(self, layer: str, batch: Any) -> Tensor:
@@ -122,6 +127,9 @@ class HiddenStates:
 
     def _await_output(self, module: nn.Module, args: Any) -> None:
         self._outputs.pop(OUTPUT, None)
+
+    def _overhear_input(self, layer: str, module: nn.Module, args: Any) -> None:
+        self._overhear(layer, module, (), args[0] if args else None)
 
     def _overhear(self, layer: str, module: nn.Module, args: Any, output: Any) -> None:
         if self.is_full:
@@ -139,10 +147,28 @@ def first_floats(batch: Any) -> Tensor | None:
     return next((leaf.detach() for leaf in tensors_of(batch) if leaf.is_floating_point() and leaf.ndim), None)
 
 
+def gathered(rows: Tensor, module: LightningModule) -> Tensor:
+    """Return the rows of all processes, on the CPU. To be called by every process."""
+    return torch.cat(gather_all_tensors(rows.to(module.device))).cpu()
+
+
+def last_integers(batch: Any, length: int) -> Tensor:
+    """Return the last integer tensor of a batch with one entry per row, which are taken for its targets.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    leaves = [leaf for leaf in tensors_of(batch) if leaf.shape[:1] == (length,) and leaf.numel() == length]
+    leaves = [leaf for leaf in leaves if not leaf.is_floating_point() and leaf.dtype != torch.bool]
+    if not leaves:
+        raise ValueError(f"No integer tensor with {length} entries is in the batch. Pass targets=batch -> Tensor.")
+    return leaves[-1].reshape(-1)
+
+
 def _find(module: nn.Module, layer: str) -> nn.Module:
     if layer == OUTPUT:
         return module
-    found = resolve_layers(module, layer)
+    found = resolve_layers(module, layer.removesuffix(_BEFORE))
     if len(found) != 1 or len(found[0].modules) != 1:
         raise ValueError(f"layer must name one module, got {layer!r}, which names {[x.name for x in found]}.")
     return found[0].modules[0]
@@ -168,15 +194,3 @@ def _absent(layer: str) -> str:
         f"Layer {layer!r} did not run in this batch, or was compiled before it was hooked. "
         "Choose a layer that every evaluation step runs, and do not compile it."
     )
-
-
-def _gathered(rows: Tensor, module: LightningModule) -> Tensor:
-    return torch.cat(gather_all_tensors(rows.to(module.device))).cpu()
-
-
-def _last_integers(batch: Any, length: int) -> Tensor:
-    leaves = [leaf for leaf in tensors_of(batch) if leaf.shape[:1] == (length,) and leaf.numel() == length]
-    leaves = [leaf for leaf in leaves if not leaf.is_floating_point() and leaf.dtype != torch.bool]
-    if not leaves:
-        raise ValueError(f"No integer tensor with {length} entries is in the batch. Pass targets=batch -> Tensor.")
-    return leaves[-1].reshape(-1)
