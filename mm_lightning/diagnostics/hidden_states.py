@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -40,6 +41,7 @@ class HiddenStates:
         self.targets = targets
         self.is_open = False
         self.row_shapes: dict[str, tuple[int, ...]] = {}  # of a row before it was flattened, by layer
+        self._is_paused = False
         self._handles: list[RemovableHandle] = []
         self._room = max_rows
         self._outputs: dict[str, Tensor] = {}  # of the batch that runs
@@ -70,6 +72,15 @@ class HiddenStates:
             else:
                 self._handles.append(found.register_forward_hook(partial(self._overhear, layer)))
         self.is_open = True
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Overhear nothing for a while: what runs is none of the batches that are kept."""
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
 
     def close(self) -> None:
         """Take the hooks off and forget what was collected."""
@@ -126,13 +137,14 @@ class HiddenStates:
         return output
 
     def _await_output(self, module: nn.Module, args: Any) -> None:
-        self._outputs.pop(OUTPUT, None)
+        if not self._is_paused:
+            self._outputs.pop(OUTPUT, None)
 
     def _overhear_input(self, layer: str, module: nn.Module, args: Any) -> None:
         self._overhear(layer, module, (), args[0] if args else None)
 
     def _overhear(self, layer: str, module: nn.Module, args: Any, output: Any) -> None:
-        if self.is_full:
+        if self.is_full or self._is_paused:
             return
         # with several processes Lightning calls the steps through forward too: the call inside is the module's own
         if layer == OUTPUT and (OUTPUT in self._outputs or not _has_rows(output)):

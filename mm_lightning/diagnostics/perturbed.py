@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from mm_lightning.diagnostics.hidden_states import OUTPUT, HiddenStates, gathered, last_integers
@@ -73,7 +74,7 @@ class Perturbed:
         if self.obstacle is not None or self._room == 0:
             return
         # neither in the loop's inference mode, where nothing can be differentiated, nor with tensors made in it
-        with torch.inference_mode(False), torch.no_grad(), evaluating(module):
+        with isolate_rng(), torch.inference_mode(False), torch.no_grad(), evaluating(module):
             copy = map_leaves(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
             try:
                 self._see(trainer, module, copy)
