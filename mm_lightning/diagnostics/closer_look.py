@@ -180,7 +180,7 @@ class CloserLook:
                 self.settings[group] = [{"name": one.name, **asdict(one)} for one in fitting]
         if self.bounds is not None and groups:
             self.settings["unit"] = self.bounds.words
-        self.settings |= {"seed": self.seed, "max_points": self.max_rows}
+        self.settings |= {"seed": self.seed}
         arguments = (self.layer, self.forward, self.targets, self.bounds, self.max_rows, self.probabilities, self.seed)
         return Perturbed(groups, *arguments)
 

@@ -76,9 +76,9 @@ class Evaluation(CallbackOfBoth):
     ``test/evaluation/spectrum/LAYER/largest``, ...                 see :func:`mm_lightning.evaluation.spectrum_numbers`
     =============================================================== ==================================================
 
-    After a test ``scaling`` is the fitted module, ``fitted`` what its fit has found, ``bins`` holds the reliability by
-    ``"plain"`` and ``"scaled"``, ``groups`` the other numbers by group, ``settings`` what they were measured with, and
-    ``remarks`` what was warned about.
+    After a test ``scaling`` is the fitted module, ``fitted`` what its fit has found; ``scores`` and ``bins`` (the
+    reliability) hold what there is by ``"plain"`` and ``"scaled"``, ``groups`` the other numbers by group, ``settings``
+    what they were measured with, ``logged`` all that was logged, and ``remarks`` what was warned about.
 
     Args:
         layer: Where the logits are, (N, K), or (N,) or (N, 1) for the logit of class 1 of two: the dotted name of a
@@ -152,9 +152,12 @@ class Evaluation(CallbackOfBoth):
         self.max_points = max_points
         self.name = name
         self.forward = forward or run_on_first_entry
+        self.is_quiet = False  # whether remarks are kept alone, not warned about
         self.scaling: TemperatureScaling | None = None
         self.fitted: TemperatureFit | None = None
+        self.scores: dict[str, dict[str, float]] = {}
         self.bins: dict[str, Reliability] = {}
+        self.logged: dict[str, float] = {}
         self.groups: dict[str, dict[str, dict[str, float]]] = {}
         self.settings: dict[str, Any] = {}
         self.remarks: list[str] = []
@@ -174,13 +177,14 @@ class Evaluation(CallbackOfBoth):
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit the temperature, and begin to overhear."""
-        self.scaling, self.fitted, self.bins, self.remarks = None, None, {}, []
+        self.scaling, self.fitted, self.scores, self.bins, self.remarks = None, None, {}, {}, []
         self._of_temperature = self._fit_temperature(trainer, pl_module) if self.temperature else None
         self._open(pl_module)
         self.groups, self.settings, self._closer = {}, {"num_bins": self.num_bins, "max_points": self.max_points}, None
         if any(self.choice.values()):
             arguments = (self.bounds, self.extra_points, self.probabilities, self.num_bins, self.seed, self.data)
             self._closer = CloserLook(self.choice, self.layer, self.forward, self._targets, *arguments)
+            self.settings["extra_points"] = self.extra_points
             self._closer.begin(trainer, pl_module)
 
     def on_validation_batch_end(
@@ -237,6 +241,7 @@ class Evaluation(CallbackOfBoth):
         found = self._measured(pl_module, "test")
         if found and self._closer is not None:
             found |= self._looked(pl_module, self._closer)
+        self.logged = found
         pl_module.log_dict(found, sync_dist=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -251,7 +256,8 @@ class Evaluation(CallbackOfBoth):
         """Warn, once for each test and each fit."""
         if remark not in self.remarks:
             self.remarks.append(remark)
-            rank_zero_warn(f"Evaluation: {remark}")
+            if not self.is_quiet:
+                rank_zero_warn(f"Evaluation: {remark}")
 
     def _open(self, module: LightningModule) -> None:
         self._obstacle = None
@@ -332,10 +338,12 @@ class Evaluation(CallbackOfBoth):
             self.say(self._of_temperature)
         log_probabilities = rows.logits.log_softmax(dim=1)
         numbers = scores(log_probabilities, rows.targets, self.num_bins)
+        self.scores = {"plain": dict(numbers)}
         self.bins = {"plain": reliability(log_probabilities.exp(), rows.targets, self.num_bins)}
         if split == "test" and self.scaling is not None and self.fitted is not None:
             scaled = self.scaling(rows.logits).log_softmax(dim=1)
             found = scores(scaled, rows.targets, self.num_bins)
+            self.scores["scaled"] = found
             self.bins["scaled"] = reliability(scaled.exp(), rows.targets, self.num_bins)
             ends = {"": self.fitted.temperature, "_low": self.fitted.low, "_high": self.fitted.high}
             numbers |= {f"temperature{end}": value for end, value in ends.items() if math.isfinite(value)}
