@@ -44,6 +44,7 @@ class CloserLook:
         num_bins: Of the calibration error.
         seed: Of the draws.
         data: Data module that training data are taken from; None is the trainer's.
+        of_fit: Loaders of the fit before, by split.
 
     Attributes:
         settings: What was chosen, for a file.
@@ -61,6 +62,7 @@ class CloserLook:
         num_bins: int,
         seed: int,
         data: Any,
+        of_fit: dict[str, Any],
     ) -> None:
         self.choice = choice
         self.layer = layer
@@ -72,6 +74,7 @@ class CloserLook:
         self.num_bins = num_bins
         self.seed = seed
         self.data = data
+        self.of_fit = of_fit
         self.remarks: list[str] = []
         self.settings: dict[str, Any] = {}
         self._perturbed: Perturbed | None = None
@@ -219,7 +222,7 @@ class CloserLook:
     def _pass(
         self, trainer: Trainer, module: LightningModule, states: HiddenStates, see: Callable[[Any], bool], what: str
     ) -> tuple[dict[str, Tensor], Tensor] | None:
-        loader = loader_of(trainer, module, "train", self.data)
+        loader = loader_of(trainer, module, "train", self.data, self.of_fit)
         if loader is None:
             self._leave_out(what, "there are no training data; pass data=, or test with a data module")
             return None

@@ -16,7 +16,7 @@ from mm_lightning.arguments import check_count, check_flag, refusal
 from mm_lightning.diagnostics.classified import classified
 from mm_lightning.diagnostics.closer_look import CloserLook, chosen
 from mm_lightning.diagnostics.hidden_states import HiddenStates
-from mm_lightning.diagnostics.loaders import loader_of
+from mm_lightning.diagnostics.loaders import loader_of, loaders_of_fit
 from mm_lightning.diagnostics.occasions import is_last_validation
 from mm_lightning.diagnostics.training_rows import run_on_first_entry
 from mm_lightning.evaluation.bounds import InputBounds
@@ -165,6 +165,7 @@ class Evaluation(CallbackOfBoth):
         self._validation = HiddenStates([layer], max_points, targets)
         self._of_temperature: str | None = None  # what is to be said of it
         self._closer: CloserLook | None = None
+        self._of_fit: dict[str, Any] = {}  # its loaders
         self._targets = targets
         self._obstacle: str | None = None  # why the rows of this epoch are none of a classifier
         self._is_pending = False  # a validation of fit is kept that was not known to be the last
@@ -182,7 +183,15 @@ class Evaluation(CallbackOfBoth):
         self._open(pl_module)
         self.groups, self.settings, self._closer = {}, {"num_bins": self.num_bins, "max_points": self.max_points}, None
         if any(self.choice.values()):
-            arguments = (self.bounds, self.extra_points, self.probabilities, self.num_bins, self.seed, self.data)
+            arguments = (
+                self.bounds,
+                self.extra_points,
+                self.probabilities,
+                self.num_bins,
+                self.seed,
+                self.data,
+                self._of_fit,
+            )
             self._closer = CloserLook(self.choice, self.layer, self.forward, self._targets, *arguments)
             self.settings["extra_points"] = self.extra_points
             self._closer.begin(trainer, pl_module)
@@ -226,7 +235,8 @@ class Evaluation(CallbackOfBoth):
         pl_module.log_dict(self._measured(pl_module, "val"), sync_dist=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the scores of the last validation, if training has ended earlier than foreseen."""
+        """Keep the loaders, and log the scores of the last validation if training has ended earlier than foreseen."""
+        self._of_fit = loaders_of_fit(trainer)
         if not self._is_pending:
             return
         self._is_pending = False
@@ -286,7 +296,7 @@ class Evaluation(CallbackOfBoth):
             self._obstacle = str(error).rstrip(".")
 
     def _fit_temperature(self, trainer: Trainer, module: LightningModule) -> str | None:
-        loader = loader_of(trainer, module, "val", self.data)
+        loader = loader_of(trainer, module, "val", self.data, self._of_fit)
         if loader is None:
             return "no temperature is fitted: there are no validation data. Pass data=, or test with a data module."
 

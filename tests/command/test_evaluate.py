@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from mm_lightning import MixableModule
 from mm_lightning.command.evaluate import evaluate, main
 from mm_lightning.command.loading import load
-from mm_lightning.data import SpiralsDataModule
+from mm_lightning.data.tensor_data_module import TensorDataModule
 from mm_lightning.evaluation import TemperatureScaling, scores
 from mm_lightning.models import mlp_blocks
 
@@ -29,14 +29,29 @@ pytestmark = [
 ]
 
 MakeTrainer = Callable[..., pl.Trainer]
-DATA = {
-    "_target_": "mm_lightning.data.SpiralsDataModule",
-    "num_points": 3000,
-    "noise": 0.9,
-    "batch_size": 20,
-    "seed": 1,
-}
 TRAINER = {"_target_": "lightning.pytorch.Trainer", "accelerator": "cpu", "devices": 1, "enable_model_summary": False}
+
+
+class Blobs(TensorDataModule):
+    """Two Gaussian clouds, side by side."""
+
+    num_classes = 2
+    input_shape = (2,)
+
+    def __init__(self, noise: float = 1.0, seed: int = 1) -> None:
+        super().__init__(batch_size=100, eval_batch_size=100, seed=seed)
+        self.noise = noise
+
+    def load_splits(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        rng, splits = torch.Generator().manual_seed(self.seed), {}
+        for name in ("train", "val", "test"):
+            targets = torch.arange(400) % 2
+            middle = torch.stack([2.0 * targets - 1, torch.zeros(400)], dim=1)
+            splits[name] = (middle + self.noise * torch.randn(400, 2, generator=rng), targets)
+        return splits
+
+
+DATA = {"_target_": f"{__name__}.Blobs", "noise": 1.0}
 
 
 class Regression(pl.LightningModule):
@@ -82,7 +97,7 @@ def typed(run: Path, *words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def rows(split: str, **settings: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    data = SpiralsDataModule(**{key: value for key, value in {**DATA, **settings}.items() if key != "_target_"})
+    data = Blobs(**settings)
     data.setup()
     batches = list(data.val_dataloader() if split == "val" else data.test_dataloader())
     return torch.cat([batch[0] for batch in batches]), torch.cat([batch[1] for batch in batches])

@@ -1,3 +1,5 @@
+import importlib
+import json
 import math
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from mm_lightning.evaluation import (
     FGSM,
     PGD,
     Blur,
+    Neighbours,
     Noise,
     Rotation,
     Zoom,
@@ -30,6 +33,7 @@ from mm_lightning.evaluation import (
     spectrum_numbers,
 )
 
+SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate_on_two_processes.py"
 MakeTrainer = Callable[..., Trainer]
 RNG = torch.Generator().manual_seed(3)
 INPUTS = torch.randn(300, 6, generator=RNG)
@@ -139,6 +143,17 @@ def test_the_temperature_is_of_the_weights_that_are_tested(make_trainer: MakeTra
     trainer.test(net, data, verbose=False)
     logits = 10 * INPUTS[:, :3]
     assert _logged(trainer)["temperature"] == pytest.approx(_reference_temperature(logits[VAL], TARGETS[VAL]), rel=1e-3)
+
+
+def test_the_loaders_of_fit_are_used_in_a_test_without_a_data_module(make_trainer: MakeTrainer) -> None:
+    net, data, trainer = _Net(), _Data(), make_trainer(Evaluation(neighbours=Neighbours(layer="head")))
+    data.setup("fit")
+    trainer.fit(net, data._loader(slice(150)), data.val_dataloader())
+    trainer.test(net, data._loader(TEST), verbose=False)
+    logits = net(INPUTS).detach()
+    assert _logged(trainer)["temperature"] == pytest.approx(_reference_temperature(logits[VAL], TARGETS[VAL]), rel=1e-3)
+    acc = neighbour_accuracy(logits[:150], TARGETS[:150], logits[TEST], TARGETS[TEST])
+    assert _logged(trainer)["neighbours/acc"] == pytest.approx(acc)
 
 
 def test_the_last_validation_of_fit_logs_scores(make_trainer: MakeTrainer) -> None:
@@ -297,6 +312,29 @@ def test_misuse_is_named() -> None:
         Evaluation(num_bins=0)
     with pytest.raises(TypeError, match="name must be a text, got 3"):
         Evaluation(name=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_two_processes_see_the_rows_of_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run([sys.executable, str(SCRIPT), str(tmp_path)], check=True, cwd=tmp_path)
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert ranks[0] == ranks[1]
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    inputs, targets = importlib.import_module(SCRIPT.stem).data()
+    weight, bias = torch.load(tmp_path / "weights.pt").values()
+    logits = inputs @ weight.T + bias
+    val, test = slice(128), slice(128, 192)
+    for split, rows in (("val", val), ("test", test)):
+        want = scores(logits[rows].log_softmax(dim=1), targets[rows])
+        assert {key: ranks[0][f"{split}/evaluation/{key}"] for key in SCORES} == pytest.approx(want, rel=1e-4)
+    t = _reference_temperature(logits[val], targets[val])
+    assert ranks[0]["test/evaluation/temperature"] == pytest.approx(t, rel=1e-3)
+    span = bounds_of_rows(inputs[val])
+    attacked = FGSM(0.05)(lambda x: x @ weight.T + bias, inputs[test], targets[test], span)
+    want = scores((attacked @ weight.T + bias).log_softmax(dim=1), targets[test])
+    assert ranks[0]["test/evaluation/fgsm_0.05/nll"] == pytest.approx(want["nll"], rel=1e-4)
+    acc = neighbour_accuracy(inputs[val], targets[val], inputs[test], targets[test])
+    assert ranks[0]["test/evaluation/neighbours/acc"] == pytest.approx(acc)
 
 
 @pytest.mark.slow
