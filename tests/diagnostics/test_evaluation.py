@@ -495,3 +495,13 @@ def test_only_so_many_rows_are_looked_at_closer(make_trainer: MakeTrainer) -> No
 def test_wrong_groups_are_named(settings: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Evaluation(**settings)
+
+
+def test_the_same_remark_is_made_once(make_trainer: MakeTrainer) -> None:
+    callback = Evaluation()
+    trainer = make_trainer(callback)
+    with pytest.warns(UserWarning, match="taken for no classifier") as caught:
+        for _ in range(2):
+            trainer.validate(_Net(), _Data(torch.randn(300)), verbose=False)
+    assert len([one for one in caught if "Evaluation" in str(one.message)]) == 1
+    assert len(callback.remarks) == 1

@@ -169,3 +169,11 @@ def test_bounds_of_rows_are_by_channel_or_feature() -> None:
     assert (rows.low.tolist(), rows.unit.tolist(), rows.std.tolist()) == ([1.0, 5.0], [2.0, 0.0], [1.0, 0.0])
     assert bounds_of_rows(torch.tensor([[[1.0], [4.0]]])).unit.item() == 3.0
     assert rows.words == "the range of the training data, by feature"
+
+
+def test_clipping_lets_what_is_outside_go_no_further() -> None:
+    bounds = bounds_of_rows(torch.tensor([[0.0], [1.0]]))
+    origin = torch.tensor([[-0.5], [-0.5], [1.5], [1.5], [0.5], [0.5]])
+    moved = torch.tensor([[-0.9], [0.2], [1.9], [0.8], [-0.1], [1.1]])
+    want = torch.tensor([[-0.5], [0.2], [1.5], [0.8], [0.0], [1.0]])
+    assert_close(bounds.clip(moved, origin), want, rtol=0, atol=0)
