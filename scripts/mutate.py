@@ -34,7 +34,7 @@ __all__ = ["Mutation", "mutations_of"]
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPLAINED = ROOT / "scripts" / "mutations.json"
-FOLDERS = ("mixup", "look", "step", "diagnostics", "command")
+FOLDERS = ("mixup", "look", "step", "evaluation", "diagnostics", "command")
 AT_ONCE = 2
 NOTICED, SURVIVED, TOO_SLOW, UNTESTED = "noticed", "SURVIVED", "TOO SLOW", "NO TEST RUNS IT"
 COMPARISONS = {

@@ -9,6 +9,8 @@ from pathlib import Path
 __all__ = ["ending", "line_of"]
 
 _PREFIXES = ("test/", "test_")
+_EVALUATION = "evaluation/"
+_SHOWN = ("evaluation/temperature", "evaluation/nll_scaled")
 
 
 def ending(folder: Path, tested: Mapping[str, float], seconds: float) -> str:
@@ -32,10 +34,12 @@ def ending(folder: Path, tested: Mapping[str, float], seconds: float) -> str:
 def line_of(tested: Mapping[str, float]) -> str:
     """Return what was logged in the test in a line: ``acc 0.9650  loss, nll 0.1610``, each number once.
 
-    What a diagnostic has measured again under a longer name (``calibration/nll`` beside ``nll``) is left out.
+    What a diagnostic has measured again under a longer name (``calibration/nll`` beside ``nll``) is left out, and of
+    what an evaluation measures all but the temperature and the likelihood with it.
     """
     short = {_short(key): value for key, value in sorted(tested.items())}
     own = {name: value for name, value in short.items() if "/" not in name or name.rsplit("/", 1)[1] not in short}
+    own = {name: value for name, value in own.items() if not name.startswith(_EVALUATION) or name in _SHOWN} or own
     names: dict[str, list[str]] = {}
     for name, value in own.items():
         names.setdefault(f"{value:.4f}", []).append(name)

@@ -1,8 +1,10 @@
-"""The command ``python -m mm_lightning.evaluate RUN_OR_CKPT``: test a trained model again, on its own or other data."""
+"""The command ``python -m mm_lightning.evaluate RUN_OR_CKPT``: what a trained model is worth, on any data."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from argparse import ArgumentTypeError
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,34 +16,44 @@ from omegaconf import DictConfig, OmegaConf
 from mm_lightning.command import failure
 from mm_lightning.command.configuration import CONF
 from mm_lightning.command.line import LineParser
-from mm_lightning.files import write_json
 
 if TYPE_CHECKING:
-    from mm_lightning.command.evaluation import Evaluation
+    from mm_lightning.command.evaluation import Tested
 
 __all__ = ["evaluate", "main", "with_overrides"]
 
 _TAKEN = ("data", "trainer")
+_GROUPS = ("attacks", "deformations", "shifts", "neighbours", "spectra")
+_MORE = f"more: {', '.join(_GROUPS)}, with commas between"
 _ABOUT = """\
-Test a trained model, on the data of its run or on other data. Prints the numbers, and writes them to its folder.
-mm-evaluate is short for python -m mm_lightning.evaluate."""
+Test a trained model, on the data of its run or on other data, and if it is a classifier measure accuracy, likelihood,
+Brier score and calibration errors, also after temperature scaling with the run's validation data. --with measures more.
+Prints the numbers, and writes them to the run's folder. mm-evaluate is short for python -m mm_lightning.evaluate."""
 _EXAMPLES = """\
 examples:
   mm-evaluate outputs/train/2026-01-31_12-00-00-000000
   mm-evaluate outputs/.../checkpoints/last.ckpt data.root=/data/other_digits
   mm-evaluate outputs/... data=spirals data.noise=0.5 trainer=gpu
+  mm-evaluate outputs/... --with attacks,deformations --epsilon 0.1,0.3
+  mm-evaluate outputs/... --all
 
 RUN is the folder of a run, whose best checkpoint is taken, or a checkpoint in it. Overrides are of data and trainer,
-as mm-train takes them; the model is the run's own."""
+as mm-train takes them; the model is the run's own. docs/evaluation.md says what each number is."""
 
 
-def evaluate(run: Path, overrides: Sequence[str] = (), config_dir: Path | None = None) -> Evaluation:
+def evaluate(
+    run: Path,
+    overrides: Sequence[str] = (),
+    config_dir: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Tested:
     """Test the model of a run.
 
     Args:
         run: Folder of the run, or a checkpoint in it.
         overrides: Of the groups ``data`` and ``trainer``.
         config_dir: Folder of groups and options of one's own.
+        settings: Of :class:`mm_lightning.diagnostics.Evaluation`.
 
     Returns:
         What was tested, on what, and the numbers.
@@ -56,7 +68,9 @@ def evaluate(run: Path, overrides: Sequence[str] = (), config_dir: Path | None =
     config_path, checkpoint = place_of(run)
     config = OmegaConf.load(config_path)
     assert isinstance(config, DictConfig)
-    return tested(checkpoint, config_path.parent, with_overrides(config, overrides, config_dir), list(overrides))
+    changed = with_overrides(config, overrides, config_dir)
+    own_data = None if changed.data == config.data else config.data
+    return tested(checkpoint, config_path.parent, changed, list(overrides), settings, own_data)
 
 
 def with_overrides(config: DictConfig, words: Sequence[str], config_dir: Path | None = None) -> DictConfig:
@@ -95,11 +109,27 @@ def main() -> None:
     """Run the command line. Exit code 0 on success, 1 otherwise."""
     with failure.as_one_line():
         arguments = _parser().parse_intermixed_args()
-        found = evaluate(arguments.run, arguments.overrides, arguments.config_dir)
+        settings = _settings(arguments)
+        found = evaluate(arguments.run, arguments.overrides, arguments.config_dir, settings)
         if found.is_global_zero:
-            path = arguments.out or _free(found.folder)
-            write_json(path, found.content())
-            print(f"Checkpoint   {found.checkpoint}\nTest         {found.line()}\nNumbers      {path}")
+            _show(found, arguments.out or _free(found.folder))
+
+
+def _show(found: Tested, path: Path) -> None:
+    from mm_lightning.command.evaluation_files import keep
+    from mm_lightning.command.evaluation_table import table
+
+    events = keep(found, path)
+    lines = [f"Checkpoint   {found.checkpoint}", f"Test         {found.line()}"]
+    lines += [text] if (text := table(found.evaluation)) else []
+    lines += [f"Note         {remark}" for remark in found.left_out()]
+    if (fitted := found.evaluation.fitted) is not None:
+        kept = found.folder / "temperature.json"
+        lines.append(
+            f"Temperature  {fitted.temperature:.4g}, 95 % interval {fitted.low:.4g} to {fitted.high:.4g}: {kept}"
+        )
+    lines += [f"Numbers      {path}", f"TensorBoard  tensorboard --logdir {shlex.quote(str(events))}"]
+    print("\n".join(lines))
 
 
 def _parser() -> LineParser:
@@ -107,9 +137,51 @@ def _parser() -> LineParser:
     parser = LineParser(prog="mm-evaluate", usage=usage, description=_ABOUT, epilog=_EXAMPLES)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, or a checkpoint in it")
     parser.add_argument("overrides", nargs="*", metavar="data=...", help="other data, or another trainer")
+    parser.add_argument("--with", dest="groups", type=_groups, default=[], metavar="GROUPS", help=_MORE)
+    parser.add_argument("--all", action="store_true", help="all of these groups")
+    parser.add_argument(
+        "--epsilon", type=_numbers, metavar="E,...", help="of attacks, in pixels in [0, 1] or the range"
+    )
+    parser.add_argument("--k", type=int, default=5, metavar="K", help="neighbours; default: 5")
+    parser.add_argument("--layers", type=_names, metavar="LAYER,...", help="of spectra, the last of neighbours")
+    parser.add_argument("--logits", default="output", metavar="LAYER", help="where the logits are; default: output")
+    parser.add_argument("--rows", type=int, default=10_000, metavar="N", help="of the groups; default: 10,000")
     parser.add_argument("--out", type=Path, metavar="FILE", help="of the numbers; default: evaluation.json in the run")
     parser.add_config_dir("of groups and options of your own")
     return parser
+
+
+def _settings(arguments: Any) -> dict[str, Any]:
+    """The arguments of the line as those of the callback."""
+    from mm_lightning.evaluation import FGSM, PGD, Neighbours
+
+    wanted: dict[str, Any] = dict.fromkeys(_GROUPS if arguments.all else arguments.groups, True)
+    for flag, group in (("epsilon", "attacks"), ("layers", "spectra")):
+        if getattr(arguments, flag) and group not in wanted:
+            raise ValueError(f"--{flag} is of {group}, which are not asked for. Add --with {group}.")
+    if arguments.epsilon and "attacks" in wanted:
+        wanted["attacks"] = [*map(FGSM, arguments.epsilon), *(PGD(one, one / 4) for one in arguments.epsilon)]
+    if "neighbours" in wanted:
+        wanted["neighbours"] = Neighbours(arguments.k, layer=arguments.layers[-1] if arguments.layers else None)
+    if arguments.layers:
+        wanted["spectra"] = arguments.layers
+    return {**wanted, "layer": arguments.logits, "extra_points": arguments.rows}
+
+
+def _groups(text: str) -> list[str]:
+    names = _names(text)
+    for name in names:
+        if name not in _GROUPS:
+            raise ArgumentTypeError(f"there is no {name!r}; there are {', '.join(_GROUPS)}, with commas between")
+    return names
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(name) for name in _names(text)]
 
 
 def _composed(config: DictConfig, words: Sequence[str], config_dir: Path | None) -> Any:

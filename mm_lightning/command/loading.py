@@ -28,6 +28,10 @@ def load(run: str | Path) -> LightningModule:
     The module is built as ``config.yaml`` in the run's folder says, and gets the weights of the best checkpoint, of
     ``last.ckpt`` where there is none. Of the checkpoint tensors and plain values alone are read (``weights_only``).
 
+    Its logits are as sure as it was trained to be. A temperature that ``mm-evaluate`` has fitted is in
+    ``temperature.json`` in the run's folder: ``TemperatureScaling(temperature)`` of ``mm_lightning.evaluation`` divides
+    logits by it.
+
     Args:
         run: Folder of the run, or a checkpoint in it.
 

@@ -69,6 +69,7 @@ class HuggingFaceDataModule(ImageTensorDataModule):
         features = given["train"].features
         columns = self._columns(features)
         self._holds_images = type(features[columns[0]]).__name__ == "Image"
+        self.normalization = (self.mean, self.std) if self._holds_images else None
         if self._holds_images and len(columns) > 1:
             raise ValueError(f"inputs must be one column of images, or columns of numbers, got {columns}. Name one.")
         rows = {name: self._rows(split, columns, f"{self.path}, {name}") for name, split in given.items()}

@@ -86,6 +86,7 @@ class ImageTensorDataModule(TensorDataModule):
         self.val_share, self.test_share, self.max_corrupt = val_share, test_share, max_corrupt
         self.data_seed = seed_of_data(seed, data_seed)
         self.input_shape = (self.channels, self.size, self.size)
+        self.normalization = (self.mean, self.std)
 
     def transform(self, split: str) -> ImageTransform:
         """Crop, flip and normalise training batches, and normalise all others."""

@@ -83,6 +83,7 @@ class MNISTDataModule(TensorDataModule):
     num_classes = 10
     class_names = tuple("0123456789")
     input_shape = (1, 28, 28)
+    normalization = ((0.0,), (1.0,))
     row_name = "image"
 
     def __init__(

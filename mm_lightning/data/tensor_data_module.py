@@ -21,6 +21,8 @@ class TensorDataModule(DataModuleOfBoth, ABC):
 
     ``num_classes``, ``class_names`` and ``input_shape``, the shape of one input, are what a model is built for: the
     class tells them, or ``load_splits`` sets them on the object; None says that they are not known (yet).
+    ``normalization`` says which mean was subtracted from each channel of images in [0, 1], and by which deviation it
+    was divided; None that the inputs are no such images.
 
     Batches are ``(inputs, targets)``; ``predict`` sees the test set. The training order is a function of ``seed`` and
     the epoch alone, and a resumed epoch continues with the batch at which it stopped.
@@ -39,6 +41,7 @@ class TensorDataModule(DataModuleOfBoth, ABC):
     num_classes: int | None = None
     class_names: tuple[str, ...] | None = None
     input_shape: tuple[int, ...] | None = None
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __init__(self, batch_size: int, eval_batch_size: int, seed: int) -> None:
         super().__init__()

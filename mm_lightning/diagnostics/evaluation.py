@@ -1,10 +1,10 @@
-"""What a classifier is worth, beyond its own test: scores, also after temperature scaling."""
+"""What a classifier is worth beyond its own test: scores, also after temperature scaling, and a closer look."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
@@ -13,26 +13,22 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from mm_lightning.arguments import check_count, check_flag, refusal
+from mm_lightning.diagnostics.classified import classified
+from mm_lightning.diagnostics.closer_look import CloserLook, chosen
 from mm_lightning.diagnostics.hidden_states import HiddenStates
-from mm_lightning.diagnostics.loaders import loader_of
+from mm_lightning.diagnostics.loaders import loader_of, loaders_of_fit
 from mm_lightning.diagnostics.occasions import is_last_validation
 from mm_lightning.diagnostics.training_rows import run_on_first_entry
+from mm_lightning.evaluation.bounds import InputBounds
 from mm_lightning.evaluation.modes import evaluating
-from mm_lightning.evaluation.rows import IGNORED, class_logits
+from mm_lightning.evaluation.neighbours import Neighbours
 from mm_lightning.evaluation.scores import Reliability, reliability, scores
 from mm_lightning.evaluation.temperature import TemperatureFit, TemperatureScaling
 from mm_lightning.namespaces import CallbackOfBoth, LightningModule, Trainer
 
-__all__ = ["Classified", "Evaluation"]
+__all__ = ["Evaluation"]
 
 _SCALED = ("nll", "ece", "brier", "overconfidence")  # what a temperature changes and is asked for
-
-
-class Classified(NamedTuple):
-    """Rows of a classifier, of all processes, on the CPU."""
-
-    logits: Tensor  # (N, K)
-    targets: Tensor  # class indices, int64, (N,)
 
 
 class Evaluation(CallbackOfBoth):
@@ -47,6 +43,16 @@ class Evaluation(CallbackOfBoth):
     :class:`mm_lightning.evaluation.TemperatureScaling` is fitted to their logits. A temperature that they hardly
     determine, or none, is warned about with its interval or the reason. The validation data are those of ``data``, of
     ``fit`` before, of the data module (its ``setup("validate")`` is called) or of the module.
+
+    The other groups are measured in a test alone, on the first ``extra_points`` rows, and each costs what it says:
+
+    - ``attacks``: one forward and one backward pass for each step of an attack, and a forward pass.
+    - ``deformations``, ``shifts``: a forward pass for each. Deformations are for images (N, C, H, W).
+    - ``neighbours``: a forward pass over so many training rows, as the training loader gives them, and the distances.
+    - ``spectra``: what :func:`mm_lightning.evaluation.class_spectrum` says.
+
+    Bounds of the inputs, and the unit of an epsilon, are those of pixels where the data module has a ``normalization``
+    (mean and deviation of each channel of images in [0, 1]); else what the first 10,000 training rows show.
 
     Where the module is no classifier a warning says why, once, and nothing is logged. With several processes the rows
     of all are gathered; where a sampler repeats rows to give each process as many, so do they count.
@@ -64,23 +70,38 @@ class Evaluation(CallbackOfBoth):
     ``test/evaluation/temperature_low``, ``..._high``               ends of its 95 % interval; the upper one if finite
     ``test/evaluation/nll_scaled``; so for ``ece``, ``brier``       scores of the logits divided by T
     and ``overconfidence``
+    ``test/evaluation/fgsm_0.0314/acc``, ``.../nll``, ...           ``acc``, ``nll``, ``ece`` and ``brier`` of changed
+                                                                    inputs, by the name of attack, deformation, shift
+    ``test/evaluation/neighbours/acc``                              accuracy of the nearest training rows
+    ``test/evaluation/spectrum/LAYER/largest``, ...                 see :func:`mm_lightning.evaluation.spectrum_numbers`
     =============================================================== ==================================================
 
-    After a test ``scaling`` is the fitted module, ``fitted`` what its fit has found, ``bins`` holds the reliability by
-    ``"plain"`` and ``"scaled"``, and ``remarks`` what was warned about.
+    After a test ``scaling`` is the fitted module, ``fitted`` what its fit has found; ``scores`` and ``bins`` (the
+    reliability) hold what there is by ``"plain"`` and ``"scaled"``, ``groups`` the other numbers by group, ``settings``
+    what they were measured with, ``logged`` all that was logged, and ``remarks`` what was warned about.
 
     Args:
         layer: Where the logits are, (N, K), or (N,) or (N, 1) for the logit of class 1 of two: the dotted name of a
             submodule, or ``"output"`` for the module's own ``forward``.
         temperature: Whether temperature scaling is fitted in a test.
+        attacks: Attacks, such as ``FGSM(epsilon=0.1)`` of ``mm_lightning.evaluation``; True is FGSM with 2/255 and
+            8/255 and PGD with 8/255.
+        deformations: Deformations; True are the paper's 17.
+        shifts: Shifts; True is noise, blur and contrast at five strengths, noise alone where inputs are no images.
+        neighbours: ``Neighbours(k=5)``, or True for that.
+        spectra: Layers whose spectra are measured; True is what comes into the last Linear layer.
         num_bins: Bins of the calibration errors, of equal width between 0 and 1.
         probabilities: Whether the layer gives probabilities, not logits.
         max_points: Only the first so many rows of a validation or test epoch are seen, on each process.
+        extra_points: Only the first so many rows of test and training data are seen by the groups, on each process.
+        bounds: Of the inputs; default asks the data.
+        seed: Of all that is drawn.
         targets: Finds the class indices, integer, (N,), in a batch; default takes the last integer tensor with one
             entry per row.
         forward: Runs the module on a batch; default hands the batch, or the first entry of a tuple, a list or a dict,
             to ``forward``.
-        data: Data module, or anything with ``val_dataloader``, that a test takes its validation data from.
+        data: Data module, or anything with ``val_dataloader``, that a test takes its validation
+            and training data from.
         name: Part of the log keys; of two evaluations each needs its own.
 
     Raises:
@@ -93,9 +114,17 @@ class Evaluation(CallbackOfBoth):
         layer: str = "output",
         *,
         temperature: bool = True,
+        attacks: bool | Sequence[Any] = False,
+        deformations: bool | Sequence[Any] = False,
+        shifts: bool | Sequence[Any] = False,
+        neighbours: bool | Neighbours = False,
+        spectra: bool | str | Sequence[str] = False,
         num_bins: int = 15,
         probabilities: bool = False,
         max_points: int = 100_000,
+        extra_points: int = 10_000,
+        bounds: InputBounds | None = None,
+        seed: int = 0,
         targets: Callable[[Any], Tensor] | None = None,
         forward: Callable[[LightningModule, Any], Any] | None = None,
         data: Any = None,
@@ -105,22 +134,39 @@ class Evaluation(CallbackOfBoth):
         check_count("num_bins", num_bins, 1, "15 is usual.")
         check_flag("probabilities", probabilities, "False takes the layer's output for logits.")
         check_count("max_points", max_points, 1, "100_000 keeps as many rows.")
+        check_count("extra_points", extra_points, 1, "10_000 keeps as many rows.")
+        check_count("seed", seed, 0, "0 is one.")
         if not isinstance(name, str):
             raise refusal("name", name, "a text", "It is part of the log keys.")
         self.layer = layer
         self.temperature = bool(temperature)
+        groups: dict[str, Any] = {"attacks": attacks, "deformations": deformations, "shifts": shifts}
+        groups |= {"neighbours": neighbours, "spectra": spectra}
+        self.choice = {group: chosen(group, value) for group, value in groups.items()}
         self.num_bins = num_bins
         self.probabilities = bool(probabilities)
+        self.extra_points = extra_points
+        self.bounds = bounds
+        self.seed = seed
         self.data = data
+        self.max_points = max_points
         self.name = name
         self.forward = forward or run_on_first_entry
+        self.is_quiet = False  # whether remarks are kept alone, not warned about
         self.scaling: TemperatureScaling | None = None
         self.fitted: TemperatureFit | None = None
+        self.scores: dict[str, dict[str, float]] = {}
         self.bins: dict[str, Reliability] = {}
+        self.logged: dict[str, float] = {}
+        self.groups: dict[str, dict[str, dict[str, float]]] = {}
+        self.settings: dict[str, Any] = {}
         self.remarks: list[str] = []
         self._states = HiddenStates([layer], max_points, targets)
         self._validation = HiddenStates([layer], max_points, targets)
         self._of_temperature: str | None = None  # what is to be said of it
+        self._closer: CloserLook | None = None
+        self._of_fit: dict[str, Any] = {}  # its loaders
+        self._targets = targets
         self._obstacle: str | None = None  # why the rows of this epoch are none of a classifier
         self._is_pending = False  # a validation of fit is kept that was not known to be the last
 
@@ -132,9 +178,23 @@ class Evaluation(CallbackOfBoth):
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit the temperature, and begin to overhear."""
-        self.scaling, self.fitted, self.bins, self.remarks = None, None, {}, []
+        self.scaling, self.fitted, self.scores, self.bins, self.remarks = None, None, {}, {}, []
         self._of_temperature = self._fit_temperature(trainer, pl_module) if self.temperature else None
         self._open(pl_module)
+        self.groups, self.settings, self._closer = {}, {"num_bins": self.num_bins, "max_points": self.max_points}, None
+        if any(self.choice.values()):
+            arguments = (
+                self.bounds,
+                self.extra_points,
+                self.probabilities,
+                self.num_bins,
+                self.seed,
+                self.data,
+                self._of_fit,
+            )
+            self._closer = CloserLook(self.choice, self.layer, self.forward, self._targets, *arguments)
+            self.settings["extra_points"] = self.extra_points
+            self._closer.begin(trainer, pl_module)
 
     def on_validation_batch_end(
         self,
@@ -150,7 +210,20 @@ class Evaluation(CallbackOfBoth):
             may_run = trainer.state.fn != TrainerFn.FITTING or is_last_validation(trainer)
             self._keep(self._states, trainer, pl_module, batch, may_run)
 
-    on_test_batch_end = on_validation_batch_end
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the logits of this batch beside its targets, and take the closer look."""
+        self.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        if dataloader_idx == 0 and self._closer is not None and self._obstacle is None:
+            with self._states.paused():
+                self._closer.see(trainer, pl_module, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the scores; those of a validation that an early stop may make the last one are kept until then."""
@@ -162,7 +235,8 @@ class Evaluation(CallbackOfBoth):
         pl_module.log_dict(self._measured(pl_module, "val"), sync_dist=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the scores of the last validation, if training has ended earlier than foreseen."""
+        """Keep the loaders, and log the scores of the last validation if training has ended earlier than foreseen."""
+        self._of_fit = loaders_of_fit(trainer)
         if not self._is_pending:
             return
         self._is_pending = False
@@ -174,7 +248,11 @@ class Evaluation(CallbackOfBoth):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the scores, also after temperature scaling."""
-        pl_module.log_dict(self._measured(pl_module, "test"), sync_dist=True)
+        found = self._measured(pl_module, "test")
+        if found and self._closer is not None:
+            found |= self._looked(pl_module, self._closer)
+        self.logged = found
+        pl_module.log_dict(found, sync_dist=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Take the hooks off."""
@@ -188,7 +266,8 @@ class Evaluation(CallbackOfBoth):
         """Warn, once for each test and each fit."""
         if remark not in self.remarks:
             self.remarks.append(remark)
-            rank_zero_warn(f"Evaluation: {remark}")
+            if not self.is_quiet:
+                rank_zero_warn(f"Evaluation: {remark}")
 
     def _open(self, module: LightningModule) -> None:
         self._obstacle = None
@@ -198,6 +277,8 @@ class Evaluation(CallbackOfBoth):
         self._states.close()
         self._validation.close()
         self._is_pending = False
+        if self._closer is not None:
+            self._closer.close()
 
     def _keep(self, states: HiddenStates, trainer: Trainer, module: LightningModule, batch: Any, may_run: bool) -> None:
         if self._obstacle is not None:
@@ -215,7 +296,7 @@ class Evaluation(CallbackOfBoth):
             self._obstacle = str(error).rstrip(".")
 
     def _fit_temperature(self, trainer: Trainer, module: LightningModule) -> str | None:
-        loader = loader_of(trainer, module, "val", self.data)
+        loader = loader_of(trainer, module, "val", self.data, self._of_fit)
         if loader is None:
             return "no temperature is fitted: there are no validation data. Pass data=, or test with a data module."
 
@@ -231,7 +312,7 @@ class Evaluation(CallbackOfBoth):
                 loader.show(trainer, module, see)
             except RuntimeError as error:  # of forward
                 self._obstacle = str(error).rstrip(".")
-            rows = self._classified(self._validation, module, gather=loader.is_shared)
+            rows = classified(self._validation, module, self._obstacle, self.probabilities, loader.is_shared)
         finally:
             self._validation.close()
         if isinstance(rows, str):
@@ -245,30 +326,20 @@ class Evaluation(CallbackOfBoth):
         self.scaling = scaling
         return f"{self.fitted}." if self.fitted.is_uncertain else None
 
-    def _classified(self, states: HiddenStates, module: LightningModule, gather: bool = True) -> Classified | str:
-        """The rows, or why they are none of a classifier, as the end of a sentence. Called by every process."""
-        collected = states.collected(module, gather)
-        if self._obstacle is not None or collected is None:
-            return self._obstacle or "no rows were seen"
-        outputs, targets = collected[0][self.layer], collected[1].long()
-        if len(shape := states.row_shapes[self.layer]) > 1:
-            return f"{self.layer!r} gives {shape} for a row, not a logit for each class"
-        kept = targets != IGNORED
-        outputs, targets = outputs[kept], targets[kept]
-        if not len(targets):
-            return f"all targets are {IGNORED}"
-        if not outputs.isfinite().all():
-            return f"{self.layer!r} has values that are not finite"
-        try:
-            logits = class_logits(outputs.double(), len(outputs), self.probabilities)
-        except (TypeError, ValueError) as error:
-            return str(error).rstrip(".")
-        if targets.min() < 0 or targets.max() >= logits.shape[1]:
-            return f"targets go from {targets.min()} to {targets.max()}, logits are of {logits.shape[1]} classes"
-        return Classified(logits, targets)
+    def _looked(self, module: LightningModule, closer: CloserLook) -> dict[str, float]:
+        self.groups = closer.measured(module)
+        self.settings |= closer.settings
+        for remark in closer.remarks:
+            self.say(remark)
+        found: dict[str, float] = {}
+        for group, each in self.groups.items():
+            for name, numbers in each.items():
+                place = {"spectra": f"spectrum/{name}", "neighbours": "neighbours"}.get(group, name)
+                found |= {f"test/{self.name}/{place}/{quantity}": number for quantity, number in numbers.items()}
+        return found
 
     def _measured(self, module: LightningModule, split: str) -> dict[str, float]:
-        rows = self._classified(self._states, module)
+        rows = classified(self._states, module, self._obstacle, self.probabilities)
         self._states.close()
         if isinstance(rows, str):
             self.say(f"the module is taken for no classifier, and nothing is logged: {rows}.")
@@ -277,10 +348,12 @@ class Evaluation(CallbackOfBoth):
             self.say(self._of_temperature)
         log_probabilities = rows.logits.log_softmax(dim=1)
         numbers = scores(log_probabilities, rows.targets, self.num_bins)
+        self.scores = {"plain": dict(numbers)}
         self.bins = {"plain": reliability(log_probabilities.exp(), rows.targets, self.num_bins)}
         if split == "test" and self.scaling is not None and self.fitted is not None:
             scaled = self.scaling(rows.logits).log_softmax(dim=1)
             found = scores(scaled, rows.targets, self.num_bins)
+            self.scores["scaled"] = found
             self.bins["scaled"] = reliability(scaled.exp(), rows.targets, self.num_bins)
             ends = {"": self.fitted.temperature, "_low": self.fitted.low, "_high": self.fitted.high}
             numbers |= {f"temperature{end}": value for end, value in ends.items() if math.isfinite(value)}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from mm_lightning.mixup.batch import tensors_of
 from mm_lightning.namespaces import LightningModule
 
 INPUT, OUTPUT = "input", "output"
+_BEFORE = ":input"  # ending of a name that means what comes into a layer
 
 
 class HiddenStates:
@@ -26,7 +28,8 @@ class HiddenStates:
 
     Args:
         layers: The layers' dotted names, or what else ``resolve_layers`` takes for one layer. ``"input"`` is the
-            batch's first floating point tensor, ``"output"`` what the module's own ``forward`` returns.
+            batch's first floating point tensor, ``"output"`` what the module's own ``forward`` returns,
+            ``"NAME:input"`` what comes first into the layer of that name.
         max_rows: Only the first so many rows are kept, on each process.
         targets: Finds the class indices, integer (N,), in a batch. Default: the last integer tensor of the batch with
             one entry per row.
@@ -38,6 +41,7 @@ class HiddenStates:
         self.targets = targets
         self.is_open = False
         self.row_shapes: dict[str, tuple[int, ...]] = {}  # of a row before it was flattened, by layer
+        self._is_paused = False
         self._handles: list[RemovableHandle] = []
         self._room = max_rows
         self._outputs: dict[str, Tensor] = {}  # of the batch that runs
@@ -63,8 +67,20 @@ class HiddenStates:
         for layer, found in self.find(module).items():
             if layer == OUTPUT:
                 self._handles.append(found.register_forward_pre_hook(self._await_output))
-            self._handles.append(found.register_forward_hook(partial(self._overhear, layer)))
+            if layer.endswith(_BEFORE):
+                self._handles.append(found.register_forward_pre_hook(partial(self._overhear_input, layer)))
+            else:
+                self._handles.append(found.register_forward_hook(partial(self._overhear, layer)))
         self.is_open = True
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Overhear nothing for a while: what runs is none of the batches that are kept."""
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
 
     def close(self) -> None:
         """Take the hooks off and forget what was collected."""
@@ -89,7 +105,7 @@ class HiddenStates:
         for layer, output in outputs.items():
             if len(output) != length:
                 raise ValueError(f"Layer {layer!r} has {len(output)} rows, layer {first!r} has {length}.")
-        targets = self.targets(batch) if self.targets else _last_integers(batch, length)
+        targets = self.targets(batch) if self.targets else last_integers(batch, length)
         if targets.shape != (length,):
             raise ValueError(f"targets must be ({length},), a class per row, got {tuple(targets.shape)}.")
         rows = min(self._room, length)
@@ -110,8 +126,8 @@ class HiddenStates:
             return None
         hidden, targets = {layer: torch.cat(parts) for layer, parts in self._hidden.items()}, torch.cat(self._targets)
         if gather and module.trainer.world_size > 1:
-            hidden = {layer: _gathered(states, module) for layer, states in hidden.items()}
-            targets = _gathered(targets, module)
+            hidden = {layer: gathered(states, module) for layer, states in hidden.items()}
+            targets = gathered(targets, module)
         return hidden, targets
 
     def _output(self, layer: str, batch: Any) -> Tensor:
@@ -121,10 +137,14 @@ class HiddenStates:
         return output
 
     def _await_output(self, module: nn.Module, args: Any) -> None:
-        self._outputs.pop(OUTPUT, None)
+        if not self._is_paused:
+            self._outputs.pop(OUTPUT, None)
+
+    def _overhear_input(self, layer: str, module: nn.Module, args: Any) -> None:
+        self._overhear(layer, module, (), args[0] if args else None)
 
     def _overhear(self, layer: str, module: nn.Module, args: Any, output: Any) -> None:
-        if self.is_full:
+        if self.is_full or self._is_paused:
             return
         # with several processes Lightning calls the steps through forward too: the call inside is the module's own
         if layer == OUTPUT and (OUTPUT in self._outputs or not _has_rows(output)):
@@ -139,10 +159,28 @@ def first_floats(batch: Any) -> Tensor | None:
     return next((leaf.detach() for leaf in tensors_of(batch) if leaf.is_floating_point() and leaf.ndim), None)
 
 
+def gathered(rows: Tensor, module: LightningModule) -> Tensor:
+    """Return the rows of all processes, on the CPU. To be called by every process."""
+    return torch.cat(gather_all_tensors(rows.to(module.device))).cpu()
+
+
+def last_integers(batch: Any, length: int) -> Tensor:
+    """Return the last integer tensor of a batch with one entry per row, which are taken for its targets.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    leaves = [leaf for leaf in tensors_of(batch) if leaf.shape[:1] == (length,) and leaf.numel() == length]
+    leaves = [leaf for leaf in leaves if not leaf.is_floating_point() and leaf.dtype != torch.bool]
+    if not leaves:
+        raise ValueError(f"No integer tensor with {length} entries is in the batch. Pass targets=batch -> Tensor.")
+    return leaves[-1].reshape(-1)
+
+
 def _find(module: nn.Module, layer: str) -> nn.Module:
     if layer == OUTPUT:
         return module
-    found = resolve_layers(module, layer)
+    found = resolve_layers(module, layer.removesuffix(_BEFORE))
     if len(found) != 1 or len(found[0].modules) != 1:
         raise ValueError(f"layer must name one module, got {layer!r}, which names {[x.name for x in found]}.")
     return found[0].modules[0]
@@ -168,15 +206,3 @@ def _absent(layer: str) -> str:
         f"Layer {layer!r} did not run in this batch, or was compiled before it was hooked. "
         "Choose a layer that every evaluation step runs, and do not compile it."
     )
-
-
-def _gathered(rows: Tensor, module: LightningModule) -> Tensor:
-    return torch.cat(gather_all_tensors(rows.to(module.device))).cpu()
-
-
-def _last_integers(batch: Any, length: int) -> Tensor:
-    leaves = [leaf for leaf in tensors_of(batch) if leaf.shape[:1] == (length,) and leaf.numel() == length]
-    leaves = [leaf for leaf in leaves if not leaf.is_floating_point() and leaf.dtype != torch.bool]
-    if not leaves:
-        raise ValueError(f"No integer tensor with {length} entries is in the batch. Pass targets=batch -> Tensor.")
-    return leaves[-1].reshape(-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lightning.pytorch.utilities import CombinedLoader
@@ -12,7 +12,7 @@ from torch.utils.data import DistributedSampler
 from mm_lightning.diagnostics.training_rows import pass_over
 from mm_lightning.namespaces import LightningModule, Trainer, package_of
 
-__all__ = ["Loader", "loader_of"]
+__all__ = ["Loader", "loader_of", "loaders_of_fit"]
 
 _STAGES = {"train": "fit", "val": "validate"}
 
@@ -35,19 +35,27 @@ class Loader(NamedTuple):
         pass_over(trainer, module, self.batches, self.length, see)
 
 
-def loader_of(trainer: Trainer, module: LightningModule, split: str, data: Any = None) -> Loader | None:
-    """Return the loader of a split: of ``data``, of the trainer's ``fit``, of its data module, or of the module.
+def loaders_of_fit(trainer: Trainer) -> dict[str, Any]:
+    """Return the loaders that a fit has used, by split; the trainer forgets them when it tests."""
+    return {"train": trainer.train_dataloader, "val": trainer.val_dataloaders}
+
+
+def loader_of(
+    trainer: Trainer, module: LightningModule, split: str, data: Any = None, of_fit: Mapping[str, Any] | None = None
+) -> Loader | None:
+    """Return the loader of a split: of ``data``, of the ``fit`` before, of the data module, or of the module.
 
     Args:
         trainer: It tests.
         module: The module.
         split: ``"train"`` or ``"val"``.
         data: A data module, or anything that has ``train_dataloader`` or ``val_dataloader``.
+        of_fit: What :func:`loaders_of_fit` returned.
 
     Returns:
         The loader, None if there is none.
     """
-    held = trainer.val_dataloaders if split == "val" else trainer.train_dataloader
+    held = (of_fit or {}).get(split)
     if data is not None or held is None:
         held = _made(trainer, module, split, data)
     if isinstance(held, Sequence) and not len(held):

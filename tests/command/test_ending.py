@@ -40,3 +40,15 @@ def test_pictures_and_animations_are_listed(tmp_path: Path) -> None:
         f"Figure       {folder}/figures/b.png",
         f"TensorBoard  tensorboard --logdir '{folder}'",
     ]
+
+
+def test_of_an_evaluation_the_temperature_and_the_likelihood_with_it_are_told() -> None:
+    tested = {
+        "test/acc": 0.9,
+        "test/evaluation/acc": 0.9,
+        "test/evaluation/brier": 0.2,
+        "test/evaluation/fgsm/acc": 0.1,
+    }
+    tested |= {"test/evaluation/temperature": 1.25, "test/evaluation/nll_scaled": 0.5}
+    assert line_of(tested) == "acc 0.9000  evaluation/nll_scaled 0.5000  evaluation/temperature 1.2500"
+    assert line_of({"test/evaluation/acc": 0.9}) == "evaluation/acc 0.9000"

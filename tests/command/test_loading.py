@@ -210,7 +210,8 @@ def test_the_command_prints_the_numbers_and_writes_them_beside(
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == f"Checkpoint   {run / 'checkpoints' / 'best.ckpt'}"
         assert f"acc {expected['test/acc']:.4f}" in lines[1]
-        assert lines[2] == f"Numbers      {run / name}"
+        assert lines[2] == "Scores"
+        assert f"Numbers      {run / name}" in lines
         content = json.loads((run / name).read_text())
         assert content["metrics"] == expected
         assert content["overrides"] == ["data.noise=0.1"]

@@ -356,7 +356,7 @@ def test_rows_stop_the_pass_when_there_are_enough() -> None:
     trainer = SimpleNamespace(
         train_dataloader=loader(),
         num_training_batches=math.inf,
-        state=SimpleNamespace(stage=None),
+        state=SimpleNamespace(stage="fit"),
         precision_plugin=pl.plugins.precision.Precision(),
         datamodule=None,
         strategy=SimpleNamespace(batch_to_device=lambda batch: batch),
@@ -369,7 +369,8 @@ def test_rows_stop_the_pass_when_there_are_enough() -> None:
 
     overhear_training(trainer, Net(), spy._train_states, forward)
     assert ran == [8, 8]
-    assert trainer.training
+    assert trainer.validating
+    assert trainer.state.stage == "fit"
 
 
 # validation and test

@@ -1,3 +1,5 @@
+import importlib
+import json
 import math
 import subprocess
 import sys
@@ -16,8 +18,22 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mm_lightning.diagnostics import Evaluation
-from mm_lightning.evaluation import scores
+from mm_lightning.evaluation import (
+    FGSM,
+    PGD,
+    Blur,
+    Neighbours,
+    Noise,
+    Rotation,
+    Zoom,
+    bounds_of_rows,
+    class_spectrum,
+    neighbour_accuracy,
+    scores,
+    spectrum_numbers,
+)
 
+SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate_on_two_processes.py"
 MakeTrainer = Callable[..., Trainer]
 RNG = torch.Generator().manual_seed(3)
 INPUTS = torch.randn(300, 6, generator=RNG)
@@ -127,6 +143,17 @@ def test_the_temperature_is_of_the_weights_that_are_tested(make_trainer: MakeTra
     trainer.test(net, data, verbose=False)
     logits = 10 * INPUTS[:, :3]
     assert _logged(trainer)["temperature"] == pytest.approx(_reference_temperature(logits[VAL], TARGETS[VAL]), rel=1e-3)
+
+
+def test_the_loaders_of_fit_are_used_in_a_test_without_a_data_module(make_trainer: MakeTrainer) -> None:
+    net, data, trainer = _Net(), _Data(), make_trainer(Evaluation(neighbours=Neighbours(layer="head")))
+    data.setup("fit")
+    trainer.fit(net, data._loader(slice(150)), data.val_dataloader())
+    trainer.test(net, data._loader(TEST), verbose=False)
+    logits = net(INPUTS).detach()
+    assert _logged(trainer)["temperature"] == pytest.approx(_reference_temperature(logits[VAL], TARGETS[VAL]), rel=1e-3)
+    acc = neighbour_accuracy(logits[:150], TARGETS[:150], logits[TEST], TARGETS[TEST])
+    assert _logged(trainer)["neighbours/acc"] == pytest.approx(acc)
 
 
 def test_the_last_validation_of_fit_logs_scores(make_trainer: MakeTrainer) -> None:
@@ -274,7 +301,8 @@ def test_random_states_and_modes_are_as_they_were(make_trainer: MakeTrainer) -> 
         make_trainer(*callbacks).test(Noisy(), _Data(), verbose=False)
         return torch.rand(1)
 
-    assert torch.equal(after(Evaluation()), after())
+    everything = {"attacks": True, "shifts": True, "neighbours": True, "spectra": True}
+    assert torch.equal(after(Evaluation(**everything)), after())
 
 
 def test_misuse_is_named() -> None:
@@ -286,8 +314,194 @@ def test_misuse_is_named() -> None:
         Evaluation(name=3)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
+def test_two_processes_see_the_rows_of_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run([sys.executable, str(SCRIPT), str(tmp_path)], check=True, cwd=tmp_path)
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert ranks[0] == ranks[1]
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    inputs, targets = importlib.import_module(SCRIPT.stem).data()
+    weight, bias = torch.load(tmp_path / "weights.pt").values()
+    logits = inputs @ weight.T + bias
+    val, test = slice(128), slice(128, 192)
+    for split, rows in (("val", val), ("test", test)):
+        want = scores(logits[rows].log_softmax(dim=1), targets[rows])
+        assert {key: ranks[0][f"{split}/evaluation/{key}"] for key in SCORES} == pytest.approx(want, rel=1e-4)
+    t = _reference_temperature(logits[val], targets[val])
+    assert ranks[0]["test/evaluation/temperature"] == pytest.approx(t, rel=1e-3)
+    span = bounds_of_rows(inputs[val])
+    attacked = FGSM(0.05)(lambda x: x @ weight.T + bias, inputs[test], targets[test], span)
+    want = scores((attacked @ weight.T + bias).log_softmax(dim=1), targets[test])
+    assert ranks[0]["test/evaluation/fgsm_0.05/nll"] == pytest.approx(want["nll"], rel=1e-4)
+    acc = neighbour_accuracy(inputs[val], targets[val], inputs[test], targets[test])
+    assert ranks[0]["test/evaluation/neighbours/acc"] == pytest.approx(acc)
+
+
+@pytest.mark.slow
 def test_it_needs_nothing_to_draw_with() -> None:
     hidden = ["matplotlib", "PIL"]
     code = f"import sys\nimport torchmetrics\nfor name in {hidden}: sys.modules[name] = None\n"
     code += "from mm_lightning.diagnostics import Evaluation"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# attacks, deformations, shifts, neighbours, spectra
+
+
+class _Images(_Net):
+    """Two channels of 3 x 3 pixels, told apart by their brightness."""
+
+    def __init__(self) -> None:
+        super().__init__(classes=2)
+        self.head = nn.Linear(18, 2, bias=False)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.cat([torch.ones(1, 18), -torch.ones(1, 18)]))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(inputs.flatten(1))
+
+
+class _ImageData(_Data):
+    normalization: Any = ((0.5, 0.5), (0.25, 0.5))
+
+    def __init__(self) -> None:
+        super().__init__()
+        rng = torch.Generator().manual_seed(4)
+        self.pixels = torch.rand(300, 2, 3, 3, generator=rng)
+        self.inputs = (self.pixels - 0.5) / torch.tensor([0.25, 0.5])[:, None, None]
+        self.targets = (self.inputs.mean(dim=(1, 2, 3)) + 0.05 * torch.randn(300, generator=rng) < 0).long()
+
+    def _loader(self, rows: slice) -> DataLoader[Any]:
+        return DataLoader(TensorDataset(self.inputs[rows], self.targets[rows]), batch_size=32)
+
+
+def test_attacks_are_in_pixels_where_the_data_say_how_they_were_normalised(make_trainer: MakeTrainer) -> None:
+    data, net = _ImageData(), _Images()
+    callback = Evaluation(temperature=False, attacks=[FGSM(0.1), PGD(0.1, 0.05, 5)])
+    trainer = make_trainer(callback)
+    trainer.test(net, data, verbose=False)
+    # the gradient has the sign of the class, whatever the input: darker if it is the bright one
+    sign = 2 * data.targets[TEST, None, None, None] - 1
+    pixels = (data.pixels[TEST] + 0.1 * sign).clamp(0, 1)
+    attacked = (pixels - 0.5) / torch.tensor([0.25, 0.5])[:, None, None]
+    want = scores(net(attacked).log_softmax(dim=1), data.targets[TEST])
+    for name in ("fgsm_0.1", "pgd_0.1"):
+        got = {key: _logged(trainer)[f"{name}/{key}"] for key in ("acc", "nll", "ece", "brier")}
+        assert got == pytest.approx({key: want[key] for key in got}, rel=1e-4)
+    assert _logged(trainer)["fgsm_0.1/acc"] < 0.5 < _logged(trainer)["acc"]
+    assert net.head.weight.grad is None
+    assert callback.settings["unit"] == "pixels in [0, 1]"
+    assert callback.groups["attacks"]["fgsm_0.1"]["acc"] == pytest.approx(want["acc"])
+
+
+def test_other_inputs_have_the_bounds_of_the_training_data(make_trainer: MakeTrainer) -> None:
+    net, trainer = _Net(), make_trainer(callback := Evaluation(temperature=False, attacks=[FGSM(0.05)], shifts=True))
+    trainer.test(net, _Data(), verbose=False)
+    span = INPUTS[VAL].amax(dim=0) - INPUTS[VAL].amin(dim=0)
+    p = net(INPUTS[TEST]).softmax(dim=1) - torch.eye(3)[TARGETS[TEST]]
+    moved = INPUTS[TEST] + 0.05 * span * (p @ net.head.weight).sign()
+    low, high = (torch.stack([INPUTS[TEST], one.expand(100, 6)]) for one in (INPUTS[VAL].amin(0), INPUTS[VAL].amax(0)))
+    want = scores(net(moved.clamp(low.amin(dim=0), high.amax(dim=0))).log_softmax(dim=1), TARGETS[TEST])
+    assert _logged(trainer)["fgsm_0.05/nll"] == pytest.approx(want["nll"], rel=1e-4)
+    assert callback.settings["unit"] == "the range of the training data, by feature"
+    assert {f"noise_{i}" for i in range(1, 6)} == set(callback.groups["shifts"])
+    noises = [_logged(trainer)[f"noise_{i}/nll"] for i in range(1, 6)]
+    assert noises[4] > noises[0]
+
+
+def test_deformations_are_those_of_a_pass_by_hand(make_trainer: MakeTrainer) -> None:
+    data, net = _ImageData(), _Images()
+    trainer = make_trainer(Evaluation(temperature=False, deformations=[Zoom(2.0), Rotation(60)], seed=9))
+    trainer.test(net, data, verbose=False)
+    rng, parts = torch.Generator().manual_seed(9), data.inputs[TEST].split(32)
+    rotated = torch.cat([Rotation(60)(part, rng) for part in parts])
+    for name, images in (("zoom_2", Zoom(2.0)(data.inputs[TEST])), ("rotation_60", rotated)):
+        want = scores(net(images).log_softmax(dim=1), data.targets[TEST])
+        assert _logged(trainer)[f"{name}/nll"] == pytest.approx(want["nll"], rel=1e-5)
+
+
+def test_what_does_not_fit_is_left_out_and_said(make_trainer: MakeTrainer) -> None:
+    callback = Evaluation(temperature=False, deformations=True, shifts=[Blur(1)], attacks=[FGSM(0.1)])
+    trainer = make_trainer(callback)
+    with pytest.warns(UserWarning, match="left out, for inputs"):
+        trainer.test(_Net(), _Data(), verbose=False)
+    why = "left out, for inputs are (6,) a row, not images."
+    assert callback.remarks == [f"deformations: {why}", f"shifts: {why}"]
+    assert set(callback.groups) == {"attacks"}
+    callback = Evaluation(temperature=False, attacks=True)
+    trainer = make_trainer(callback)
+    with pytest.warns(UserWarning, match="attacks and shifts: left out, for there are no training data"):
+        trainer.test(_Net(), _Data()._loader(TEST), verbose=False)
+    assert callback.groups == {}
+
+
+def test_neighbours_and_spectra_are_of_what_comes_into_the_last_linear_layer(make_trainer: MakeTrainer) -> None:
+    class Deep(_Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(6, 6)
+            self.out = nn.Linear(6, 3)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.out(torch.relu(self.first(inputs)))
+
+    net = Deep()
+    callback = Evaluation(temperature=False, neighbours=True, spectra=True)
+    trainer = make_trainer(callback)
+    trainer.test(net, _Data(), verbose=False)
+    hidden = torch.relu(net.first(INPUTS)).detach()
+    want = neighbour_accuracy(hidden[VAL], TARGETS[VAL], hidden[TEST], TARGETS[TEST])
+    assert _logged(trainer)["neighbours/acc"] == pytest.approx(want)
+    values, _ = class_spectrum(hidden[TEST], TARGETS[TEST], centred=True)
+    largest = _logged(trainer)["spectrum/out:input/largest_centred"]
+    assert largest == pytest.approx(spectrum_numbers(values)["largest"], rel=1e-5)
+    assert callback.settings["neighbours"] == {"k": 5, "cosine": True, "layer": "out:input", "rows": 200}
+    assert not any(one._forward_hooks or one._forward_pre_hooks for one in net.modules())
+
+
+def test_changed_inputs_are_not_overheard_as_those_of_the_test(make_trainer: MakeTrainer) -> None:
+    class Around(_Net):
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            pass
+
+    net, trainer = Around(), make_trainer(Evaluation(temperature=False, attacks=[FGSM(0.3)]))
+    trainer.test(net, _Data(), verbose=False)
+    want = scores(net(INPUTS[TEST]).log_softmax(dim=1), TARGETS[TEST])
+    assert {name: _logged(trainer)[name] for name in SCORES} == pytest.approx(want, rel=1e-5)
+    assert _logged(trainer)["fgsm_0.3/nll"] > 2 * want["nll"]
+
+
+def test_only_so_many_rows_are_looked_at_closer(make_trainer: MakeTrainer) -> None:
+    net, trainer = _Net(), make_trainer(Evaluation(temperature=False, shifts=[Noise(1)], extra_points=40))
+    trainer.test(net, _Data(), verbose=False)
+    bounds = bounds_of_rows(INPUTS[:40])
+    rng = torch.Generator().manual_seed(0)
+    noisy = torch.cat([Noise(1)(part, bounds, rng) for part in INPUTS[200:264].split(32)])[:40]
+    want = scores(net(noisy).log_softmax(dim=1), TARGETS[200:240])
+    assert _logged(trainer)["noise_1/nll"] == pytest.approx(want["nll"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"attacks": [FGSM(0.1), FGSM(0.1)]}, ValueError, "attacks must be different from each other, got fgsm_0.1 tw"),
+        ({"attacks": ["fgsm"]}, TypeError, "attacks must be a list of attacks, got"),
+        ({"shifts": "noise"}, TypeError, "shifts must be True, False or a list, got 'noise'"),
+        ({"neighbours": 5}, TypeError, r"neighbours must be True, False or Neighbours\(\.\.\.\), got 5"),
+        ({"spectra": [3]}, TypeError, "spectra must be a list of layers, got"),
+        ({"seed": -1}, ValueError, "seed must be an integer >= 0, got -1"),
+    ],
+)
+def test_wrong_groups_are_named(settings: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Evaluation(**settings)
+
+
+def test_the_same_remark_is_made_once(make_trainer: MakeTrainer) -> None:
+    callback = Evaluation()
+    trainer = make_trainer(callback)
+    with pytest.warns(UserWarning, match="taken for no classifier") as caught:
+        for _ in range(2):
+            trainer.validate(_Net(), _Data(torch.randn(300)), verbose=False)
+    assert len([one for one in caught if "Evaluation" in str(one.message)]) == 1
+    assert len(callback.remarks) == 1
