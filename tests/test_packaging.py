@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 NOT_SOURCE = ".git .venv venv .*_cache .coverage* build dist *.egg-info lightning_logs shared".split()
 NOT_SOURCE += "outputs multirun reproduction reproduction_quick exp".split()  # of runs, at the top
 PIP = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
-SCRIPTS = ["mm-train", "mm-inspect", "mm-evaluate", "mm-compare", "mm-reproduce"]
+SCRIPTS = ["mm-train", "mm-inspect", "mm-evaluate", "mm-compare", "mm-reproduce", "mm-study"]
 
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.cfg").is_file(), reason="needs the source tree")
 
@@ -206,7 +206,7 @@ print(sorted(path.name for path in importlib.resources.files("mm_lightning.conf"
     conf = installed.conf
     *places, names = installed.run("python", "-c", code).splitlines()
     assert places == list(map(str, [installed.package / "__init__.py", conf / "__init__.py", conf, conf]))
-    assert names == "['__init__.py', 'inspect.yaml', 'reproduce.yaml', 'train.yaml']"
+    assert names == "['__init__.py', 'inspect.yaml', 'reproduce.yaml', 'study.yaml', 'train.yaml']"
 
 
 APP = """\

@@ -28,6 +28,7 @@ COMMANDS: dict[str, Callable[[], None]] = {
     "inspect": scripts.inspect,
     "compare": compare.main,
     "reproduce": scripts.reproduce,
+    "study": scripts.study,
 }
 
 
@@ -72,6 +73,7 @@ def test_help_says_what_it_does_with_examples_and_flags(call: Call, name: str) -
         "inspect": ("Show where the network of an experiment can be mixed", "python -m mm_lightning.inspect"),
         "compare": ("usage: mm-compare [options] RUN [RUN ...]", "python -m mm_lightning.compare"),
         "reproduce": ("Repeat the findings of manifold mixup", "python -m mm_lightning.reproduce"),
+        "study": ("Does manifold mixup help my model on my data?", "python -m mm_lightning.study"),
     }[name]
     assert out.startswith(first)
     assert f"mm-{name} is short for {both}" in out
@@ -157,7 +159,7 @@ def test_the_runs_of_a_study_find_its_folder_of_options(
     assert f'hydra.searchpath=["file://{own}"]' in jobs[0].command
 
 
-@pytest.mark.parametrize("name", ["train", "inspect", "reproduce"])
+@pytest.mark.parametrize("name", ["train", "inspect", "reproduce", "study"])
 def test_completion_and_help_wait_for_hydra_alone(name: str, tmp_path: Path) -> None:
     words = {"--help": "", "--version": "", "-sc query=bash": f"mm-{name} mixup="}
     for flags, line_so_far in words.items():
