@@ -552,8 +552,8 @@ REFUSED = [
     ),
     pytest.param(
         "diagnostics=[hidden_space,foo]",
-        "There is no 'diagnostics/foo'. Options: calibration, confidence_map, hidden_space, mixup_monitor, none, "
-        "spectrum.",
+        "There is no 'diagnostics/foo'. Options: calibration, confidence_map, evaluation, hidden_space, "
+        "mixup_monitor, none, spectrum.",
         id="diagnostic",
     ),
 ]

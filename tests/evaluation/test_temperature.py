@@ -32,7 +32,7 @@ def _reference(logits: Tensor, targets: Tensor, middle: float) -> tuple[float, f
 
 @pytest.mark.parametrize(
     ("rows", "classes", "scale"),
-    [(300, 4, 3.0), (60, 2, 1.0), (2000, 10, 1000.0), (400, 3, 1e-3)],
+    [(300, 4, 3.0), (60, 2, 1.0), (300, 10, 1000.0), (400, 3, 1e-3)],
     ids=["too sure", "two classes", "huge", "tiny"],
 )
 def test_the_fit_agrees_with_a_fine_grid(rows: int, classes: int, scale: float) -> None:
