@@ -23,6 +23,7 @@ ALLOWED = {
     "conf": set(),
     "files": set(),
     "fast_cpu": set(),
+    "losses": set(),
     "namespaces": set(),
     "summary": set(),
     "mixup": {"arguments", "mixup"},

@@ -27,6 +27,7 @@ from mm_lightning.command.checkpoint import WholeCheckpointIO
 from mm_lightning.command.configuration import CONF
 from mm_lightning.command.train import build_trainer
 from mm_lightning.data import mnist
+from mm_lightning.losses import SoftmaxBCE
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated")
 
@@ -62,7 +63,7 @@ def targets_of(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]
 
 def test_every_group_is_found() -> None:
     groups = {option.split("/")[0] for option in OPTIONS}
-    expected = "callbacks data diagnostics experiment logger mixup model optimizer scheduler trainer".split()
+    expected = "callbacks data diagnostics experiment logger loss mixup model optimizer scheduler trainer".split()
     assert groups == set(expected)
     assert not [path for path in CONF.rglob("*") if path.is_file() and path.suffix not in (".yaml", ".py", ".pyc")]
 
@@ -106,6 +107,9 @@ def test_misspelt_key_is_refused(compose: Compose) -> None:
         pytest.param(["mixup.alpha=0.5"], {"mixup.alpha": 0.5}, id="alpha"),
         pytest.param(["alpha=0.5", "mixup=input"], {"mixup.alpha": 0.5}, id="alpha of input"),
         pytest.param(["mixup.layers=[input,blocks.1]"], {"mixup.layers": ["input", "blocks.1"]}, id="layers"),
+        pytest.param(["layers=[input,blocks.1]"], {"mixup.layers": ["input", "blocks.1"]}, id="layers of the run"),
+        pytest.param(["layers=blocks.1", "mixup=input"], {"mixup.layers": "input"}, id="layers of input"),
+        pytest.param(["layers=blocks.1", "mixup=none"], {"mixup": {}}, id="layers without mixup"),
         pytest.param(
             ["max_epochs=2", "scheduler=cosine"], {"trainer.max_epochs": 2, "scheduler.T_max": 2}, id="epochs"
         ),
@@ -207,7 +211,7 @@ def test_each_way_is_made_as_its_file_says_and_trains(
     assert (any(differs), all(differs)) == (bool(callback), bool(callback))
     if callback:
         assert isinstance(callback, ManifoldMixupCallback)
-        own = OmegaConf.load(CONF / "mixup" / f"{name}.yaml")
+        own: Any = OmegaConf.to_container(OmegaConf.load(CONF / "mixup" / f"{name}.yaml"))
         for key in ("interpolation", "pairing", "ratio", "schedule"):
             if own.get(key) and "_target_" in own[key]:
                 assert isinstance(getattr(callback, key), get_object(own[key]["_target_"]))
@@ -265,6 +269,19 @@ def test_optimizer_options(option: str, kind: type, settings: dict[str, float], 
     optimizer = instantiate(compose(*SMALL, f"optimizer={option}").model).configure_optimizers()["optimizer"]
     assert type(optimizer) is kind
     assert {key: optimizer.defaults[key] for key in settings} == settings
+
+
+@pytest.mark.parametrize("model", [SMALL, ["model=preact_resnet18"], ["model=wrn28_10", "model.network.depth=10"]])
+@pytest.mark.parametrize(
+    ("chosen", "kind"),
+    [([], nn.CrossEntropyLoss), (["loss=bce_softmax"], SoftmaxBCE), (["~loss"], nn.CrossEntropyLoss)],
+)
+def test_loss_options(model: list[str], chosen: list[str], kind: type, compose: Compose) -> None:
+    sizes = {"num_classes": 10, "in_channels": 3}
+    config = compose(*model, *chosen)
+    if "network" in config.model:
+        config.model.num_classes, config.model.network = 10, {**config.model.network, **sizes}
+    assert type(instantiate(config.model).loss) is kind
 
 
 @pytest.mark.parametrize(
