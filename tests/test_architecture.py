@@ -37,7 +37,7 @@ ALLOWED = {
     "module": {"arguments", "mixup", "namespaces"},
     "diagnostics": {"arguments", "callback", "diagnostics", "files", "mixup", "namespaces"},
     "study": {"diagnostics", "files", "study"},
-    "command": {"callback", "command", "conf", "fast_cpu", "files", "look", "namespaces", "study"},
+    "command": {"arguments", "callback", "command", "conf", "fast_cpu", "files", "look", "namespaces", "study"},
     "reproduce": {"command"},
     "train": {"command"},
     "compare": {"command"},

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, StepLR
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, MultiStepLR, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from mm_lightning import BetaRatio, ManifoldMixupCallback, Roll, WarmUp
@@ -37,6 +37,7 @@ OPTIONS = sorted(
     # the first are composed by conf/reproduce.yaml, the others need packages of an extra
     if path.parent.name not in ("reproduction", "sweep")
 )
+GLOBAL = ("epochs", "experiment")  # groups that write to other groups, and are added with a plus
 SMALL = ["model=mlp_bottleneck", "model.blocks.sizes=[784,8,8,2,8,8,10]"]
 
 Compose = Callable[..., DictConfig]
@@ -63,7 +64,9 @@ def targets_of(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]
 
 def test_every_group_is_found() -> None:
     groups = {option.split("/")[0] for option in OPTIONS}
-    expected = "callbacks data diagnostics experiment logger loss mixup model optimizer scheduler trainer".split()
+    expected = (
+        "callbacks data diagnostics epochs experiment logger loss mixup model optimizer scheduler trainer".split()
+    )
     assert groups == set(expected)
     assert not [path for path in CONF.rglob("*") if path.is_file() and path.suffix not in (".yaml", ".py", ".pyc")]
 
@@ -72,7 +75,7 @@ def test_every_group_is_found() -> None:
 def test_option_composes_and_its_targets_take_its_keys(option: str, compose: Compose) -> None:
     group, name = option.split("/")
     own = [f"model._target_={Classifier.__module__}.{Classifier.__name__}"] if option == "model/own" else []
-    config = compose(f"{'+' if group == 'experiment' else ''}{group}={name}", *own)
+    config = compose(f"{'+' if group in GLOBAL else ''}{group}={name}", *own)
     content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     targets = dict(targets_of(content))
     assert {"data", "model", "optimizer", "scheduler", "trainer"} <= set(targets)
@@ -84,7 +87,7 @@ def test_option_composes_and_its_targets_take_its_keys(option: str, compose: Com
         assert takes_any or not unknown, f"{place}: {node['_target_']} does not take {unknown}"
 
 
-@pytest.mark.parametrize("option", [option for option in OPTIONS if not option.startswith("experiment/")])
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option.split("/")[0] not in GLOBAL])
 def test_option_opens_into_a_node_of_its_group(option: str, compose: Compose) -> None:
     # a file with a wrong @package would compose, and its values would stand elsewhere
     group, name = option.split("/")
@@ -290,11 +293,12 @@ def test_loss_options(model: list[str], chosen: list[str], kind: type, compose: 
         ("constant", ConstantLR, [1.0, 1.0, 1.0, 1.0, 1.0]),
         ("cosine", CosineAnnealingLR, [1.0, 0.853553, 0.5, 0.146447, 0.0]),  # (1 + cos(pi * epoch / 4)) / 2
         ("step", StepLR, [1.0, 1.0, 0.1, 0.1, 0.01]),
+        ("milestones", MultiStepLR, [1.0, 1.0, 0.1, 0.01, 0.01]),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_scheduler_options(option: str, kind: type, rates: list[float], compose: Compose) -> None:
-    overrides = ["scheduler.step_size=2"] if option == "step" else []
+    overrides = {"step": ["scheduler.step_size=2"], "milestones": ["scheduler.milestones=[2,3]"]}.get(option, [])
     config = compose(*SMALL, f"scheduler={option}", "max_epochs=4", *overrides)
     configured = instantiate(config.model).configure_optimizers()
     scheduler = configured["lr_scheduler"]["scheduler"]
