@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import nn
 
 from mm_lightning import ManifoldMixupCallback
 from mm_lightning.command import train
+from mm_lightning.command.checks import check_config
 from mm_lightning.command.configuration import CONF
 from mm_lightning.losses import SoftmaxBCE
 
@@ -119,6 +121,25 @@ def test_the_paper_s_methods_are_chosen_by_mixup(
     mixup = compose("+experiment=cifar10_preactresnet18", *overrides).mixup
     assert (mixup.get("alpha"), mixup.get("layers")) == (alpha, layers)
     assert bool(mixup) == (alpha is not None)
+
+
+def written_commands() -> list[str]:
+    """What the page and the headers of the experiments tell to type, without what is common to all."""
+    files = [CONF.parent / "docs" / "protocol.md", *(CONF / "experiment" / f"{name}.yaml" for name in EXPERIMENTS)]
+    texts = [path.read_text(encoding="utf-8").replace("\\\n#", "") for path in files if path.is_file()]
+    found = [words for text in texts for words in re.findall(r"python -m mm_lightning\.train (.*)", text)]
+    assert len(found) >= 10
+    return found
+
+
+@pytest.mark.parametrize("command", written_commands())
+def test_written_commands_compose(command: str, compose: Compose) -> None:
+    words = [word for word in command.split() if word != "-m"]
+    overrides = [word if "[" in word else word.split(",")[0] for word in words]  # the first run of a sweep
+    config = compose(*overrides)
+    check_config(config)
+    assert config.data.root == "FOLDER"
+    assert config.trainer.accelerator == "gpu"
 
 
 # --- a few steps
