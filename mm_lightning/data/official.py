@@ -82,32 +82,23 @@ class OfficialDataModule(TensorDataModule):
     ) -> None:
         super().__init__(batch_size, eval_batch_size, seed)
         check_flag("download", download, "True puts missing files into root.")
+        expected = f"an integer in [0, {self.num_train - 1}]"
         check_integer(
-            "num_validation",
-            num_validation,
-            f"an integer in [0, {self.num_train - 1}]",
-            lambda count: 0 <= count < self.num_train,
-            "0 trains on all.",
+            "num_validation", num_validation, expected, lambda count: 0 <= count < self.num_train, "0 trains on all."
         )
         check_count("crop_padding", crop_padding, 0, "0 does not crop.")
         check_flag("flip", flip, "False mirrors no image.")
         if limit is not None:
             check_count("limit", limit, 1, "None keeps all images.")
-        names = " and ".join(file.name for file in self.files)
-        megabytes = f"{sum(file.size for file in self.files) / 1e6:.0f} MB"
         if not isinstance(root, (str, PathLike)):
-            way_out = f"Give data.root=FOLDER; data.download=true puts them there ({megabytes})."
-            raise refusal("root", root, f"the folder of {names}", way_out)
+            way_out = f"Give data.root=FOLDER; data.download=true puts them there ({self._megabytes()})."
+            raise refusal("root", root, f"the folder of {self._names()}", way_out)
         self.root, self.download = Path(root), bool(download)
         self.num_validation, self.limit = int(num_validation), limit
         self.crop_padding, self.flip = int(crop_padding), bool(flip)
         self.data_seed = seed_of_data(seed, data_seed)
-        if not (self.download or self._are_here()):
-            also = f" (or the folder {self.extracted})" if self.extracted else ""
-            raise FileNotFoundError(
-                f"root {str(root)!r} (from {Path.cwd()}) lacks {names}{also}. Put them there, from "
-                f"{' and '.join(file.url for file in self.files)}, or add data.download=true ({megabytes})."
-            )
+        if not self.download:
+            self._check_are_here()
 
     @property
     def validates_on_test(self) -> bool:
@@ -130,24 +121,17 @@ class OfficialDataModule(TensorDataModule):
 
     def load_splits(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Read and verify the files, as ``load_splits`` of :class:`TensorDataModule` documents it."""
+        self._check_are_here()
         folder = None if self._files_are_here() or not self.extracted else self.root / self.extracted
         for file in self.files if folder is None else ():
             verify(file, self.root / file.name)
         data = self.read(folder)
-        for name, images, count in (
-            ("training", data.train_images, self.num_train),
-            ("test", data.test_images, self.num_test),
-        ):
+        parts = {"training": (data.train_images, self.num_train), "test": (data.test_images, self.num_test)}
+        for name, (images, count) in parts.items():
             if len(images) != count:
                 text = f"{folder or self.root} holds {len(images):,} {name} images of {count:,}"
-                raise ValueError(f"{text}. Extract it again, or put {self.files[0].name} into {self.root}.")
-        test = (data.test_images, data.test_labels)
-        train, val = (data.train_images, data.train_labels), test
-        if self.num_validation:
-            share = self.num_validation / len(data.train_labels)
-            rows = split_rows(data.train_labels, {"val": share}, self.data_seed)
-            train, val = ((data.train_images[own], data.train_labels[own]) for own in (rows["train"], rows["val"]))
-        splits = {"train": train, "val": val, "test": test}
+                raise ValueError(f"{text}. Extract it again, or put {self._names()} into {self.root}.")
+        splits = self._split_up(data)
         return {name: (images[: self.limit], labels[: self.limit]) for name, (images, labels) in splits.items()}
 
     def setup(self, stage: str | None = None) -> None:
@@ -167,8 +151,31 @@ class OfficialDataModule(TensorDataModule):
             return ImageTransform(self.mean, self.std)
         return ImageTransform(self.mean, self.std, self.crop_padding, self.flip, self.seed)
 
+    def _split_up(self, data: Images) -> dict[str, tuple[Tensor, Tensor]]:
+        train, test = (data.train_images, data.train_labels), (data.test_images, data.test_labels)
+        if self.validates_on_test:
+            return {"train": train, "val": test, "test": test}
+        share = self.num_validation / len(data.train_labels)
+        rows = split_rows(data.train_labels, {"val": share}, self.data_seed)
+        drawn = {name: (data.train_images[own], data.train_labels[own]) for name, own in rows.items()}
+        return {**drawn, "test": test}
+
+    def _check_are_here(self) -> None:
+        if not self._are_here():
+            also = f" (or the folder {self.extracted})" if self.extracted else ""
+            raise FileNotFoundError(
+                f"root {str(self.root)!r} (from {Path.cwd()}) lacks {self._names()}{also}. Put them there, from "
+                f"{' and '.join(file.url for file in self.files)}, or add data.download=true ({self._megabytes()})."
+            )
+
     def _are_here(self) -> bool:
         return self._files_are_here() or (self.extracted is not None and (self.root / self.extracted).is_dir())
 
     def _files_are_here(self) -> bool:
         return all((self.root / file.name).is_file() for file in self.files)
+
+    def _names(self) -> str:
+        return " and ".join(file.name for file in self.files)
+
+    def _megabytes(self) -> str:
+        return f"{sum(file.size for file in self.files) / 1e6:.0f} MB"

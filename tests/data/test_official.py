@@ -278,6 +278,12 @@ def test_missing_files_are_named_with_what_to_do(name: str, message: str, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_was_to_be_downloaded_and_was_not_is_missing(tmp_path: Path) -> None:
+    data = KINDS["svhn"](tmp_path, download=True)
+    with pytest.raises(FileNotFoundError, match=r"lacks train_32x32\.mat and test_32x32\.mat\. Put them there"):
+        data.setup()  # without prepare_data
+
+
 def test_one_of_two_files_is_not_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_official(monkeypatch, "svhn", tmp_path)
     (tmp_path / "test_32x32.mat").unlink()
