@@ -179,3 +179,8 @@ def test_what_it_does_not_take_is_refused(
 def test_a_class_beyond_the_logits_is_refused(target: int) -> None:
     with pytest.raises(ValueError, match=rf"class {target}, but the network has 3 outputs"):
         model()._loss(torch.zeros(1, 3), torch.tensor([target]))
+
+
+def test_no_class_is_left_out() -> None:
+    with pytest.raises(IndexError, match="-100"):
+        LOSS(torch.zeros(2, 3), torch.tensor([1, -100]))  # which nn.CrossEntropyLoss would leave out

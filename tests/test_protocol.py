@@ -180,13 +180,7 @@ def dry_run(
         yield run
 
 
-@pytest.mark.parametrize(
-    "experiment",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name.startswith(("cifar100", "tiny")) else ())
-        for name in EXPERIMENTS
-    ],
-)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_each_experiment_trains_and_tests(
     experiment: str, dry_run: Callable[..., tuple[Losses, dict[str, float]]], tmp_path: Path
 ) -> None:
@@ -202,7 +196,6 @@ def test_each_experiment_trains_and_tests(
     assert written["metrics"]["test/acc_median1"] == metrics["test/acc"]
 
 
-@pytest.mark.slow
 def test_the_authors_settings_are_options(
     dry_run: Callable[..., tuple[Losses, dict[str, float]]], tmp_path: Path
 ) -> None:
@@ -226,7 +219,6 @@ def test_the_best_on_the_test_images_cannot_be_kept(
         dry_run("cifar10_preactresnet18", "callbacks=default")
 
 
-@pytest.mark.slow
 def test_validation_rows_of_its_own_let_it_choose(
     dry_run: Callable[..., tuple[Losses, dict[str, float]]], tmp_path: Path
 ) -> None:

@@ -98,6 +98,13 @@ def test_a_validation_by_itself_is_no_epoch(make_trainer: Callable[..., pl.Train
     assert callback.state_dict() == before == {"by_epoch": {"0": [0.125, 1.25], "1": [0.5, 5.0], "2": [0.875, 8.75]}}
 
 
+def test_neither_is_the_check_before_training(make_trainer: Callable[..., pl.Trainer]) -> None:
+    callback = LastEpochs(10)
+    trainer = make_trainer(callback, max_epochs=2, num_sanity_val_steps=1, check_val_every_n_epoch=2)
+    trainer.fit(Scripted(), datamodule=Data())
+    assert callback.state_dict() == {"by_epoch": {"1": [0.5, 5.0]}}
+
+
 @pytest.mark.parametrize("loader", [False, True], ids=["data module", "loader"])
 def test_nothing_is_added_where_validation_sees_other_images(
     loader: bool, make_trainer: Callable[..., pl.Trainer]

@@ -386,9 +386,9 @@ def test_what_chooses_by_other_images_is_left_alone(
     data = build("cifar10", num_validation=0)
     data.trainer = make_trainer(*chosen, **few)
     data.setup("fit")
-    data = build("cifar10")
-    data.trainer = make_trainer(EarlyStopping(monitor="val/acc"), **few)
-    data.setup("fit")
+    for data, stage in ((build("cifar10"), "fit"), (build("cifar10", num_validation=0), "test")):
+        data.trainer = make_trainer(EarlyStopping(monitor="val/acc"), **few)
+        data.setup(stage)
     assert len(module.seen) == 5
 
 
