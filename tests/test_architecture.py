@@ -23,6 +23,7 @@ ALLOWED = {
     "conf": set(),
     "files": set(),
     "fast_cpu": set(),
+    "losses": set(),
     "namespaces": set(),
     "summary": set(),
     "mixup": {"arguments", "mixup"},
@@ -39,7 +40,7 @@ ALLOWED = {
     "diagnostics": {"arguments", "callback", "diagnostics", "evaluation", "files", "mixup", "namespaces"},
     "study": {"diagnostics", "evaluation", "files", "study"},
     "command": {
-        *("callback", "command", "conf", "diagnostics", "evaluation", "fast_cpu", "files", "look"),
+        *("arguments", "callback", "command", "conf", "diagnostics", "evaluation", "fast_cpu", "files", "look"),
         *("namespaces", "study"),
     },
     "reproduce": {"command"},

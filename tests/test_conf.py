@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, StepLR
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, MultiStepLR, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from mm_lightning import BetaRatio, ManifoldMixupCallback, Roll, WarmUp
@@ -27,6 +27,7 @@ from mm_lightning.command.checkpoint import WholeCheckpointIO
 from mm_lightning.command.configuration import CONF
 from mm_lightning.command.train import build_trainer
 from mm_lightning.data import mnist
+from mm_lightning.losses import SoftmaxBCE
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated")
 
@@ -36,6 +37,7 @@ OPTIONS = sorted(
     # the first are composed by conf/reproduce.yaml, the others need packages of an extra
     if path.parent.name not in ("reproduction", "sweep")
 )
+GLOBAL = ("epochs", "experiment")  # groups that write to other groups, and are added with a plus
 SMALL = ["model=mlp_bottleneck", "model.blocks.sizes=[784,8,8,2,8,8,10]"]
 
 Compose = Callable[..., DictConfig]
@@ -62,7 +64,9 @@ def targets_of(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]
 
 def test_every_group_is_found() -> None:
     groups = {option.split("/")[0] for option in OPTIONS}
-    expected = "callbacks data diagnostics experiment logger mixup model optimizer scheduler trainer".split()
+    expected = (
+        "callbacks data diagnostics epochs experiment logger loss mixup model optimizer scheduler trainer".split()
+    )
     assert groups == set(expected)
     assert not [path for path in CONF.rglob("*") if path.is_file() and path.suffix not in (".yaml", ".py", ".pyc")]
 
@@ -71,7 +75,7 @@ def test_every_group_is_found() -> None:
 def test_option_composes_and_its_targets_take_its_keys(option: str, compose: Compose) -> None:
     group, name = option.split("/")
     own = [f"model._target_={Classifier.__module__}.{Classifier.__name__}"] if option == "model/own" else []
-    config = compose(f"{'+' if group == 'experiment' else ''}{group}={name}", *own)
+    config = compose(f"{'+' if group in GLOBAL else ''}{group}={name}", *own)
     content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     targets = dict(targets_of(content))
     assert {"data", "model", "optimizer", "scheduler", "trainer"} <= set(targets)
@@ -83,7 +87,7 @@ def test_option_composes_and_its_targets_take_its_keys(option: str, compose: Com
         assert takes_any or not unknown, f"{place}: {node['_target_']} does not take {unknown}"
 
 
-@pytest.mark.parametrize("option", [option for option in OPTIONS if not option.startswith("experiment/")])
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option.split("/")[0] not in GLOBAL])
 def test_option_opens_into_a_node_of_its_group(option: str, compose: Compose) -> None:
     # a file with a wrong @package would compose, and its values would stand elsewhere
     group, name = option.split("/")
@@ -106,6 +110,9 @@ def test_misspelt_key_is_refused(compose: Compose) -> None:
         pytest.param(["mixup.alpha=0.5"], {"mixup.alpha": 0.5}, id="alpha"),
         pytest.param(["alpha=0.5", "mixup=input"], {"mixup.alpha": 0.5}, id="alpha of input"),
         pytest.param(["mixup.layers=[input,blocks.1]"], {"mixup.layers": ["input", "blocks.1"]}, id="layers"),
+        pytest.param(["layers=[input,blocks.1]"], {"mixup.layers": ["input", "blocks.1"]}, id="layers of the run"),
+        pytest.param(["layers=blocks.1", "mixup=input"], {"mixup.layers": "input"}, id="layers of input"),
+        pytest.param(["layers=blocks.1", "mixup=none"], {"mixup": {}}, id="layers without mixup"),
         pytest.param(
             ["max_epochs=2", "scheduler=cosine"], {"trainer.max_epochs": 2, "scheduler.T_max": 2}, id="epochs"
         ),
@@ -207,7 +214,7 @@ def test_each_way_is_made_as_its_file_says_and_trains(
     assert (any(differs), all(differs)) == (bool(callback), bool(callback))
     if callback:
         assert isinstance(callback, ManifoldMixupCallback)
-        own = OmegaConf.load(CONF / "mixup" / f"{name}.yaml")
+        own: Any = OmegaConf.to_container(OmegaConf.load(CONF / "mixup" / f"{name}.yaml"))
         for key in ("interpolation", "pairing", "ratio", "schedule"):
             if own.get(key) and "_target_" in own[key]:
                 assert isinstance(getattr(callback, key), get_object(own[key]["_target_"]))
@@ -267,17 +274,31 @@ def test_optimizer_options(option: str, kind: type, settings: dict[str, float], 
     assert {key: optimizer.defaults[key] for key in settings} == settings
 
 
+@pytest.mark.parametrize("model", [SMALL, ["model=preact_resnet18"], ["model=wrn28_10", "model.network.depth=10"]])
+@pytest.mark.parametrize(
+    ("chosen", "kind"),
+    [([], nn.CrossEntropyLoss), (["loss=bce_softmax"], SoftmaxBCE), (["~loss"], nn.CrossEntropyLoss)],
+)
+def test_loss_options(model: list[str], chosen: list[str], kind: type, compose: Compose) -> None:
+    sizes = {"num_classes": 10, "in_channels": 3}
+    config = compose(*model, *chosen)
+    if "network" in config.model:
+        config.model.num_classes, config.model.network = 10, {**config.model.network, **sizes}
+    assert type(instantiate(config.model).loss) is kind
+
+
 @pytest.mark.parametrize(
     ("option", "kind", "rates"),
     [
         ("constant", ConstantLR, [1.0, 1.0, 1.0, 1.0, 1.0]),
         ("cosine", CosineAnnealingLR, [1.0, 0.853553, 0.5, 0.146447, 0.0]),  # (1 + cos(pi * epoch / 4)) / 2
         ("step", StepLR, [1.0, 1.0, 0.1, 0.1, 0.01]),
+        ("milestones", MultiStepLR, [1.0, 1.0, 0.1, 0.01, 0.01]),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_scheduler_options(option: str, kind: type, rates: list[float], compose: Compose) -> None:
-    overrides = ["scheduler.step_size=2"] if option == "step" else []
+    overrides = {"step": ["scheduler.step_size=2"], "milestones": ["scheduler.milestones=[2,3]"]}.get(option, [])
     config = compose(*SMALL, f"scheduler={option}", "max_epochs=4", *overrides)
     configured = instantiate(config.model).configure_optimizers()
     scheduler = configured["lr_scheduler"]["scheduler"]

@@ -48,7 +48,9 @@ _NO_METHOD = (
     "diagnostics",
     "callbacks",
     "+experiment=",
+    "data.download=",
 )
+_FETCHING = ("data.download",)  # the first of several runs may have fetched the data
 _MOST_SHOWN = 3  # settings in a column's title
 _ABOUT = """\
 Print tables of finished runs side by side: a row for each measure, a column for each setting.
@@ -140,6 +142,7 @@ def _job(folder: Path) -> Job:
         key: value
         for key, value in leaves(config).items()
         if key.split(".")[0] not in _WATCHING
+        and key not in _FETCHING
         and str(config["run_dir"]) not in str(value)
         and not (key.split(".")[-1] == "seed" and value == config["seed"])
     }

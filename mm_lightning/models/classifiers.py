@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -17,6 +17,7 @@ __all__ = ["classifier", "timm_classifier", "torchvision_classifier"]
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeScheduler = Callable[[Optimizer], LRScheduler]
+Loss = Callable[[Tensor, Tensor], Any]
 
 
 def classifier(
@@ -24,6 +25,7 @@ def classifier(
     num_classes: int | None,
     optimizer: MakeOptimizer | None = None,
     scheduler: MakeScheduler | None = None,
+    loss: Loss | None = None,
 ) -> MixableModule:
     """Make a network a MixableModule of one block, ``blocks.0``; ``layers="auto"`` finds the layers inside it.
 
@@ -32,10 +34,11 @@ def classifier(
         num_classes: K, >= 2; None, where the command leaves it to the data, is refused.
         optimizer: As of :class:`MixableModule`.
         scheduler: The same.
+        loss: The same.
     """
     _check_num_classes(num_classes)
     # not eligible: with a MixPoint in front, "auto" would be that one alone
-    return MixableModule([(network, False)], None, optimizer, scheduler, num_classes=num_classes)
+    return MixableModule([(network, False)], loss, optimizer, scheduler, num_classes=num_classes)
 
 
 def timm_classifier(
@@ -46,6 +49,7 @@ def timm_classifier(
     arguments: Mapping[str, Any] | None = None,
     optimizer: MakeOptimizer | None = None,
     scheduler: MakeScheduler | None = None,
+    loss: Loss | None = None,
 ) -> MixableModule:
     """Make a network of timm a classifier.
 
@@ -58,6 +62,7 @@ def timm_classifier(
         arguments: More of ``timm.create_model``, e.g. ``{"drop_path_rate": 0.1}``.
         optimizer: As of :class:`MixableModule`.
         scheduler: The same.
+        loss: The same.
 
     Raises:
         ImportError: If timm is not installed.
@@ -78,7 +83,7 @@ def timm_classifier(
         if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
             settings["img_size"] = tuple(size)
     network = timm.create_model(name, **{**settings, **_of_the_network(arguments)})
-    return classifier(network, num_classes, optimizer, scheduler)
+    return classifier(network, num_classes, optimizer, scheduler, loss)
 
 
 def torchvision_classifier(
@@ -88,6 +93,7 @@ def torchvision_classifier(
     arguments: Mapping[str, Any] | None = None,
     optimizer: MakeOptimizer | None = None,
     scheduler: MakeScheduler | None = None,
+    loss: Loss | None = None,
 ) -> MixableModule:
     """Make an untrained network of torchvision a classifier.
 
@@ -98,6 +104,7 @@ def torchvision_classifier(
         arguments: More of the network's own, e.g. ``{"dropout": 0.1}``.
         optimizer: As of :class:`MixableModule`.
         scheduler: The same.
+        loss: The same.
 
     Raises:
         ImportError: If torchvision is not installed.
@@ -122,6 +129,7 @@ def torchvision_classifier(
         num_classes,
         optimizer,
         scheduler,
+        loss,
     )
 
 

@@ -48,6 +48,15 @@ def test_what_only_watches_makes_no_column(tmp_path: Path) -> None:
     assert columns(folders) == {"as configured": [0.5, 0.7]}
 
 
+def test_the_run_that_has_downloaded_the_data_is_one_of_them(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"root": "data", "num_validation": 0}
+    folders = [
+        make(tmp_path, "a", ["data.root=data", "data.download=true"], 0.5, data={**given, "download": True, "seed": 0}),
+        make(tmp_path, "b", ["data.root=data"], 0.7, 1, data={**given, "download": False, "seed": 1}),
+    ]
+    assert columns(folders) == {"data.root=data": [0.5, 0.7]}
+
+
 def test_cut_short_run_is_not_another_seed(tmp_path: Path) -> None:
     folders = [make(tmp_path, "a", [], 0.5), make(tmp_path, "b", ["trainer=smoke"], 0.1, 1, trainer={"limit": 20})]
     assert columns(folders) == {"trainer.limit=None": [0.5], "trainer.limit=20": [0.1]}

@@ -65,6 +65,20 @@ def test_the_standard_network_has_eleven_million_parameters() -> None:
         assert _size(preact_resnet18()) == _number_of_parameters((2, 2, 2, 2), 64, 10) == 11_171_146
 
 
+def test_the_deeper_network_has_twenty_one_million_parameters() -> None:
+    with torch.device("meta"):
+        assert _size(preact_resnet34()) == _number_of_parameters((3, 4, 6, 3), 64, 10) == 21_279_306
+
+
+@pytest.mark.parametrize("build", [preact_resnet18, preact_resnet34], ids=["18", "34"])
+def test_a_stride_halves_larger_images_at_the_start(build: Callable[..., PreActResNet]) -> None:
+    with torch.device("meta"):
+        model = build(num_classes=7, width=4, stride=2)
+        assert model.conv1(torch.zeros(2, 3, 64, 64)).shape == (2, 4, 32, 32)
+        assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
+    assert _size(model) == _size(build(num_classes=7, width=4))
+
+
 def test_shapes_are_those_of_the_docstring() -> None:
     model = preact_resnet18(num_classes=7, width=4)
     hidden, shapes = torch.zeros(2, 3, 32, 32), []
@@ -111,6 +125,7 @@ def test_logits_are_the_linear_layer_of_the_mean_over_space() -> None:
         ({"blocks": (2, 0, 2, 2)}, ValueError, r"blocks\[1\] must be an integer >= 1, got 0\."),
         ({"width": "wide"}, TypeError, "width must be an integer >= 1, got 'wide' of type str"),
         ({"width": 0}, ValueError, r"width must be an integer >= 1, got 0\."),
+        ({"stride": 0}, ValueError, r"stride must be an integer >= 1, got 0\. 1 is for 32x32 images"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )

@@ -1,0 +1,413 @@
+"""The official data sets, from a few images in their official form."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from official_files import (
+    KINDS,
+    TEST,
+    TRAIN,
+    as_official,
+    contents,
+    extract,
+    labels,
+    packed,
+    pixels,
+    write_official,
+)
+from torch import Tensor, nn
+from torch.testing import assert_close
+from versions import resumes
+
+from mm_lightning.command.best_checkpoint import BestCheckpoint
+from mm_lightning.data import OfficialDataModule
+from mm_lightning.data.image_batches import ImageTransform
+
+NAMES = ["cifar10", "cifar100", "svhn", "tiny_imagenet"]
+EXTRACTED = ["cifar10", "cifar100", "tiny_imagenet"]
+PLAIN = {"num_validation": 10, "batch_size": 8, "crop_padding": 0, "flip": False}
+
+
+@pytest.fixture
+def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., OfficialDataModule]:
+    """A data module that has loaded the few images."""
+
+    def build(name: str, **settings: Any) -> OfficialDataModule:
+        write_official(monkeypatch, name, tmp_path / name)
+        data: OfficialDataModule = KINDS[name](tmp_path / name, **{**PLAIN, **settings})
+        data.setup("fit")
+        return data
+
+    return build
+
+
+def expected(name: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """What the files hold."""
+    found = {}
+    for split, count, seed in (("train", TRAIN, 0), ("test", TEST, 1)):
+        images, targets = torch.from_numpy(pixels(count, seed)), torch.from_numpy(labels(count).astype(np.int64))
+        if name == "tiny_imagenet":  # by class and name of the file; a grey image each
+            order = (
+                sorted(range(count), key=lambda i: (int(targets[i]), f"{i}.JPEG")) if split == "train" else range(count)
+            )
+            images = images[:, :1, :1, :1].expand(-1, 3, 64, 64)[list(order)]
+            targets = targets[list(order)]
+        found[split] = images, targets + (90 if name == "cifar100" else 0)
+    return found
+
+
+def held(data: OfficialDataModule) -> dict[str, tuple[Tensor, Tensor]]:
+    return {name: tuple(data._split(name)) for name in ("train", "val", "test")}  # type: ignore[misc]
+
+
+def assert_holds(data: OfficialDataModule, name: str) -> None:
+    wanted, found = expected(name), held(data)
+    tolerance = 2 if name == "tiny_imagenet" else 0  # of JPEG
+    for split in ("train", "test"):
+        images, targets = found[split]
+        assert (images.dtype, targets.dtype) == (torch.uint8, torch.int64)
+        assert (images.int() - wanted[split][0].int()).abs().max() <= tolerance
+        assert torch.equal(targets, wanted[split][1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_official_files_are_read(name: str, build: Callable[..., OfficialDataModule]) -> None:
+    data = build(name, num_validation=0)
+    assert_holds(data, name)
+    assert data.input_shape == tuple(held(data)["train"][0].shape[1:])
+    assert data.class_names is not None
+    assert len(data.class_names) == data.num_classes
+    shown = {"cifar10": ("airplane", "truck"), "cifar100": ("class0", "class99"), "svhn": ("0", "9")}
+    assert (data.class_names[0], data.class_names[-1]) == shown.get(name, ("n00000000", "n00000199"))
+
+
+@pytest.mark.parametrize("name", EXTRACTED)
+def test_extracted_files_are_read_where_the_archive_is_not(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_official(monkeypatch, name, packed(name, contents(name)))
+    data = KINDS[name](extract(name, tmp_path), num_validation=0)
+    data.prepare_data()
+    data.setup()
+    assert_holds(data, name)
+
+
+def test_what_is_known_of_the_official_files_is_complete() -> None:
+    for kind in KINDS.values():
+        for file in kind.files:
+            assert re.fullmatch(r"[0-9a-f]{64}", file.sha256)
+            assert file.size > 60_000_000
+            assert file.name in file.url.split("/")
+    counts = {name: (kind.num_train, kind.num_test, kind.num_classes) for name, kind in KINDS.items()}
+    assert counts == {
+        "cifar10": (50_000, 10_000, 10),
+        "cifar100": (50_000, 10_000, 100),
+        "svhn": (73_257, 26_032, 10),
+        "tiny_imagenet": (100_000, 10_000, 200),
+    }
+
+
+# --- splits and batches
+
+
+def test_validation_rows_are_drawn_class_by_class(build: Callable[..., OfficialDataModule]) -> None:
+    first, again, other = (held(build("cifar10", data_seed=seed)) for seed in (0, 0, 1))
+    assert first["val"][1].bincount().tolist() == [1] * 10
+    assert first["train"][1].bincount().tolist() == [3] * 10
+    rows = torch.cat([first["train"][0], first["val"][0]]).flatten(1).tolist()
+    assert sorted(rows) == sorted(torch.from_numpy(pixels(TRAIN, 0)).flatten(1).tolist())
+    assert torch.equal(first["val"][0], again["val"][0])
+    assert not torch.equal(first["val"][0], other["val"][0])
+    assert torch.equal(first["test"][0], other["test"][0])
+
+
+def test_without_validation_rows_all_are_trained_on_and_validation_sees_the_test(
+    build: Callable[..., OfficialDataModule],
+) -> None:
+    data = build("cifar10", num_validation=0)
+    assert data.validates_on_test
+    assert len(held(data)["train"][0]) == TRAIN
+    assert torch.equal(held(data)["val"][0], held(data)["test"][0])
+    assert not build("cifar10").validates_on_test
+
+
+def test_a_limit_keeps_the_first_images_of_each_split(build: Callable[..., OfficialDataModule]) -> None:
+    whole, few = (held(build("cifar10", limit=limit)) for limit in (None, 4))
+    for split in ("train", "val", "test"):
+        assert torch.equal(few[split][0], whole[split][0][:4])
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        ("cifar10", (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)),
+        ("cifar100", (129.3, 124.1, 112.4), (68.2, 65.4, 70.4)),
+        ("svhn", (127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
+        ("tiny_imagenet", (127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
+    ],
+)
+def test_pixels_are_normalised_as_in_the_code_of_the_paper(
+    name: str, mean: tuple[float, ...], std: tuple[float, ...], build: Callable[..., OfficialDataModule]
+) -> None:
+    data = build(name)
+    images, _ = next(iter(data.test_dataloader()))
+    channels = [(held(data)["test"][0][:, c].double() - mean[c]) / std[c] for c in range(3)]
+    assert_close(images.double(), torch.stack(channels, dim=1)[: len(images)], rtol=0, atol=1e-6)
+
+
+def test_training_images_are_cropped_and_flipped_and_no_others(build: Callable[..., OfficialDataModule]) -> None:
+    settings: dict[str, Any] = {"crop_padding": 4, "flip": True, "seed": 3}
+    data, still = (build("cifar10", batch_size=TRAIN, **{"seed": 3, **chosen}) for chosen in (settings, {}))
+    (moved, own), (images, targets) = next(iter(data.train_dataloader())), next(iter(still.train_dataloader()))
+    assert torch.equal(own, targets)
+    assert sum(torch.equal(one, other) for one, other in zip(moved, images, strict=True)) < 3
+    assert data.transform("train") == ImageTransform(data.mean, data.std, padding=4, flip=True, seed=3)
+    assert data.transform("val") == data.transform("test") == ImageTransform(data.mean, data.std)
+    for split in ("val", "test"):
+        loaders = [getattr(one, f"{split}_dataloader")() for one in (data, still)]
+        assert torch.equal(next(iter(loaders[0]))[0], next(iter(loaders[1]))[0])
+
+
+class Recorder(pl.LightningModule):
+    """Keeps the sum of each image that it is trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1, 1)
+        self.seen: list[tuple[int, int, list[float]]] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        sums = (batch[0] * torch.arange(32)).sum((1, 2, 3))
+        self.seen.append((self.current_epoch, batch_idx, sums.tolist()))
+        return self.linear(sums[:, None] / 1e4).mean()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        pass
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@resumes
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_resumed_epoch_repeats_its_crops(
+    build: Callable[..., OfficialDataModule], make_trainer: Callable[..., pl.Trainer], tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"crop_padding": 4, "flip": True}
+    straight, resumed = Recorder(), Recorder()
+    saving = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=3)
+    few: dict[str, Any] = {"max_epochs": 3, "limit_val_batches": 0}
+    make_trainer(saving, enable_checkpointing=True, **few).fit(straight, datamodule=build("cifar10", **settings))
+    assert len({str(sums) for _, _, sums in straight.seen}) == len(straight.seen) == 12
+    state = torch.get_rng_state()
+    make_trainer(**few).fit(
+        resumed, datamodule=build("cifar10", **settings), ckpt_path=tmp_path / "step=6.ckpt", weights_only=False
+    )
+    assert resumed.seen == straight.seen[6:]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- files that are not there, or not the official ones
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """Serves the folder ``there``."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    (tmp_path / "there").mkdir()
+    http = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "there")))
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{http.server_port}"
+    http.shutdown()
+    http.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_missing_files_are_downloaded_if_that_is_asked_for(
+    name: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = packed(name, contents(name))
+    as_official(monkeypatch, name, files, server)
+    for file, content in files.items():
+        (tmp_path / "there" / file).write_bytes(content)
+    data = KINDS[name](tmp_path / "here", download=True, num_validation=0)
+    data.prepare_data()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()} == files
+    data.setup()
+    assert_holds(data, name)
+    for file in files:
+        (tmp_path / "there" / file).unlink()
+    again = KINDS[name](tmp_path / "here", num_validation=0)
+    again.prepare_data()
+    again.setup()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "cifar10",
+            r"lacks cifar-10-binary\.tar\.gz \(or the folder cifar-10-batches-bin\)\. Put them there, from http",
+        ),
+        ("cifar100", r"lacks cifar-100-binary\.tar\.gz \(or the folder cifar-100-binary\)\. .*\(169 MB\)"),
+        ("svhn", r"lacks train_32x32\.mat and test_32x32\.mat\. .* or add data\.download=true \(246 MB\)\."),
+        ("tiny_imagenet", r"lacks tiny-imagenet-200\.zip \(or the folder tiny-imagenet-200\)\."),
+    ],
+)
+def test_missing_files_are_named_with_what_to_do(name: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=message):
+        KINDS[name](tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_to_be_downloaded_and_was_not_is_missing(tmp_path: Path) -> None:
+    data = KINDS["svhn"](tmp_path, download=True)
+    with pytest.raises(FileNotFoundError, match=r"lacks train_32x32\.mat and test_32x32\.mat\. Put them there"):
+        data.setup()  # without prepare_data
+
+
+def test_one_of_two_files_is_not_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_official(monkeypatch, "svhn", tmp_path)
+    (tmp_path / "test_32x32.mat").unlink()
+    with pytest.raises(FileNotFoundError, match="lacks train_32x32"):
+        KINDS["svhn"](tmp_path, num_validation=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_that_is_not_the_official_one_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_official(monkeypatch, name, tmp_path)
+    path = tmp_path / KINDS[name].files[0].name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    data = KINDS[name](tmp_path, num_validation=0, download=True)
+    data.prepare_data()  # which does not replace what somebody has put there
+    with pytest.raises(ValueError, match=rf"{path.name} is not the official file: expected SHA-256"):
+        data.setup()
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "message"),
+    [
+        ("cifar10", "cifar-10-batches-bin/data_batch_3.bin", "holds 39 training images of 40"),
+        ("cifar100", "cifar-100-binary/test.bin", "holds 19 test images of 20"),
+    ],
+)
+def test_extracted_files_that_end_too_early_are_refused(
+    name: str, file: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_official(monkeypatch, name, packed(name, contents(name)))
+    path = extract(name, tmp_path) / file
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=rf"{message}\. Extract it again, or put cifar.*binary\.tar\.gz into"):
+        KINDS[name](tmp_path, num_validation=0).setup()
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "message"),
+    [
+        ("cifar10", "cifar-10-batches-bin/test_batch.bin", r"holds no test_batch\.bin\. Extract it again"),
+        ("tiny_imagenet", "tiny-imagenet-200/wnids.txt", r"lacks tiny-imagenet-200/wnids\.txt\."),
+        ("tiny_imagenet", "tiny-imagenet-200/val/images/val_7.JPEG", r"1 of 20 images cannot be read, .*val_7\.JPEG"),
+        ("tiny_imagenet", "tiny-imagenet-200/train/n00000001/images/n00000001_1.JPEG", "holds 39 training images"),
+    ],
+)
+def test_extracted_files_that_are_missing_are_named(
+    name: str, file: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_official(monkeypatch, name, packed(name, contents(name)))
+    (extract(name, tmp_path) / file).unlink()
+    with pytest.raises(ValueError, match=message):
+        KINDS[name](tmp_path, num_validation=0).setup()
+
+
+def test_a_file_that_scipy_cannot_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("scipy")
+    files = {"train_32x32.mat": b"MATLAB 5.0 MAT-file" + bytes(200), "test_32x32.mat": b""}
+    as_official(monkeypatch, "svhn", files)
+    for file, content in files.items():
+        (tmp_path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=r"train_32x32\.mat cannot be read \(.*\)\. Get it again\."):
+        KINDS["svhn"](tmp_path, num_validation=0).setup()
+
+
+# --- what may not be chosen, and arguments
+
+
+@pytest.mark.parametrize(
+    ("callback", "name"),
+    [
+        (lambda: BestCheckpoint(), "BestCheckpoint"),
+        (lambda: ModelCheckpoint(monitor="val/acc", mode="max"), "ModelCheckpoint"),
+        (lambda: EarlyStopping(monitor="val/nll"), "EarlyStopping"),
+    ],
+)
+def test_no_epoch_is_chosen_by_the_test_images(
+    callback: Callable[[], Any],
+    name: str,
+    build: Callable[..., OfficialDataModule],
+    make_trainer: Callable[..., pl.Trainer],
+) -> None:
+    data = build("cifar10", num_validation=0)
+    with pytest.raises(ValueError, match=rf"num_validation=0 validates on the test images, and {name} chooses by them"):
+        make_trainer(callback(), enable_checkpointing=True).fit(Recorder(), datamodule=data)
+
+
+def test_what_chooses_by_other_images_is_left_alone(
+    build: Callable[..., OfficialDataModule], make_trainer: Callable[..., pl.Trainer]
+) -> None:
+    module = Recorder()
+    chosen = [
+        BestCheckpoint(monitor=None),
+        EarlyStopping(monitor="train/loss", strict=False, check_on_train_epoch_end=False),
+    ]
+    few: dict[str, Any] = {"enable_checkpointing": True, "limit_val_batches": 0}
+    make_trainer(*chosen[:1], **few).fit(module, datamodule=build("cifar10", num_validation=0))
+    data = build("cifar10", num_validation=0)
+    data.trainer = make_trainer(*chosen, **few)
+    data.setup("fit")
+    for data, stage in ((build("cifar10"), "fit"), (build("cifar10", num_validation=0), "test")):
+        data.trainer = make_trainer(EarlyStopping(monitor="val/acc"), **few)
+        data.setup(stage)
+    assert len(module.seen) == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"root": None}, TypeError, r"root must be the folder of cifar-10-binary\.tar\.gz, got None .*\(170 MB\)"),
+        ({"download": "yes"}, TypeError, "download must be True or False, got 'yes'"),
+        ({"num_validation": 50_000}, ValueError, r"num_validation must be an integer in \[0, 49999\], got 50000\."),
+        ({"num_validation": 0.1}, TypeError, "num_validation must be an integer"),
+        ({"crop_padding": -1}, ValueError, "crop_padding must be an integer >= 0, got -1"),
+        ({"flip": 1}, TypeError, "flip must be True or False, got 1"),
+        ({"limit": 0}, ValueError, "limit must be an integer >= 1, got 0"),
+        ({"data_seed": -1}, ValueError, "data_seed must be an integer in"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_arguments_that_cannot_be_are_refused(
+    settings: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        KINDS["cifar10"](**{"root": tmp_path, "download": True, **settings})
