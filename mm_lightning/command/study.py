@@ -167,7 +167,7 @@ def measures_of(objective: Objective, metrics: Mapping[str, float]) -> list[Meas
     primary = counterpart if counterpart in metrics else objective.key
     keys = {primary: _described(primary, objective.better)}
     if f"{_GROUP}/acc" in metrics:
-        keys |= {f"{_GROUP}/{name}": {**_DEFAULTS, **about} for name, about in _OF_CLASSIFIERS.items()}
+        keys |= {f"{_GROUP}/{name}": {**_DEFAULTS, "digits": 3, **about} for name, about in _OF_CLASSIFIERS.items()}
     else:
         keys |= {
             key: _described(key, "higher" if better == "max" else "lower")
