@@ -15,10 +15,12 @@ import argparse
 import json
 import logging
 import re
+import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ def run_all(results: Path, part: str, command: str, runs: Iterable[Run]) -> None
     """Make the runs that are not in ``results`` yet, and keep each there as soon as it is finished."""
     content = read(results)
     own = content.setdefault(part, {"command": command, "made_with": [], "runs": {}})
-    made_with = environment()
+    made_with = _made_with()
     for task, method, seed, score in runs:
         seeds = own["runs"].setdefault(task, {}).setdefault(method, {})
         if str(seed) in seeds:
@@ -68,6 +70,16 @@ def write(results: Path, content: dict[str, Any]) -> None:
     text = re.sub(r"\{[^{}\[\]]*\}", lambda found: re.sub(r"\s*\n\s*", " ", found.group()), text)
     with whole_file(results) as file:
         file.write(f"{text}\n".encode())
+
+
+def _made_with() -> dict[str, Any]:
+    """The environment: with the packages whose data or text are used, and the revision of what computes."""
+    found = environment()
+    found["packages"] |= {name: version(name) for name in ("scikit-learn", "scipy", "pandas", "pillow")}
+    code = ["git", "-C", str(ROOT), "status", "--porcelain", "--", "mm_lightning", "conf", "scripts"]
+    if found["git_revision"] and not subprocess.run(code, capture_output=True, check=True).stdout:
+        found["git_revision"] = found["git_revision"].removesuffix("-dirty")  # of results that were added
+    return found
 
 
 def runs_of_images(images: Images, folder: Path, groups: int | None = None) -> Iterator[Run]:

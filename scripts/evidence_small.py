@@ -175,7 +175,7 @@ def score(task: Task, method: Method, seed: int) -> dict[str, float]:
     inputs, targets, test_inputs, test_targets = split
     pl.seed_everything(seed, verbose=False)
     learner = Learner(task.network(split), method)
-    callbacks = [] if method.mixup is None else [mixup(task, method.mixup, seed)]
+    callbacks: list[pl.Callback] = [] if method.mixup is None else [mixup(task, method.mixup, seed)]
     trainer = pl.Trainer(
         max_epochs=max(1, round(method.share * task.epochs)),
         accelerator="cpu",
@@ -186,7 +186,7 @@ def score(task: Task, method: Method, seed: int) -> dict[str, float]:
         enable_model_summary=False,
         default_root_dir=tempfile.gettempdir(),
     )
-    trainer.fit(learner, Batches(inputs, targets, task.batch, seed))  # type: ignore[arg-type]
+    trainer.fit(learner, Batches(inputs, targets, task.batch, seed))
     with torch.no_grad():
         outputs = learner.eval().network(test_inputs)
     if task.is_number:

@@ -176,7 +176,7 @@ def _named(name: str, seeds: int, most: int) -> str:
 
 
 def _median_time(seeds: Mapping[str, Mapping[str, float]]) -> float:
-    return float(np.median([numbers["seconds"] for numbers in seeds.values() if "seconds" in numbers]))
+    return float(np.nanmedian([numbers.get("seconds", np.nan) for numbers in seeds.values()]))
 
 
 def _values(runs: Runs, name: str, key: str) -> list[float]:
