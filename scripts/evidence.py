@@ -98,6 +98,12 @@ def runs_of_small_data(seeds: int = SEEDS) -> Iterator[Run]:
                 yield name, method, seed, partial(evidence_small.score, task, METHODS[method], seed)
 
 
+def commands() -> str:
+    """The commands of one run without mixing, of one with, and of one with label smoothing."""
+    shown = [IMAGES["images_100"].command(method) for method in ("none", "manifold, alpha 1", "label smoothing")]
+    return "```\n" + "\n".join(shown) + "\n```"
+
+
 def write_page(page: Path, made: Mapping[str, str]) -> None:
     """Put each table in its place, between two lines with its name.
 
@@ -136,7 +142,7 @@ def main() -> None:
             run_all(
                 RESULTS, arguments.part, f"{command} --cifar FOLDER", runs_of_images(images, folder, arguments.groups)
             )
-    write_page(PAGE, tables(read(RESULTS)))
+    write_page(PAGE, {**tables(read(RESULTS)), "commands": commands()})
 
 
 if __name__ == "__main__":

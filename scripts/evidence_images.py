@@ -91,10 +91,9 @@ class Images:
             f"seed={seed}",
         ]
 
-    def command(self, method: str) -> str:
-        """The command of a method's runs, as it is typed."""
-        words = self.arguments(Path("FOLDER"), method, 0)[:-1]
-        return shlex.join(["python", "-m", "mm_lightning.train", *words, "-m", f"seed={_numbers(self.seeds)}"])
+    def command(self, method: str, seed: int = 0) -> str:
+        """The command of a run, as it is typed."""
+        return shlex.join(["python", "-m", "mm_lightning.train", *self.arguments(Path("FOLDER"), method, seed)])
 
     def _smoothing(self) -> list[str]:
         network = f"_target_:mm_lightning.models.preact_resnet18,num_classes:10,width:{self.width},in_channels:3"
@@ -194,7 +193,3 @@ def _logits(module: nn.Module, data: ImageFolderDataModule, images: Tensor, targ
             batch = images[begin : begin + data.eval_batch_size]
             made.append(module(normalized((batch,), (0, 0, 0))[0]))
     return torch.cat(made), targets
-
-
-def _numbers(count: int) -> str:
-    return ",".join(map(str, range(count)))

@@ -60,6 +60,8 @@ ECE = Measure("ece", "ECE", "lower", MARGINS["ece"])
 ECE_SCALED = Measure("ece_scaled", "ECE at its temperature", "lower", MARGINS["ece"])
 EXPLAINED = Measure("r2", "R², %", "higher", None, 100.0, 2)
 
+# Packages whose versions stand on the page.
+SHOWN = ("torch", "lightning", "numpy", "scikit-learn", "scipy", "pandas", "pillow")
 # What could be the callback's default, among methods of the small data, and among those of the images.
 DEFAULT = "auto, alpha 2"
 CANDIDATES = {
@@ -92,7 +94,22 @@ def tables(content: Mapping[str, Any]) -> dict[str, str]:
             by_task["CIFAR-10"] = {name: images[own] for name, own in CANDIDATES.items() if own in images}
         made["default accuracy"] = of_defaults(by_task, ACCURACY)
         made["default NLL"] = of_defaults(by_task, NLL)
+    if content:
+        made["versions"] = made_with(content)
     return made
+
+
+def made_with(content: Mapping[str, Any]) -> str:
+    """A line for each part: its command, its runs and what made them."""
+    rows = {}
+    for own in content.values():
+        count = sum(len(seeds) for runs in own["runs"].values() for seeds in runs.values())
+        versions = {f"Python {found['python']}": None for found in own["made_with"]}
+        for found in own["made_with"]:
+            versions |= {f"{name} {found['packages'][name]}": None for name in SHOWN if name in found["packages"]}
+        revisions = dict.fromkeys(str(found["git_revision"])[:7] for found in own["made_with"])
+        rows[f"`{own['command']}`"] = [str(count), ", ".join(versions), ", ".join(revisions)]
+    return markdown_table(["runs", "versions", "git revision"], rows)
 
 
 def of_methods(runs: Runs, measures: Sequence[Measure], with_time: bool = False) -> str:

@@ -106,7 +106,7 @@ def test_the_pages_tables_are_those_of_the_results(evidence: Any, tmp_path: Path
     page = tmp_path / "evidence.md"
     text = evidence.PAGE.read_text(encoding="utf-8")
     page.write_text(text, encoding="utf-8")
-    evidence.write_page(page, evidence.tables(evidence.read(evidence.RESULTS)))
+    evidence.write_page(page, {**evidence.tables(evidence.read(evidence.RESULTS)), "commands": evidence.commands()})
     assert page.read_text(encoding="utf-8") == text
 
 
