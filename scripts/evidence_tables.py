@@ -81,22 +81,29 @@ def tables(content: Mapping[str, Any]) -> dict[str, str]:
     made = {}
     for part in ("images_100", "images_500"):
         if part in content:
-            runs = content[part]["runs"]["CIFAR-10"]
+            runs = finished(content[part]["runs"]["CIFAR-10"])
             made[f"{part} accuracy"] = of_methods(runs, (ACCURACY, NLL, NLL_SCALED))
             made[f"{part} calibration"] = of_methods(runs, (ECE, ECE_SCALED), with_time=True)
     if "small" in content:
-        small = content["small"]["runs"]
+        small = {task: finished(runs) for task, runs in content["small"]["runs"].items()}
         made["small accuracy"] = of_tasks(small, ACCURACY)
         made["small NLL"] = of_tasks(small, NLL)
         by_task = dict(small)
         if "images_100" in content:
-            images = content["images_100"]["runs"]["CIFAR-10"]
+            images = finished(content["images_100"]["runs"]["CIFAR-10"])
             by_task["CIFAR-10"] = {name: images[own] for name, own in CANDIDATES.items() if own in images}
-        made["default accuracy"] = of_defaults(by_task, ACCURACY)
-        made["default NLL"] = of_defaults(by_task, NLL)
+        for name, measure in (("accuracy", ACCURACY), ("NLL", NLL)):
+            made[f"over the default {name}"] = over_default(by_task, measure)
+            made[f"default {name}"] = of_defaults(by_task, measure)
     if content:
         made["versions"] = made_with(content)
     return made
+
+
+def finished(runs: Runs) -> Runs:
+    """The methods that have the most seeds: means over others than theirs would be of other data."""
+    most = max(len(seeds) for seeds in runs.values())
+    return {name: seeds for name, seeds in runs.items() if len(seeds) == most}
 
 
 def made_with(content: Mapping[str, Any]) -> str:
@@ -116,7 +123,6 @@ def of_methods(runs: Runs, measures: Sequence[Measure], with_time: bool = False)
     """A line for each method: means, and paired differences to none; the best accuracy first."""
     columns = [cell for one in measures for cell in (one.title, "over none")]
     columns += ["temperature", "time over none"] if with_time else []
-    most = max(len(seeds) for seeds in runs.values())
     rows = {}
     for name in sorted(runs, key=lambda name: -np.mean(_values(runs, name, "acc"))):
         cells = []
@@ -125,7 +131,7 @@ def of_methods(runs: Runs, measures: Sequence[Measure], with_time: bool = False)
         if with_time:
             time, of_none = (_median_time(runs[other]) for other in (name, "none"))
             cells += [f"{np.mean(_values(runs, name, 'temperature')):.2f}", f"{time / of_none:.2f}"]
-        rows[_named(name, len(runs[name]), most)] = cells
+        rows[_named(name)] = cells
     return markdown_table(columns, rows)
 
 
@@ -139,6 +145,19 @@ def of_tasks(by_task: Mapping[str, Runs], measure: Measure) -> str:
             found = own.over(runs, name, "none") if name in runs else ""
             mean = own.text(_values(runs, name, own.key)) if name in runs else "–"
             rows[name].append(f"{mean}, {found}" if found else mean)
+    return markdown_table([_of_task(task, own, measure) for task, (_, own) in shown.items()], rows)
+
+
+def over_default(by_task: Mapping[str, Runs], measure: Measure) -> str:
+    """A line for each candidate: its paired difference to what is the default in each task."""
+    shown = _with_measure(by_task, measure)
+    rows = {
+        name: [
+            own.over(runs, name, DEFAULT) if name in runs and DEFAULT in runs else "–" for runs, own in shown.values()
+        ]
+        for name in CANDIDATES
+        if name != DEFAULT
+    }
     return markdown_table([_of_task(task, own, measure) for task, (_, own) in shown.items()], rows)
 
 
@@ -186,10 +205,9 @@ def _plain(found: PairedComparison, measure: Measure) -> str:
     return f"{text} (worse)" if found.outcome == "worse" else text
 
 
-def _named(name: str, seeds: int, most: int) -> str:
-    of_a_file = "," not in name and " " not in name and name != "none"
-    text = f"[`{name}`](methods/{name}.md)" if of_a_file else name
-    return text if seeds == most else f"{text} ({seeds} seeds)"
+def _named(name: str) -> str:
+    is_a_file = "," not in name and " " not in name and name != "none"
+    return f"[`{name}`](methods/{name}.md)" if is_a_file else name
 
 
 def _median_time(seeds: Mapping[str, Mapping[str, float]]) -> float:

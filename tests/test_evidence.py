@@ -61,7 +61,8 @@ def test_seeds_that_only_one_has_are_left_out_of_a_difference() -> None:
     # 2 and 3: mean 2.5, deviation 0.7071, t of 1 degree 12.7062: 12.7062 * 0.7071 / sqrt(2) = 6.3531
     assert tables.ACCURACY.over(runs, "input", "none").startswith("+2.50 ± 6.35")
     assert tables.ACCURACY.over({**runs, "input": acc(0.52)}, "input", "none") == ""
-    assert "| [`input`](methods/input.md) (2 seeds) | 57.50 |" in tables.of_methods(runs, [tables.ACCURACY])
+    # and it has no line, nor its mean over other data
+    assert list(tables.finished(runs)) == ["none"]
 
 
 def test_methods_stand_by_their_accuracy_with_temperature_and_time() -> None:
@@ -91,6 +92,15 @@ def test_candidates_are_held_against_the_best_of_each_task() -> None:
     assert of_name["input, alpha 2"] == "| input, alpha 2 | −9.00 ± 4.30 (worse) | best | 1 of 2 |"
     assert of_name["auto, alpha 2"] == "| auto, alpha 2 | best | −2.00 ± 13.83 | 2 of 2 |"
     assert of_name["auto, alpha 1"] == "| auto, alpha 1 | – | – | 0 of 0 |"
+
+
+def test_candidates_are_held_against_the_default() -> None:
+    tables = import_module("evidence_tables")
+    by_task = {"wine": {"auto, alpha 2": acc(0.50, 0.60, 0.70), "input, alpha 2": acc(0.52, 0.63, 0.74)}}
+    lines = tables.over_default(by_task, tables.ACCURACY).splitlines()
+    assert "| input, alpha 2 | **+3.00 ± 2.48** |" in lines
+    assert "| auto, alpha 1 | – |" in lines
+    assert not any(line.startswith("| auto, alpha 2 |") for line in lines)
 
 
 def test_the_page_gets_each_table_in_its_place(evidence: Any, tmp_path: Path) -> None:
