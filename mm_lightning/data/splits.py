@@ -20,12 +20,9 @@ _SPLIT_STREAM = 4  # of the seed; mixing draws from 0 and 1, the spirals from 2 
 
 
 def check_shares(val_share: Any, test_share: Any) -> None:
-    """Refuse shares that are no numbers in (0, 1), or leave nothing to train on."""
+    """Refuse shares that are no numbers in (0, 1)."""
     for name, share in (("val_share", val_share), ("test_share", test_share)):
         check_number(name, share, "a number in (0, 1)", lambda share: 0 < share < 1, "0.1 takes a tenth of the rows.")
-    if val_share + test_share >= 1:
-        total = f"val_share and test_share must leave rows to train on, got {val_share} and {test_share}"
-        raise ValueError(f"{total}. 0.1 for each leaves four fifths.")
 
 
 def split_with_names(given: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -57,9 +54,16 @@ def complete_splits(
 
     Returns:
         For each of the three splits the given one that its rows are from, and their numbers there, ascending.
+
+    Raises:
+        ValueError: If the shares that are taken leave nothing to train on.
     """
     shares = {"test": test_share, "val": val_share}
-    drawn = split_rows(targets["train"], {name: shares[name] for name in shares if name not in targets}, seed)
+    taken = {name: shares[name] for name in shares if name not in targets}
+    if sum(taken.values()) >= 1:  # a share of what is given is not asked for
+        total = f"val_share and test_share must leave rows to train on, got {val_share} and {test_share}"
+        raise ValueError(f"{total}. 0.1 for each leaves four fifths.")
+    drawn = split_rows(targets["train"], taken, seed)
     own = {name: (name, torch.arange(len(targets[name]))) for name in targets if name != "train"}
     return {**{name: ("train", rows) for name, rows in drawn.items()}, **own}
 

@@ -73,10 +73,17 @@ def test_splits_are_known_by_several_names() -> None:
         ((0.0, 0.1), ValueError, r"val_share must be a number in \(0, 1\), got 0\.0"),
         ((0.1, 1), ValueError, r"test_share must be a number in \(0, 1\), got 1"),
         ((0.1, "a"), TypeError, r"test_share must be a number in \(0, 1\), got 'a'"),
-        ((0.5, 0.5), ValueError, r"must leave rows to train on, got 0\.5 and 0\.5"),
     ],
-    ids=["none", "all", "text", "both"],
+    ids=["none", "all", "text"],
 )
 def test_impossible_shares_are_refused(shares: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         check_shares(*shares)
+
+
+def test_shares_that_are_taken_leave_something_to_train_on() -> None:
+    targets = torch.arange(40) % 2
+    with pytest.raises(ValueError, match=r"must leave rows to train on, got 0\.5 and 0\.5"):
+        complete_splits({"train": targets}, 0.5, 0.5, 0)
+    found = complete_splits({"train": targets, "test": targets}, 0.9, 0.1, 0)  # no test is taken
+    assert {name: len(rows) for name, (_, rows) in found.items()} == {"train": 4, "val": 36, "test": 40}
