@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from mm_lightning.arguments import plain
-from mm_lightning.draws import Draws, check_changeable, place_of, shown
+from mm_lightning.draws import AUTO, Draws, check_changeable, has_end, place_of, shown
 from mm_lightning.fit import Batch, Fit, Settings
 from mm_lightning.mixup import BetaRatio, LayerSpec, MixPlan
 from mm_lightning.mixup.pairing import Pairing
@@ -101,7 +101,9 @@ class ManifoldMixupCallback(CallbackOfBoth):
             mixed ones and the weight of the row itself, (N,). None is the linear one of the paper.
         schedule: Factor of ``probability`` as a function of the share of training that lies behind: :class:`Until`,
             :class:`WarmUp`, :class:`LinearSchedule`, :class:`CosineSchedule`, :class:`Alternating`; or a dict of such
-            functions by what they are of: ``"alpha"``, ``"probability"`` or the name of a layer, for its weight.
+            functions by what they are of: ``"alpha"``, ``"probability"`` or the name of a layer, for its weight. None
+            is the paper's: all the time. ``"auto"`` is ``Until(0.8)``, which was better or no worse on most tasks that
+            were tried (``docs/evidence.md``); where it is not known how long training is, it is None.
         clean_weight: Adds the loss of the unmixed batch with this weight, >= 0 (RegMixup, Pinto et al., NeurIPS 2022),
             for which the network runs a second time in every mixed step. A batch that is not mixed, by ``probability``
             or a schedule, has its own loss alone, so that its gradient is the smaller one.
@@ -147,7 +149,7 @@ class ManifoldMixupCallback(CallbackOfBoth):
         strict: bool = False,
         ratio: Ratio | None = None,
         interpolation: Interpolation | None = None,
-        schedule: ScheduleSpec | None = None,
+        schedule: ScheduleSpec | str | None = AUTO,
         clean_weight: float = 0.0,
         targets: str | int | None = None,
     ) -> None:
@@ -232,7 +234,12 @@ class ManifoldMixupCallback(CallbackOfBoth):
             self._take_over(self._fit)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where the trainer itself resumes a batch too early."""
+        """Say what of the default is not to be had, and where the trainer itself resumes a batch too early."""
+        if self.schedule == AUTO and not has_end(trainer):
+            rank_zero_warn(
+                "All batches are mixed: to leave the last fifth of training unmixed, as schedule='auto' does, it must "
+                "be known how long training is. Give the Trainer max_epochs or max_steps, or the callback schedule=None."
+            )
         progress = trainer.fit_loop.epoch_loop.batch_progress.current
         if version_of(trainer) < (2, 5) and progress.ready > progress.completed:
             rank_zero_warn(

@@ -15,11 +15,13 @@ from mm_lightning.mixup import BetaRatio, MixPlan, PlanSource
 from mm_lightning.mixup.pairing import Pairing, RandomPermutation, check_pairing
 from mm_lightning.mixup.plan import Interpolation, PlansAhead, check_probability, check_seed, check_weights
 from mm_lightning.mixup.ratio import Ratio, check_ratio
-from mm_lightning.mixup.schedule import ScheduleSpec, check_schedule
+from mm_lightning.mixup.schedule import DEFAULT_SCHEDULE, ScheduleSpec, check_schedule
 from mm_lightning.mixup.seen import TARGETS, seen_by
 from mm_lightning.namespaces import Trainer
 
-__all__ = ["DrawnBy", "Draws", "check_changeable", "place_of", "shown"]
+AUTO = "auto"
+
+__all__ = ["AUTO", "DrawnBy", "Draws", "check_changeable", "has_end", "place_of", "shown"]
 
 
 class DrawnBy(Protocol):
@@ -32,7 +34,7 @@ class DrawnBy(Protocol):
     probability: float
     layer_weights: Any
     interpolation: Interpolation | None
-    schedule: ScheduleSpec | None
+    schedule: ScheduleSpec | str | None
     clean_weight: float
     seed: int | None
     targets: str | int | None
@@ -75,7 +77,8 @@ class Draws:
             ValueError: If it was set to a wrong value.
         """
         weights = None if by.layer_weights is None else plain(by.layer_weights)
-        schedule = by.schedule if by.schedule is None or callable(by.schedule) else plain(by.schedule)
+        schedule = _schedule_of(by)
+        schedule = schedule if schedule is None or callable(schedule) else plain(schedule)
         copied = [weights, schedule]
         key = [layers, by.ratio, by.probability, by.seed, by.pairing, by.clean_weight]
         # What may be changed in place is compared by what it holds.
@@ -121,7 +124,7 @@ class Draws:
 def check_changeable(by: DrawnBy, num_layers: int | None = None) -> None:
     """Refuse what may change during a fit and is of a wrong type, with TypeError, or value, with ValueError."""
     check_ratio(by.ratio)
-    check_schedule(by.schedule, by.ratio)
+    check_schedule(_schedule_of(by), by.ratio)
     way_out = "0 trains on the mixed batch alone."
     check_number("clean_weight", by.clean_weight, "a finite number >= 0", lambda w: 0 <= w < math.inf, way_out)
     check_probability(by.probability)
@@ -141,10 +144,10 @@ def place_of(trainer: Trainer, batch_index: int, by: DrawnBy) -> dict[str, Any]:
     """A batch's place in training, by which its plan is drawn.
 
     Raises:
-        ValueError: If there is a schedule, and no end of training.
+        ValueError: If there is a schedule that was asked for, and no end of training.
     """
     place: dict[str, Any] = {"epoch": trainer.current_epoch, "batch_index": batch_index, "rank": _data_rank(trainer)}
-    return place if by.schedule is None else {**place, "progress": _progress(trainer, batch_index)}
+    return place if by.schedule is None else {**place, "progress": _progress(trainer, batch_index, by)}
 
 
 def shown(value: Any) -> str:
@@ -156,21 +159,34 @@ def shown(value: Any) -> str:
 
 def _lasting(value: Any) -> Any:
     """What a value is in a checkpoint, the same in another process."""
+    if isinstance(value, str):
+        return value
     if isinstance(value, dict):
         return {key: _lasting(item) for key, item in value.items()}
     return float(value) if isinstance(value, (int, float)) else re.sub(r" at 0x\w+", "", shown(value))
 
 
-def _progress(trainer: Trainer, batch_index: int) -> float:
+def _schedule_of(by: DrawnBy) -> ScheduleSpec | None:
+    return DEFAULT_SCHEDULE if isinstance(by.schedule, str) and by.schedule == AUTO else by.schedule  # type: ignore[return-value]
+
+
+def has_end(trainer: Trainer) -> bool:
+    """Whether it is known how long training is."""
+    return trainer.max_epochs not in (None, -1) or trainer.max_steps not in (None, -1)
+
+
+def _progress(trainer: Trainer, batch_index: int, by: DrawnBy) -> float:
     """The share of training that lies behind: by epochs or by steps, whichever ends it first."""
+    if not has_end(trainer):
+        if by.schedule == AUTO:  # which nobody has asked for: the callback warns
+            return 0.0
+        raise ValueError("schedule needs to know how long training is. Give the Trainer max_epochs or max_steps.")
     batches, shares = trainer.num_training_batches, []
     if trainer.max_epochs not in (None, -1):
         part = batch_index / batches if 0 < batches < math.inf else 0.0
         shares.append((trainer.current_epoch + part) / max(trainer.max_epochs, 1))
     if trainer.max_steps not in (None, -1):
         shares.append(trainer.global_step / max(trainer.max_steps, 1))
-    if not shares:
-        raise ValueError("schedule needs to know how long training is. Give the Trainer max_epochs or max_steps.")
     return min(max(shares), 1.0)
 
 

@@ -202,7 +202,7 @@ def score(task: Task, method: Method, seed: int) -> dict[str, float]:
 def mixup(task: Task, settings: dict[str, Any], seed: int) -> ManifoldMixupCallback:
     """The callback of a method: what it does not set is the callback's own default."""
     layers = {"layers": f"network.{task.first}"} if settings.get("layers") == "first" else {}
-    return ManifoldMixupCallback(**{**settings, **layers}, seed=seed)
+    return ManifoldMixupCallback(**{"schedule": None, **settings, **layers}, seed=seed)
 
 
 def rows_of_sklearn(load: Callable[[], Any], seed: int, most: int = 300) -> Split:

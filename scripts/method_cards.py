@@ -81,8 +81,9 @@ class Way:
     @property
     def arguments(self) -> str:
         """The callback's arguments, as they are typed."""
-        given = {key: value for key, value in self.settings.items() if value is not None}
-        return ", ".join(f"{key}={_typed(value)}" for key, value in given.items()) or "the defaults"
+        given = {key: _typed(value) for key, value in self.settings.items() if value is not None}
+        given.setdefault("schedule", "None")  # where the callback's default ends mixing before training
+        return ", ".join(f"{key}={value}" for key, value in given.items())
 
     @property
     def tests(self) -> Path:

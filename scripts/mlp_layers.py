@@ -115,7 +115,7 @@ def score(data: str, choice: str, seed: int) -> float:
     pl.seed_everything(seed, verbose=False)
     model = MLP(x.shape[1], 1 if is_number else int(y.max()) + 1)
     layers = CHOICES[choice]
-    callbacks = [] if layers is None else [ManifoldMixupCallback(ALPHA, layers, seed=seed)]
+    callbacks = [] if layers is None else [ManifoldMixupCallback(ALPHA, layers, seed=seed, schedule=None)]
     trainer = pl.Trainer(
         max_epochs=EPOCHS,
         accelerator="cpu",

@@ -63,7 +63,7 @@ class Plans(pl.Callback):
 
 
 def mixup(**settings: Any) -> ManifoldMixupCallback:
-    return ManifoldMixupCallback(**{"alpha": 1.0, "layers": LAYERS, "seed": 5, **settings})
+    return ManifoldMixupCallback(**{"alpha": 1.0, "layers": LAYERS, "seed": 5, "schedule": None, **settings})
 
 
 def rows(n: int = 40) -> tuple[Tensor, Tensor]:

@@ -118,7 +118,10 @@ def _reference_step(weights: list[Tensor], x: Tensor, y: Tensor, plan: MixPlan) 
 def test_every_step_equals_the_formulas(
     make_trainer: MakeTrainer, loss: Callable[..., Tensor], per_sample: bool
 ) -> None:
-    model, callback = Classifier(loss), ManifoldMixupCallback(alpha=1.0, layers=LAYERS, per_sample=per_sample, seed=5)
+    model, callback = (
+        Classifier(loss),
+        ManifoldMixupCallback(alpha=1.0, layers=LAYERS, per_sample=per_sample, seed=5, schedule=None),
+    )
     plans = Plans(callback)
     make_trainer(callback, plans, max_epochs=3).fit(model, loader())
 
@@ -253,11 +256,11 @@ def test_no_global_random_state_is_read_or_moved(make_trainer: MakeTrainer) -> N
 
 def test_a_resumed_run_continues_the_sequence(make_trainer: MakeTrainer, tmp_path: Any) -> None:
     straight, first, second = Classifier(), Classifier(), Classifier()
-    make_trainer(ManifoldMixupCallback(layers=LAYERS, seed=9), max_epochs=4).fit(straight, loader())
-    trainer = make_trainer(ManifoldMixupCallback(layers=LAYERS, seed=9), max_epochs=2)
+    make_trainer(ManifoldMixupCallback(layers=LAYERS, seed=9, schedule=None), max_epochs=4).fit(straight, loader())
+    trainer = make_trainer(ManifoldMixupCallback(layers=LAYERS, seed=9, schedule=None), max_epochs=2)
     trainer.fit(first, loader())
     trainer.save_checkpoint(tmp_path / "half.ckpt")
-    make_trainer(ManifoldMixupCallback(layers=LAYERS, seed=9), max_epochs=4).fit(
+    make_trainer(ManifoldMixupCallback(layers=LAYERS, seed=9, schedule=None), max_epochs=4).fit(
         second, loader(), ckpt_path=tmp_path / "half.ckpt"
     )
     for wanted, got in zip(straight.parameters(), second.parameters(), strict=True):
@@ -346,7 +349,7 @@ def test_an_odd_last_batch_is_mixed(make_trainer: MakeTrainer) -> None:
 def test_layer_and_lam_are_logged(make_trainer: MakeTrainer, tmp_path: Any) -> None:
     from lightning.pytorch.loggers import CSVLogger
 
-    callback = ManifoldMixupCallback(layers=LAYERS)
+    callback = ManifoldMixupCallback(layers=LAYERS, schedule=None)
     plans, logger = Plans(callback), CSVLogger(tmp_path)
     make_trainer(callback, plans, logger=logger, log_every_n_steps=1).fit(Classifier(), loader())
     with open(logger.experiment.metrics_file_path, newline="") as file:
@@ -458,10 +461,31 @@ def test_the_learning_rate_finder_runs_and_leaves_nothing(make_trainer: MakeTrai
     _assert_untouched(model, keys, step)
 
 
+def test_by_default_the_last_fifth_of_training_is_unmixed(make_trainer: MakeTrainer) -> None:
+    callback = ManifoldMixupCallback(layers=LAYERS)
+    plans = Plans(callback)
+    make_trainer(callback, plans, max_epochs=2).fit(Classifier(), loader())  # five batches an epoch
+    assert [plan.mixes for plan in plans.plans] == [True] * 8 + [False] * 2
+
+
+def test_by_default_training_without_an_end_is_mixed_throughout_which_is_said(make_trainer: MakeTrainer) -> None:
+    callback = ManifoldMixupCallback(layers=LAYERS)
+    plans = Plans(callback)
+
+    class Stop(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            trainer.should_stop = trainer.current_epoch == 2
+
+    with pytest.warns(UserWarning, match="^All batches are mixed: to leave the last fifth of training unmixed"):
+        make_trainer(callback, plans, Stop(), max_epochs=-1).fit(Classifier(), loader())
+    assert all(plan.mixes for plan in plans.plans)
+    assert len(plans.plans) == 15
+
+
 def test_fit_twice_mixes_twice(make_trainer: MakeTrainer) -> None:
     once, twice = Classifier(), Classifier()
-    make_trainer(ManifoldMixupCallback(layers=LAYERS), max_epochs=2).fit(once, loader())
-    callback = ManifoldMixupCallback(layers=LAYERS)
+    make_trainer(ManifoldMixupCallback(layers=LAYERS, schedule=None), max_epochs=2).fit(once, loader())
+    callback = ManifoldMixupCallback(layers=LAYERS, schedule=None)
     trainer = make_trainer(callback)
     trainer.fit(twice, loader())
     trainer.fit_loop.max_epochs = 2

@@ -87,7 +87,7 @@ def mix(hidden: Tensor, plan: MixPlan, dim: int = 0) -> Tensor:
 def train(
     make_trainer: MakeTrainer, net: pl.LightningModule, batches: list[Any], layers: Any, **settings: Any
 ) -> tuple[list[tuple[MixPlan, Tensor]], Steps]:
-    callback = ManifoldMixupCallback(**{"alpha": 1.0, "seed": 3, "layers": layers, **settings})
+    callback = ManifoldMixupCallback(**{"alpha": 1.0, "seed": 3, "layers": layers, "schedule": None, **settings})
     plans, steps = Plans(callback), Steps()
     make_trainer(callback, plans, steps, log_every_n_steps=1).fit(net, Batches(batches))
     assert plans.plans[0].mixes

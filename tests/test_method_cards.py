@@ -58,10 +58,10 @@ def test_what_is_stale_is_named(cards: Any, tmp_path: Path, monkeypatch: pytest.
 
 def test_arguments_are_shown_as_they_are_typed(cards: Any) -> None:
     typed = {way.name: way.arguments for way in cards.ways()}
-    assert typed["manifold"] == "the defaults"
-    assert typed["cutmix"] == 'alpha=1.0, layers="input", interpolation=CutMix()'
-    assert typed["patchup_hard"] == "probability=0.7, ratio=FixedRatio(lam=0.0), interpolation=PatchUp()"
-    assert typed["folded"] == "ratio=FoldedRatio(ratio=BetaRatio())"
+    assert typed["manifold"] == "schedule=None"
+    assert typed["cutmix"] == 'alpha=1.0, layers="input", interpolation=CutMix(), schedule=None'
+    assert typed["patchup_hard"] == "probability=0.7, ratio=FixedRatio(lam=0.0), interpolation=PatchUp(), schedule=None"
+    assert typed["folded"] == "ratio=FoldedRatio(ratio=BetaRatio()), schedule=None"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -141,7 +141,7 @@ def sequences(rows: int = ROWS, seed: int = 2, masked: bool = True) -> dict[str,
 def mixup(**settings: Any) -> ManifoldMixupCallback:
     if not {"ratio", "alpha"} & settings.keys():
         settings["alpha"] = 1.0
-    return ManifoldMixupCallback(**{"seed": 5, **settings})
+    return ManifoldMixupCallback(**{"seed": 5, "schedule": None, **settings})
 
 
 def hidden_states(net: Network, x: Tensor) -> dict[str, Tensor]:

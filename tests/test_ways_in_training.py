@@ -352,7 +352,7 @@ def test_a_schedule_without_an_end_is_refused(make_trainer: MakeTrainer) -> None
     with pytest.raises(
         ValueError, match=r"^schedule needs to know how long training is\. Give the Trainer max_epochs or max_steps\.$"
     ):
-        fit(make_trainer, Network(), data(), mixup(layers="first", schedule=Until()), max_epochs=-1)
+        fit(make_trainer, Network(), data(), mixup(layers="first", schedule=Until(0.5)), max_epochs=-1)
 
 
 @resumes

@@ -12,6 +12,7 @@ from mm_lightning.arguments import check_number, no_such, plain, refusal
 from mm_lightning.mixup.ratio import Ratio, alpha_of
 
 __all__ = [
+    "DEFAULT_SCHEDULE",
     "Alternating",
     "Constant",
     "CosineSchedule",
@@ -265,3 +266,6 @@ def _check_factor(name: str, value: Any) -> None:
 
 def _check_share(name: str, value: Any) -> None:
     check_number(name, value, "a number in (0, 1]", lambda share: 0 < share <= 1, "1 is the end of training.")
+
+
+DEFAULT_SCHEDULE = Until(0.8)  # what schedule="auto" of the callback is; chosen by docs/evidence.md

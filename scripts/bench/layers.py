@@ -31,7 +31,7 @@ def measure(quick: bool) -> dict[str, Any]:
     seeds = count()
 
     def run(module: pl.LightningModule, eligible: int) -> float:
-        mixup = ManifoldMixupCallback(layers=eligible_layers(eligible), seed=next(seeds))
+        mixup = ManifoldMixupCallback(layers=eligible_layers(eligible), seed=next(seeds), schedule=None)
         return median_step(module, batches, [mixup], untimed=untimed)
 
     sides: dict[str, Callable[[], float]] = {

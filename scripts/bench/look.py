@@ -96,7 +96,7 @@ def first_step(case: str, mixup: bool, quick: bool) -> dict[str, Any]:
     for warm_up in (ManifoldMixupCallback(), None):  # imports what is imported late
         _fit(*_made(QUICK_CASES[case]), warm_up)
     module, batches = _made((QUICK_CASES if quick else CASES)[case])
-    callback = ManifoldMixupCallback(seed=0) if mixup else None
+    callback = ManifoldMixupCallback(seed=0, schedule=None) if mixup else None
     steps: list[float] = []
     gc.collect()
     peak = peak_bytes(lambda: steps.append(_fit(module, batches, callback)))

@@ -100,7 +100,7 @@ def _sequences(quick: bool) -> Network:
         places=places,
         shape=(rows, length, width),
         classes=10,
-        callback=lambda seed: ManifoldMixupCallback(layers=list(places), seed=seed),
+        callback=lambda seed: ManifoldMixupCallback(layers=list(places), seed=seed, schedule=None),
     )
 
 

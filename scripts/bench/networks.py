@@ -91,7 +91,7 @@ def residual_network(batch_size: int = 128, size: int = 32) -> Network:
         places=places,
         shape=(batch_size, 3, size, size),
         classes=10,
-        callback=lambda seed: ManifoldMixupCallback(layers=list(places), seed=seed),
+        callback=lambda seed: ManifoldMixupCallback(layers=list(places), seed=seed, schedule=None),
     )
 
 
@@ -107,7 +107,7 @@ def preact_resnet(batch_size: int = 128, width: int = 64) -> Network:
         places=places,
         shape=(batch_size, 3, 32, 32),
         classes=10,
-        callback=lambda seed: ManifoldMixupCallback(layers=list(places), seed=seed),
+        callback=lambda seed: ManifoldMixupCallback(layers=list(places), seed=seed, schedule=None),
     )
 
 
@@ -122,7 +122,7 @@ def deep_mlp(depth: int, width: int, classes: int = 10, batch_size: int = 100, i
         places=places,
         shape=(batch_size, inputs),
         classes=classes,
-        callback=lambda seed: ManifoldMixupCallback(layers=list(places), seed=seed),
+        callback=lambda seed: ManifoldMixupCallback(layers=list(places), seed=seed, schedule=None),
     )
 
 

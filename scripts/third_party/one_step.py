@@ -110,7 +110,7 @@ class Bench:
 
     def mixed(self, module: pl.LightningModule, layers: Any, seed: int = 8) -> tuple[Step, MixPlan, tuple[str, ...]]:
         """Train under the callback; also returns the plan and the eligible layers."""
-        callback = ManifoldMixupCallback(alpha=1.0, layers=layers, seed=seed, **self.case.options)
+        callback = ManifoldMixupCallback(alpha=1.0, layers=layers, seed=seed, schedule=None, **self.case.options)
         step = self.train(self.batch(), module, callback)
         if callback.plan is None or callback.plan.layer is None:
             raise RuntimeError("The callback trained the batch unmixed.")

@@ -109,7 +109,7 @@ def test_training_rows_are_those_of_the_trained_module(
     make_trainer: MakeTrainer, points: int, rows: int, mixed: bool
 ) -> None:
     net, spy = Net(), Spy(("body", "input", "output"), train_points=points)
-    mixup = [ManifoldMixupCallback(alpha=1.0, layers=["input", "body"], seed=0)] if mixed else []
+    mixup = [ManifoldMixupCallback(alpha=1.0, layers=["input", "body"], seed=0, schedule=None)] if mixed else []
     make_trainer(spy, *mixup, max_epochs=2).fit(net, loader())
     assert spy.splits == ["train"]
     seen = spy.seen[0]

@@ -73,7 +73,7 @@ def main(folder: Path) -> None:
     """Train, and write rank0.pt and rank1.pt."""
     torch.manual_seed(0)
     data = TensorDataset(torch.randn(64, 4), torch.arange(64) % 3)
-    mixup = ManifoldMixupCallback(alpha=1.0, layers=["input", "first"], seed=3)
+    mixup = ManifoldMixupCallback(alpha=1.0, layers=["input", "first"], seed=3, schedule=None)
     spy, kept, module = Spy(train_points=12), Kept(mixup), Classifier()
     trainer = pl.Trainer(
         accelerator="cpu",

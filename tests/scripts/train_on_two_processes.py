@@ -53,7 +53,9 @@ def main(folder: Path, ways: bool) -> None:
     settings: dict[str, Any] = {}
     if ways:
         settings = {"pairing": NearestNeighbors(), "interpolation": ChannelMix(), "clean_weight": 0.5}
-    callback = ManifoldMixupCallback(alpha=1.0, layers=["input", "first"], seed=3, **settings)
+    callback = ManifoldMixupCallback(
+        **{"alpha": 1.0, "layers": ["input", "first"], "seed": 3, "schedule": None, **settings}
+    )
     module = Classifier(callback)
     trainer = pl.Trainer(
         accelerator="cpu",

@@ -77,7 +77,7 @@ def train(kind: type[Classifier], data_parallel_size: int) -> list[dict[str, Any
     """Train, and return what this rank saw."""
     torch.manual_seed(0)
     data = TensorDataset(torch.randn(64, 4, dtype=torch.float64), torch.randint(0, 3, (64,)))
-    callback = ManifoldMixupCallback(alpha=1.0, layers=["input", "first", "second"], seed=0)
+    callback = ManifoldMixupCallback(alpha=1.0, layers=["input", "first", "second"], seed=0, schedule=None)
     module = kind(callback)
     trainer = pl.Trainer(
         accelerator="cpu",

@@ -306,7 +306,7 @@ class DrawsLater(Network, pl.LightningModule):
 
 def test_from_the_first_noise_on_both_halves_draw_alike(make_trainer: MakeTrainer) -> None:
     drawn: dict[int, list[float]] = {}
-    trainer = make_trainer(ManifoldMixupCallback(layers="input"))
+    trainer = make_trainer(ManifoldMixupCallback(layers="input", schedule=None))
     trainer.fit(DrawsLater(drawn), Batches([(X, Y)] * 6))
     own_and_partners = [drawn[step] for step in (3, 4, 5)]  # the first noise comes as a surprise
     assert [len(numbers) for numbers in own_and_partners] == [2, 2, 2]

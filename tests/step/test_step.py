@@ -52,7 +52,7 @@ def fit(make_trainer: MakeTrainer, step: Step, layers: Any, batch: Any = None, *
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(6, 4, generator=generator), torch.randint(0, 3, (6,), generator=generator)
     batches = Batches([(x, y) if batch is None else batch] * 20)
-    callbacks = [] if layers is None else [ManifoldMixupCallback(layers=layers, **settings)]
+    callbacks = [] if layers is None else [ManifoldMixupCallback(layers=layers, schedule=None, **settings)]
     make_trainer(*callbacks).fit(net, batches)
     return net
 
@@ -405,7 +405,7 @@ def test_a_skipped_batch_is_no_error(make_trainer: MakeTrainer) -> None:
     def step(net: Net, batch: Any) -> Tensor | None:
         return None if batch[0][0, 0] == 0 else plain(net, batch)
 
-    callback = ManifoldMixupCallback(layers=["input", "first"], seed=0)
+    callback = ManifoldMixupCallback(layers=["input", "first"], seed=0, schedule=None)
     batches = [(torch.zeros(6, 4), ZEROS), (X, ZEROS)] * 5
     make_trainer(callback).fit(Net(step), Batches(batches))
     assert callback.summary()["unmixed"] == 0

@@ -77,7 +77,7 @@ def train_mixed(
     entry: Entry, layer: str, module: pl.LightningModule | None = None, batch: Any = None
 ) -> tuple[Step, MixPlan]:
     """Train an entry's module on its batch under the callback, mixed at ``layer``, and return the plan too."""
-    callback = ManifoldMixupCallback(alpha=1.0, layers=[layer], seed=8, **entry.options)
+    callback = ManifoldMixupCallback(alpha=1.0, layers=[layer], seed=8, schedule=None, **entry.options)
     step = train_on(entry.batch() if batch is None else batch, module or entry.make(), callback)
     assert callback.plan is not None
     assert callback.plan.layer == layer
