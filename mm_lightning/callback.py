@@ -238,7 +238,7 @@ class ManifoldMixupCallback(CallbackOfBoth):
         if self.schedule == AUTO and not has_end(trainer):
             rank_zero_warn(
                 "All batches are mixed: to leave the last fifth of training unmixed, as schedule='auto' does, it must "
-                "be known how long training is. Give the Trainer max_epochs or max_steps, or the callback schedule=None."
+                "be known how long training is. Give the Trainer max_epochs or max_steps, or schedule=None here."
             )
         progress = trainer.fit_loop.epoch_loop.batch_progress.current
         if version_of(trainer) < (2, 5) and progress.ready > progress.completed:
