@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mm_lightning.command.checks import check_config, check_devices
-from mm_lightning.command.metric_names import direction_of, found_metric
+from mm_lightning.command.metric_names import direction_of, found_metric, is_of_regression, is_of_test
 from mm_lightning.command.run_folder import keep_folder
 from mm_lightning.files import write_json
 from mm_lightning.study import runner
@@ -45,7 +45,8 @@ _REFUSED = {
 }
 _MOST_AT_ONCE = 8  # by default
 _ACC = "val/evaluation/acc"
-_GROUP, _VALIDATION = "test/evaluation", re.compile(r"val(id(ation)?)?|dev", re.IGNORECASE)
+_GROUP = "test/evaluation"
+_VALIDATION = re.compile(r"(?<![A-Za-z])([Ee]?[Vv]al(id(ation)?)?|[Dd]ev)(?![a-z])")  # valLoss, not interval
 _SCALED = "after a temperature that was fitted to the validation data (Guo et al. 2017)"
 _OF_CLASSIFIERS: dict[str, dict[str, Any]] = {
     "acc": {"title": "accuracy", "unit": "%", "factor": 100, "digits": 2, "better": "higher", "meaning": ""},
@@ -143,8 +144,14 @@ def objective_of(metric: str, metrics: Mapping[str, float]) -> Objective:
         metrics: What a run has measured.
 
     Raises:
-        ValueError: If it is not there, or its name does not tell which way is better.
+        ValueError: If it is not there, is of test data, or its name does not tell which way is better.
     """
+    if is_of_test(metric):
+        raise ValueError(
+            f"metric {metric!r} is of test data, which choose nothing: methods are compared by them. Name one of a "
+            "validation, or leave it out."
+        )
+    metrics = _meant(metrics)
     key = (_ACC if _ACC in metrics else found_metric(metrics)) if metric == "auto" else metric
     if key is None or key not in metrics:
         wanted = "a metric of a validation, such as 'val/acc' or 'val_loss'," if metric == "auto" else repr(metric)
@@ -163,23 +170,33 @@ def objective_of(metric: str, metrics: Mapping[str, float]) -> Objective:
 
 def measures_of(objective: Objective, metrics: Mapping[str, float]) -> list[Measure]:
     """Return what methods are compared by; first what strengths were chosen by, on test data where there are some."""
+    metrics = _meant(metrics)
     counterpart = _VALIDATION.sub("test", objective.key, count=1)
     primary = counterpart if counterpart in metrics else objective.key
-    keys = {primary: _described(primary, objective.better)}
+    keys = {primary: _described(primary, objective.better, metrics[primary])}
     if f"{_GROUP}/acc" in metrics:
         keys |= {f"{_GROUP}/{name}": {**_DEFAULTS, **about} for name, about in _OF_CLASSIFIERS.items()}
     else:
         keys |= {
-            key: _described(key, "higher" if better == "max" else "lower")
-            for key in metrics
+            key: _described(key, "higher" if better == "max" else "lower", value)
+            for key, value in metrics.items()
             if key.lower().startswith("test") and (better := direction_of(key)) and key != primary
         }
     return [measure_of(key, about) for key, about in keys.items() if key in metrics]
 
 
-def _described(key: str, better: str) -> dict[str, Any]:
-    is_share = key.rpartition("/")[2].rpartition("_")[2] in ("acc", "accuracy")
-    shown = {"unit": "%", "factor": 100, "digits": 2, "margin": MARGINS["acc"]} if is_share else {}
+def _meant(metrics: Mapping[str, float]) -> Mapping[str, float]:
+    """Leave out what was measured of a regression as if of a classifier: its batches may have integers as well."""
+    is_kept = not is_of_regression(metrics)
+    return {key: value for key, value in metrics.items() if is_kept or "/evaluation/" not in key}
+
+
+def _described(key: str, better: str, value: float) -> dict[str, Any]:
+    shown: dict[str, Any] = {}
+    if key.rpartition("/")[2].rpartition("_")[2] in ("acc", "accuracy"):
+        is_share = not value > 1  # else it is a module's own per cent
+        factor, margin = (100, MARGINS["acc"]) if is_share else (1, 100 * MARGINS["acc"])
+        shown = {"unit": "%", "factor": factor, "digits": 2, "margin": margin}
     return {**_DEFAULTS, **shown, "title": key, "better": better}
 
 
