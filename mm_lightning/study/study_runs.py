@@ -11,13 +11,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from mm_lightning.files import alone_in, write_json
 from mm_lightning.study.budget import duration
 from mm_lightning.study.candidates import Candidate
 from mm_lightning.study.course import Failure, Plan, Trial
 from mm_lightning.study.forked import Forks
 from mm_lightning.study.jobs import Job
-from mm_lightning.study.runner import LOG, METRICS, Ended, is_finished, run_each
+from mm_lightning.study.runner import CONFIG, LOG, METRICS, Ended, is_finished, run_each
 
 __all__ = ["StudyRuns"]
 
@@ -27,6 +29,9 @@ _OF_THE_STUDY = (
     "callbacks=study",
     "++trainer.enable_checkpointing=false",
     "+diagnostics.study={_target_: mm_lightning.diagnostics.Evaluation, temperature: true}",
+)
+_ONLY_INPUT = Failure(
+    "no hidden layer can be mixed, and at the input alone it is input mixup; python -m mm_lightning.inspect says why"
 )
 
 
@@ -181,7 +186,10 @@ class StudyRuns:
             job = self.job(*trial)
             if not is_finished(job):
                 return None
-            metrics = _content(job)["metrics"]
+            content = _content(job)
+            metrics = content["metrics"]
+            if content.get("layers") == ["input"] and OmegaConf.load(job.folder / CONFIG).mixup.layers == "auto":
+                self._failed[trial] = _ONLY_INPUT
             self._finished[trial] = {key: math.nan if value is None else value for key, value in metrics.items()}
         return self._finished[trial]
 

@@ -119,6 +119,15 @@ def test_two_studies_at_once_are_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_mixing_at_the_input_alone_is_no_manifold_mixup(tmp_path: Path, trained: Any) -> None:
+    runs = runs_in(tmp_path / "study")
+    trained(SUCCESS.replace("{", '{"layers": ["input"], ', 1), of(runs))
+    for study in (runs, runs_in(tmp_path / "study")):
+        found = study.train("search", [(ONE, 0), (AT_INPUT, 0)])
+        assert str(found[ONE, 0]).startswith("no hidden layer can be mixed, and at the input alone it is input mixup")
+        assert not isinstance(found[AT_INPUT, 0], Failure)
+
+
 def test_a_failure_is_its_last_line_and_is_not_tried_twice(tmp_path: Path, trained: Any) -> None:
     runs = runs_in(tmp_path / "study")
     calls = trained(FAILURE, of(runs))
