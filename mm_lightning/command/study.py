@@ -237,7 +237,6 @@ def _text(course: Course, runs: StudyRuns) -> str:
         )
     elif any(len(candidate.method.values) > 1 for candidate in course.chosen):
         parts.append("The budget allowed no search for strengths: each method has its usual one.")
-    parts += [f"Left out: {title} ({reason.rstrip('.')})." for title, reason in course.left_out.items()]
     return " ".join(parts)
 
 

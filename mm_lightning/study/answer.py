@@ -72,6 +72,7 @@ def answer(experiment: Experiment, course: Course, words: Sequence[str]) -> Answ
             f"There is no test of {measure['title']}: the validation that has chosen is the one that judges, so that "
             "a gain may be a little too large."
         )
+    sentences += [f"Left out: {title} ({reason.rstrip('.')})." for title, reason in course.left_out.items()]
     better = [by_name[name] for name, item in of.items() if item["verdict"] == "better"]
     winner = _best_in_validation(better, course) if better else first
     command = ["python", "-m", "mm_lightning.train", *words, *winner.words]

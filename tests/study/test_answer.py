@@ -30,6 +30,7 @@ def study(
     nll: Mapping[StudyMethod, tuple[float, ...]] | None = None,
     about: Mapping[str, Any] = SHOWN,
     key: str = "test/acc",
+    left_out: Mapping[str, str] | None = None,
 ) -> Answer:
     chosen = [method.candidates[0] for method in methods]
     results: dict[Any, dict[str, float]] = {}
@@ -57,7 +58,7 @@ def study(
         pictures=[],
         players=[],
     )
-    course = Course(Objective("val/acc", "higher"), Plan(tuple(names), 0), chosen, dict(results))
+    course = Course(Objective("val/acc", "higher"), Plan(tuple(names), 0), chosen, dict(results), dict(left_out or {}))
     return answer(experiment, course, ["data=mine"])
 
 
@@ -170,3 +171,8 @@ def test_a_validation_that_judges_what_it_has_chosen_is_said() -> None:
     found = study({NONE: FLAT, MANIFOLD: (0.92, 0.93, 0.94)}, key="val/acc")
     assert any(one.startswith("There is no test of accuracy: the validation that has") for one in found.sentences)
     assert "no test" not in " ".join(study({NONE: FLAT, MANIFOLD: (0.92, 0.93, 0.94)}).sentences)
+
+
+def test_what_is_left_out_is_said_with_its_reason() -> None:
+    found = study({NONE: FLAT, INPUT: (0.92, 0.931, 0.939)}, left_out={"manifold mixup": "no layer can be mixed."})
+    assert found.sentences[-1] == "Left out: manifold mixup (no layer can be mixed)."
