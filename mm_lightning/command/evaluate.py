@@ -107,7 +107,7 @@ def with_overrides(config: DictConfig, words: Sequence[str], config_dir: Path | 
 
 def main() -> None:
     """Run the command line. Exit code 0 on success, 1 otherwise."""
-    with failure.as_one_line():
+    with failure.as_one_line("--out FILE"):
         arguments = _parser().parse_intermixed_args()
         settings = _settings(arguments)
         found = evaluate(arguments.run, arguments.overrides, arguments.config_dir, settings)
