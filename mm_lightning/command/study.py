@@ -31,7 +31,7 @@ from mm_lightning.study.statistics import MARGINS
 from mm_lightning.study.study_runs import StudyRuns
 from mm_lightning.study.verdicts import cells, verdict
 
-__all__ = ["measures_of", "objective_of", "study", "words_of_runs"]
+__all__ = ["measures_of", "objective_of", "searched", "study", "words_of_runs"]
 
 _OWN = ("budget", "out", "seeds", "jobs", "metric", "only", "methods")
 _REFUSED = {
@@ -74,9 +74,7 @@ def study(config: DictConfig) -> None:
         raise ValueError(f"seeds must be an integer >= 2, got {config.seeds!r}. 10 is the default.")
     typed = list(HydraConfig.get().overrides.task)
     words = words_of_runs(typed, "data_seed" in (config.data or {}))
-    sources = HydraConfig.get().runtime.config_sources
-    folders = [os.path.abspath(source.path) for source in sources if source.provider == "command-line"]
-    words += [f'hydra.searchpath=["file://{one}"]' for one in folders]
+    words += searched(HydraConfig.get().runtime.config_sources)
     described: Any = OmegaConf.to_container(config.methods, resolve=True)
     only = [config.only] if isinstance(config.only, str) else None if config.only is None else list(config.only)
     methods = methods_of(described, only)
@@ -119,6 +117,17 @@ def words_of_runs(typed: Sequence[str], has_data_seed: bool) -> list[str]:
             raise ValueError(f"{word!r} cannot be said to mm-study: {_REFUSED[top]}.")
     words = [word for word, key in keys.items() if key.split(".")[0] not in _OWN]
     return [*words, "data.data_seed=null"] if has_data_seed and "data.data_seed" not in keys.values() else words
+
+
+def searched(sources: Sequence[Any]) -> list[str]:
+    """Return the override by which runs find the options that the study has from ``--config-dir`` or a search path."""
+    places = [
+        f"file://{os.path.abspath(source.path)}" if source.schema == "file" else f"{source.schema}://{source.path}"
+        for source in sources
+        if source.provider in ("command-line", "hydra.searchpath in command-line")
+    ]
+    quoted = ",".join(f'"{place}"' for place in places)
+    return [f"hydra.searchpath=[{quoted}]"] if places else []
 
 
 def _places(config: DictConfig, launcher: Sequence[str]) -> tuple[list[str], int]:

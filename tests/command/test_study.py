@@ -9,11 +9,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import hydra
 import pytest
+from omegaconf import OmegaConf
 
 from mm_lightning.command import study as command
+from mm_lightning.command.configuration import CONF
+from mm_lightning.study.candidates import methods_of
 from mm_lightning.study.course import Objective
 
 CLASSIFIER = {
@@ -199,3 +204,23 @@ def test_a_refusal_is_a_line_and_leaves_nothing(tmp_path: Path) -> None:
     assert finished.stderr.startswith("error: 'mixup=input' cannot be said to mm-study")
     assert finished.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_search_where_the_study_does() -> None:
+    def source(provider: str, schema: str, path: str) -> SimpleNamespace:
+        return SimpleNamespace(provider=provider, schema=schema, path=path)
+
+    given = source("command-line", "file", "/my conf"), source("hydra.searchpath in command-line", "pkg", "mine.conf")
+    assert command.searched([source("main", "file", "/conf"), *given]) == [
+        'hydra.searchpath=["file:///my conf","pkg://mine.conf"]'
+    ]
+    assert command.searched([source("main", "file", "/conf")]) == []
+
+
+def test_the_method_of_one_s_own_in_the_configuration_can_be_typed() -> None:
+    (example,) = re.findall(r"'(\+methods\.mine=.*)'", (CONF / "study.yaml").read_text(encoding="utf-8"))
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        methods = hydra.compose("study", [example]).methods
+    described: Any = OmegaConf.to_container(methods)
+    own = methods_of(described, ["mine"])[1]
+    assert [one.words for one in own.candidates] == [("mixup=patchup", "alpha=2.0"), ("mixup=patchup", "alpha=1.0")]
