@@ -43,6 +43,7 @@ _REFUSED = {
     "objective": "metric=KEY is the study's",
     "callbacks": "the study's runs have callbacks of their own; one more is +callbacks.NAME=...",
 }
+_SPLIT = "data.data_seed=null"  # one of its own for each seed
 _MOST_AT_ONCE = 8  # by default
 _ACC = "val/evaluation/acc"
 _GROUP = "test/evaluation"
@@ -96,7 +97,7 @@ def study(config: DictConfig) -> None:
         course = run_course(
             methods, config.seeds, runs, lambda metrics: objective_of(config.metric, metrics), runs.plan, runs.keep_plan
         )
-    found = answer(_experiment(course, runs, config), course, words)
+    found = answer(_experiment(course, runs, words), course, words)
     _write(found, runs, folder, ["python", "-m", "mm_lightning.study", *typed])
 
 
@@ -116,7 +117,7 @@ def words_of_runs(typed: Sequence[str], has_data_seed: bool) -> list[str]:
         if (top := re.split(r"[./]", key)[0]) in _REFUSED and not (top == "callbacks" and "." in key):
             raise ValueError(f"{word!r} cannot be said to mm-study: {_REFUSED[top]}.")
     words = [word for word, key in keys.items() if key.split(".")[0] not in _OWN]
-    return [*words, "data.data_seed=null"] if has_data_seed and "data.data_seed" not in keys.values() else words
+    return [*words, _SPLIT] if has_data_seed and "data.data_seed" not in keys.values() else words
 
 
 def searched(sources: Sequence[Any]) -> list[str]:
@@ -209,7 +210,7 @@ def _described(key: str, better: str, value: float) -> dict[str, Any]:
     return {**_DEFAULTS, **shown, "title": key, "better": better}
 
 
-def _experiment(course: Course, runs: StudyRuns, config: DictConfig) -> Experiment:
+def _experiment(course: Course, runs: StudyRuns, words: Sequence[str]) -> Experiment:
     results = {(one, seed): metrics for (one, seed), metrics in course.results.items() if one in course.chosen}
     measures = measures_of(course.objective, next(iter(results.values())))
     made = [run_of(runs.job(one, seed)) for one, seed in results]
@@ -219,7 +220,7 @@ def _experiment(course: Course, runs: StudyRuns, config: DictConfig) -> Experime
     return Experiment(
         name="study",
         title="Test results" if measures[0]["key"].lower().startswith("test") else "Validation results",
-        text=_text(course, runs),
+        text=_text(course, words),
         methods=[Method(name=candidate.method.name, title=candidate.title) for candidate in course.chosen],
         schedules=[Schedule(name="configured", text=text, seconds_per_run=seconds)],
         measures=measures,
@@ -231,10 +232,11 @@ def _experiment(course: Course, runs: StudyRuns, config: DictConfig) -> Experime
     )
 
 
-def _text(course: Course, runs: StudyRuns) -> str:
+def _text(course: Course, words: Sequence[str]) -> str:
+    of = "first weights, order and split of the data" if _SPLIT in words else "first weights and order of the data"
     parts = [
-        f"Every method has the same model, data, epochs and seeds ({', '.join(map(str, course.seeds))}); a seed is of "
-        "first weights, order and split of the data."
+        f"Every method has the same model, data, epochs and seeds ({', '.join(map(str, course.seeds))}); "
+        f"a seed is of {of}."
     ]
     searched = [candidate for candidate in course.chosen if candidate in course.searched]
     if searched:

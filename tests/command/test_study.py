@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from mm_lightning.command import study as command
 from mm_lightning.command.configuration import CONF
 from mm_lightning.study.candidates import methods_of
-from mm_lightning.study.course import Objective
+from mm_lightning.study.course import Course, Objective, Plan
 
 CLASSIFIER = {
     "val/acc": 0.9,
@@ -224,3 +224,11 @@ def test_the_method_of_one_s_own_in_the_configuration_can_be_typed() -> None:
     described: Any = OmegaConf.to_container(methods)
     own = methods_of(described, ["mine"])[1]
     assert [one.words for one in own.candidates] == [("mixup=patchup", "alpha=2.0"), ("mixup=patchup", "alpha=1.0")]
+
+
+@pytest.mark.parametrize(
+    ("words", "of"), [(["data.data_seed=null"], "order and split"), (["data.data_seed=0"], "order")]
+)
+def test_a_seed_is_of_a_split_where_it_is(words: list[str], of: str) -> None:
+    course = Course(Objective("val/acc", "higher"), Plan(("none",), 0))
+    assert re.search(rf"a seed is of first weights(,| and) {of} of the data\.", command._text(course, words))
