@@ -10,7 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["whole_file", "write_json"]
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["alone_in", "whole_file", "write_json"]
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -36,6 +41,31 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep a folder for this process during the block, also from others that ask for it so. Nothing is left behind.
+
+    Where folders cannot be locked, as on Windows and on some network drives, nobody is kept out.
+
+    Raises:
+        BlockingIOError: If another process has it.
+    """
+    if fcntl is None:
+        yield
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(number)
 
 
 def _finite(content: Any) -> Any:

@@ -107,8 +107,10 @@ def with_overrides(config: DictConfig, words: Sequence[str], config_dir: Path | 
 
 def main() -> None:
     """Run the command line. Exit code 0 on success, 1 otherwise."""
-    with failure.as_one_line():
+    with failure.as_one_line("--out FILE"):
         arguments = _parser().parse_intermixed_args()
+        if arguments.config_dir is not None and not arguments.config_dir.is_dir():
+            raise FileNotFoundError(f"--config-dir {arguments.config_dir} is not a folder. Name one, or leave it out.")
         settings = _settings(arguments)
         found = evaluate(arguments.run, arguments.overrides, arguments.config_dir, settings)
         if found.is_global_zero:
@@ -116,10 +118,10 @@ def main() -> None:
 
 
 def _show(found: Tested, path: Path) -> None:
+    """Print the numbers, then write them: a folder that cannot be written costs nothing that was measured."""
     from mm_lightning.command.evaluation_files import keep
     from mm_lightning.command.evaluation_table import table
 
-    events = keep(found, path)
     lines = [f"Checkpoint   {found.checkpoint}", f"Test         {found.line()}"]
     lines += [text] if (text := table(found.evaluation)) else []
     lines += [f"Note         {remark}" for remark in found.left_out()]
@@ -128,8 +130,9 @@ def _show(found: Tested, path: Path) -> None:
         lines.append(
             f"Temperature  {fitted.temperature:.4g}, 95 % interval {fitted.low:.4g} to {fitted.high:.4g}: {kept}"
         )
-    lines += [f"Numbers      {path}", f"TensorBoard  tensorboard --logdir {shlex.quote(str(events))}"]
-    print("\n".join(lines))
+    print("\n".join(lines), flush=True)
+    events = keep(found, path)
+    print(f"Numbers      {path}\nTensorBoard  tensorboard --logdir {shlex.quote(str(events))}")
 
 
 def _parser() -> LineParser:
@@ -142,7 +145,7 @@ def _parser() -> LineParser:
     parser.add_argument(
         "--epsilon", type=_numbers, metavar="E,...", help="of attacks, in pixels in [0, 1] or the range"
     )
-    parser.add_argument("--k", type=int, default=5, metavar="K", help="neighbours; default: 5")
+    parser.add_argument("--k", type=int, metavar="K", help="neighbours; default: 5")
     parser.add_argument("--layers", type=_names, metavar="LAYER,...", help="of spectra, the last of neighbours")
     parser.add_argument("--logits", default="output", metavar="LAYER", help="where the logits are; default: output")
     parser.add_argument("--rows", type=int, default=10_000, metavar="N", help="of the groups; default: 10,000")
@@ -156,13 +159,14 @@ def _settings(arguments: Any) -> dict[str, Any]:
     from mm_lightning.evaluation import FGSM, PGD, Neighbours
 
     wanted: dict[str, Any] = dict.fromkeys(_GROUPS if arguments.all else arguments.groups, True)
-    for flag, group in (("epsilon", "attacks"), ("layers", "spectra")):
-        if getattr(arguments, flag) and group not in wanted:
+    for flag, group in (("epsilon", "attacks"), ("layers", "spectra"), ("k", "neighbours")):
+        if getattr(arguments, flag) is not None and group not in wanted:
             raise ValueError(f"--{flag} is of {group}, which are not asked for. Add --with {group}.")
     if arguments.epsilon and "attacks" in wanted:
         wanted["attacks"] = [*map(FGSM, arguments.epsilon), *(PGD(one, one / 4) for one in arguments.epsilon)]
     if "neighbours" in wanted:
-        wanted["neighbours"] = Neighbours(arguments.k, layer=arguments.layers[-1] if arguments.layers else None)
+        k = {} if arguments.k is None else {"k": arguments.k}
+        wanted["neighbours"] = Neighbours(**k, layer=arguments.layers[-1] if arguments.layers else None)
     if arguments.layers:
         wanted["spectra"] = arguments.layers
     return {**wanted, "layer": arguments.logits, "extra_points": arguments.rows}
@@ -181,7 +185,10 @@ def _names(text: str) -> list[str]:
 
 
 def _numbers(text: str) -> list[float]:
-    return [float(name) for name in _names(text)]
+    try:
+        return [float(name) for name in _names(text)]
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is no list of numbers, with commas between") from None
 
 
 def _composed(config: DictConfig, words: Sequence[str], config_dir: Path | None) -> Any:

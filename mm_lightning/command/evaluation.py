@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from mm_lightning.command.checks import check_config, check_devices
 from mm_lightning.command.ending import line_of
 from mm_lightning.command.loading import load
+from mm_lightning.command.metric_names import is_of_regression
 from mm_lightning.command.model import fitted_to_data
 from mm_lightning.command.run_folder import environment
 from mm_lightning.command.train import computing_fast, quieten
@@ -116,6 +117,11 @@ def tested(
         trainer.test(model, data, verbose=False)
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     own_metrics = {key: value for key, value in metrics.items() if not key.startswith(f"test/{evaluation.name}/")}
+    if evaluation.scores and is_of_regression(own_metrics):
+        remarks.append(
+            "the module's own test is that of a regression. If it is one, the scores say nothing: they are of the last "
+            "integers in its batches."
+        )
     plain: Any = OmegaConf.to_container(config.data, resolve=True)
     is_first = trainer.is_global_zero
     return Tested(checkpoint, folder, list(overrides), plain, own_metrics, evaluation, is_first, remarks)

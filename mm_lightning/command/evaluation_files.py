@@ -24,6 +24,7 @@ def keep(found: Tested, path: Path) -> Path:
     Returns:
         The folder of the events: named like the file of the numbers, beside it.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, found.content())
     fitted = found.evaluation.fitted
     if fitted is not None:

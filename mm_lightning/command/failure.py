@@ -33,20 +33,24 @@ _FULL_ERROR = "HYDRA_FULL_ERROR"
 _OURS = "MM_LIGHTNING_SET_HYDRA_FULL_ERROR"  # whether it was not who types the command that set it
 _INTERRUPTED, _TERMINATED = 130, 143  # what a shell reports for a command ended by Ctrl-C, by SIGTERM
 _OF_AN_EXTRA = ' Others are in the extra sweep: pip install "mm-lightning[sweep]".'
-_ELSEWHERE = "another folder with hydra.run.dir=... or, for several runs, hydra.sweep.dir=..."
+_OF_A_RUN = "hydra.run.dir=... or, for several runs, hydra.sweep.dir=..."
 _WAYS_OUT = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), f"Free some space, or choose {_ELSEWHERE}"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "Free some space, or choose another folder with "),
     **dict.fromkeys(
-        (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS), f"Choose {_ELSEWHERE}"
+        (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS),
+        "Choose another folder with ",
     ),
 }
 
 
 @contextmanager
-def as_one_line() -> Iterator[None]:
+def as_one_line(folder: str = _OF_A_RUN) -> Iterator[None]:
     """Turn an exception into one line on stderr and exit code 1, Ctrl-C into 130 and SIGTERM into 143.
 
     ``HYDRA_FULL_ERROR=1`` shows the whole traceback instead.
+
+    Args:
+        folder: What another folder is chosen with, where one cannot be written.
 
     Raises:
         SystemExit: After any exception.
@@ -59,7 +63,7 @@ def as_one_line() -> Iterator[None]:
     try:
         yield
     except JobFailed as failed:
-        _report(failed.error)
+        _report(failed.error, folder)
         sys.exit(1)
     except BrokenPipeError:  # who reads has seen enough, as of --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -72,7 +76,7 @@ def as_one_line() -> Iterator[None]:
         # Lightning answers Ctrl-C with exit code 1.
         sys.exit(_INTERRUPTED if isinstance(stop.__context__, KeyboardInterrupt) else stop.code)
     except Exception as error:
-        _report(error)
+        _report(error, folder)
         sys.exit(1)
     finally:
         os.environ.pop(_FULL_ERROR, None)
@@ -98,14 +102,14 @@ def _with_cause(error: Exception, cause: BaseException | None) -> JobFailed:
 
 def message(error: Exception) -> str:
     """Return what is said of an exception, in one line."""
-    return _message(error, _cause(error))
+    return _message(error, _cause(error), _OF_A_RUN)
 
 
-def _report(error: Exception) -> None:
+def _report(error: Exception, folder: str) -> None:
     cause = _cause(error)
     if not isinstance(cause, _EXPECTED) and not _is_named(cause, _EXPECTED_OF_LIGHTNING):
         traceback.print_exception(error)
-    print(f"error: {_message(error, cause)}", file=sys.stderr)
+    print(f"error: {_message(error, cause, folder)}", file=sys.stderr)
 
 
 def _is_named(error: BaseException, name: str) -> bool:
@@ -120,7 +124,7 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def _message(error: BaseException, cause: BaseException) -> str:
+def _message(error: BaseException, cause: BaseException, folder: str) -> str:
     if isinstance(cause, MissingConfigException) and cause.missing_cfg_file and cause.options:
         known = _choices(cause.missing_cfg_file, os.path.basename(cause.missing_cfg_file), cause.options, "Options")
         return known + _OF_AN_EXTRA if cause.missing_cfg_file.startswith(("hydra/launcher", "hydra/sweeper")) else known
@@ -137,7 +141,7 @@ def _message(error: BaseException, cause: BaseException) -> str:
     if isinstance(cause, OverrideParseException) and cause.override not in text:
         text = f"Cannot read {cause.override!r}: {text}"
     if isinstance(cause, OSError) and cause.errno in _WAYS_OUT:
-        text = f"{text} {_WAYS_OUT[cause.errno]}"
+        text = f"{text} {_WAYS_OUT[cause.errno]}{folder}"
     key = re.search(r"full_key: (\S+)", str(error)) if isinstance(error, InstantiationException) else None
     return f"{key.group(1)}: {text}" if key else text
 

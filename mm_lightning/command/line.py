@@ -20,6 +20,8 @@ from mm_lightning.command.run_folder import leave_nothing, package_versions
 
 __all__ = ["LineParser", "hydra_flags", "run_composed", "typed"]
 
+_WITH_OUT = ("reproduce", "study")  # commands with a folder of their own, out=
+
 
 class LineParser(argparse.ArgumentParser):
     """A parser with ``--version``, whose errors can be told in one line."""
@@ -80,7 +82,7 @@ def run_composed(job: Callable[[DictConfig], Any], config_name: str) -> None:
                 raise failure.JobFailed(error) from error
             raise
 
-    with failure.as_one_line():
+    with failure.as_one_line("out=...") if config_name in _WITH_OUT else failure.as_one_line():
         sys.argv[1:] = _overrides_last(sys.argv[1:])
         flags = hydra_flags().parse_args()
         typed_keys = {word.split("=")[0] for word in flags.overrides}

@@ -139,7 +139,10 @@ def _checkpoint_in(run: Path) -> Path:
         raise FileNotFoundError(
             f"{run} holds neither best.ckpt nor last.ckpt. Name one of {', '.join(map(str, others))}."
         )
-    raise FileNotFoundError(f"{run} holds no checkpoint. Its run has not finished an epoch.")
+    raise FileNotFoundError(
+        f"{run} holds no checkpoint. Its run has not finished an epoch, or keeps none, as those of mm-study: train it "
+        "again with the command that the study's page has for it."
+    )
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> Any:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = ["direction_of", "found_metric"]
+__all__ = ["direction_of", "found_metric", "is_of_regression", "is_of_test"]
 
 _VALIDATION = {"val", "valid", "validation", "dev"}
 # What a metric's name says, the most telling first; the same metric per step is not what an epoch is judged by.
 _HIGHER = ("acc", "accuracy", "top1", "acc1", "f1", "auroc", "auc", "map", "miou", "iou", "dice", "r2", "score")
 _LOWER = ("loss", "nll", "error", "err", "mse", "rmse", "mae", "perplexity", "ppl", "wer", "cer", "fid", "ece", "brier")
+_OF_REGRESSION = {"mse", "rmse", "mae", "r2"}
 
 
 def found_metric(logged: Iterable[str]) -> str | None:
@@ -29,6 +30,16 @@ def direction_of(key: str) -> str | None:
     """Return whether more (``"max"``) or less (``"min"``) of a metric is better, or None if its name does not tell."""
     words = _words(key)
     return "max" if words & set(_HIGHER) else "min" if words & set(_LOWER) else None
+
+
+def is_of_regression(logged: Iterable[str]) -> bool:
+    """Return whether any key names an error of numbers, which no classifier logs."""
+    return any(_words(key) & _OF_REGRESSION for key in logged)
+
+
+def is_of_test(key: str) -> bool:
+    """Return whether a metric is of test data, by which nothing may be chosen."""
+    return "test" in _words(key)
 
 
 def _rank(key: str) -> tuple[int, int] | None:

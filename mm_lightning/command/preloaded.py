@@ -13,11 +13,15 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from mm_lightning.command import scripts
 
 __all__ = ["main"]
+
+_COMMAND = "mm_lightning.train"
 
 
 def main() -> None:
@@ -45,7 +49,7 @@ def _make(run: dict[str, Any]) -> None:
         for number, file in ((0, nothing), (1, log), (2, log)):
             os.dup2(file, number)
         os.environ.update(run["environment"])
-        sys.argv = ["mm_lightning.train", *run["arguments"]]
+        _seem_typed(run["arguments"])
         scripts.train()
         code = 0
     except SystemExit as stop:
@@ -56,6 +60,12 @@ def _make(run: dict[str, Any]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _seem_typed(arguments: Sequence[str]) -> None:
+    """Let the process seem begun as the command: Lightning begins those of other devices like it (DDP)."""
+    sys.argv = [_COMMAND, *arguments]
+    sys.modules["__main__"].__spec__ = find_spec(_COMMAND)
 
 
 if __name__ == "__main__":

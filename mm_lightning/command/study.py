@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mm_lightning.command.checks import check_config, check_devices
-from mm_lightning.command.metric_names import direction_of, found_metric
+from mm_lightning.command.metric_names import direction_of, found_metric, is_of_regression, is_of_test
 from mm_lightning.command.run_folder import keep_folder
 from mm_lightning.files import write_json
 from mm_lightning.study import runner
@@ -31,7 +31,7 @@ from mm_lightning.study.statistics import MARGINS
 from mm_lightning.study.study_runs import StudyRuns
 from mm_lightning.study.verdicts import cells, verdict
 
-__all__ = ["measures_of", "objective_of", "study", "words_of_runs"]
+__all__ = ["measures_of", "objective_of", "searched", "study", "words_of_runs"]
 
 _OWN = ("budget", "out", "seeds", "jobs", "metric", "only", "methods")
 _REFUSED = {
@@ -43,9 +43,11 @@ _REFUSED = {
     "objective": "metric=KEY is the study's",
     "callbacks": "the study's runs have callbacks of their own; one more is +callbacks.NAME=...",
 }
+_SPLIT = "data.data_seed=null"  # one of its own for each seed
 _MOST_AT_ONCE = 8  # by default
 _ACC = "val/evaluation/acc"
-_GROUP, _VALIDATION = "test/evaluation", re.compile(r"val(id(ation)?)?|dev", re.IGNORECASE)
+_GROUP = "test/evaluation"
+_VALIDATION = re.compile(r"(?<![A-Za-z])([Ee]?[Vv]al(id(ation)?)?|[Dd]ev)(?![a-z])")  # valLoss, not interval
 _SCALED = "after a temperature that was fitted to the validation data (Guo et al. 2017)"
 _OF_CLASSIFIERS: dict[str, dict[str, Any]] = {
     "acc": {"title": "accuracy", "unit": "%", "factor": 100, "digits": 2, "better": "higher", "meaning": ""},
@@ -73,9 +75,7 @@ def study(config: DictConfig) -> None:
         raise ValueError(f"seeds must be an integer >= 2, got {config.seeds!r}. 10 is the default.")
     typed = list(HydraConfig.get().overrides.task)
     words = words_of_runs(typed, "data_seed" in (config.data or {}))
-    sources = HydraConfig.get().runtime.config_sources
-    folders = [os.path.abspath(source.path) for source in sources if source.provider == "command-line"]
-    words += [f'hydra.searchpath=["file://{one}"]' for one in folders]
+    words += searched(HydraConfig.get().runtime.config_sources)
     described: Any = OmegaConf.to_container(config.methods, resolve=True)
     only = [config.only] if isinstance(config.only, str) else None if config.only is None else list(config.only)
     methods = methods_of(described, only)
@@ -97,7 +97,7 @@ def study(config: DictConfig) -> None:
         course = run_course(
             methods, config.seeds, runs, lambda metrics: objective_of(config.metric, metrics), runs.plan, runs.keep_plan
         )
-    found = answer(_experiment(course, runs, config), course, words)
+    found = answer(_experiment(course, runs, words), course, words)
     _write(found, runs, folder, ["python", "-m", "mm_lightning.study", *typed])
 
 
@@ -117,7 +117,18 @@ def words_of_runs(typed: Sequence[str], has_data_seed: bool) -> list[str]:
         if (top := re.split(r"[./]", key)[0]) in _REFUSED and not (top == "callbacks" and "." in key):
             raise ValueError(f"{word!r} cannot be said to mm-study: {_REFUSED[top]}.")
     words = [word for word, key in keys.items() if key.split(".")[0] not in _OWN]
-    return [*words, "data.data_seed=null"] if has_data_seed and "data.data_seed" not in keys.values() else words
+    return [*words, _SPLIT] if has_data_seed and "data.data_seed" not in keys.values() else words
+
+
+def searched(sources: Sequence[Any]) -> list[str]:
+    """Return the override by which runs find the options that the study has from ``--config-dir`` or a search path."""
+    places = [
+        f"file://{os.path.abspath(source.path)}" if source.schema == "file" else f"{source.schema}://{source.path}"
+        for source in sources
+        if source.provider in ("command-line", "hydra.searchpath in command-line")
+    ]
+    quoted = ",".join(f'"{place}"' for place in places)
+    return [f"hydra.searchpath=[{quoted}]"] if places else []
 
 
 def _places(config: DictConfig, launcher: Sequence[str]) -> tuple[list[str], int]:
@@ -143,8 +154,14 @@ def objective_of(metric: str, metrics: Mapping[str, float]) -> Objective:
         metrics: What a run has measured.
 
     Raises:
-        ValueError: If it is not there, or its name does not tell which way is better.
+        ValueError: If it is not there, is of test data, or its name does not tell which way is better.
     """
+    if is_of_test(metric):
+        raise ValueError(
+            f"metric {metric!r} is of test data, which choose nothing: methods are compared by them. Name one of a "
+            "validation, or leave it out."
+        )
+    metrics = _meant(metrics)
     key = (_ACC if _ACC in metrics else found_metric(metrics)) if metric == "auto" else metric
     if key is None or key not in metrics:
         wanted = "a metric of a validation, such as 'val/acc' or 'val_loss'," if metric == "auto" else repr(metric)
@@ -163,27 +180,37 @@ def objective_of(metric: str, metrics: Mapping[str, float]) -> Objective:
 
 def measures_of(objective: Objective, metrics: Mapping[str, float]) -> list[Measure]:
     """Return what methods are compared by; first what strengths were chosen by, on test data where there are some."""
+    metrics = _meant(metrics)
     counterpart = _VALIDATION.sub("test", objective.key, count=1)
     primary = counterpart if counterpart in metrics else objective.key
-    keys = {primary: _described(primary, objective.better)}
+    keys = {primary: _described(primary, objective.better, metrics[primary])}
     if f"{_GROUP}/acc" in metrics:
         keys |= {f"{_GROUP}/{name}": {**_DEFAULTS, "digits": 3, **about} for name, about in _OF_CLASSIFIERS.items()}
     else:
         keys |= {
-            key: _described(key, "higher" if better == "max" else "lower")
-            for key in metrics
+            key: _described(key, "higher" if better == "max" else "lower", value)
+            for key, value in metrics.items()
             if key.lower().startswith("test") and (better := direction_of(key)) and key != primary
         }
     return [measure_of(key, about) for key, about in keys.items() if key in metrics]
 
 
-def _described(key: str, better: str) -> dict[str, Any]:
-    is_share = key.rpartition("/")[2].rpartition("_")[2] in ("acc", "accuracy")
-    shown = {"unit": "%", "factor": 100, "digits": 2, "margin": MARGINS["acc"]} if is_share else {}
+def _meant(metrics: Mapping[str, float]) -> Mapping[str, float]:
+    """Leave out what was measured of a regression as if of a classifier: its batches may have integers as well."""
+    is_kept = not is_of_regression(metrics)
+    return {key: value for key, value in metrics.items() if is_kept or "/evaluation/" not in key}
+
+
+def _described(key: str, better: str, value: float) -> dict[str, Any]:
+    shown: dict[str, Any] = {}
+    if key.rpartition("/")[2].rpartition("_")[2] in ("acc", "accuracy"):
+        is_share = not value > 1  # else it is a module's own per cent
+        factor, margin = (100, MARGINS["acc"]) if is_share else (1, 100 * MARGINS["acc"])
+        shown = {"unit": "%", "factor": factor, "digits": 2, "margin": margin}
     return {**_DEFAULTS, **shown, "title": key, "better": better}
 
 
-def _experiment(course: Course, runs: StudyRuns, config: DictConfig) -> Experiment:
+def _experiment(course: Course, runs: StudyRuns, words: Sequence[str]) -> Experiment:
     results = {(one, seed): metrics for (one, seed), metrics in course.results.items() if one in course.chosen}
     measures = measures_of(course.objective, next(iter(results.values())))
     made = [run_of(runs.job(one, seed)) for one, seed in results]
@@ -193,7 +220,7 @@ def _experiment(course: Course, runs: StudyRuns, config: DictConfig) -> Experime
     return Experiment(
         name="study",
         title="Test results" if measures[0]["key"].lower().startswith("test") else "Validation results",
-        text=_text(course, runs),
+        text=_text(course, words),
         methods=[Method(name=candidate.method.name, title=candidate.title) for candidate in course.chosen],
         schedules=[Schedule(name="configured", text=text, seconds_per_run=seconds)],
         measures=measures,
@@ -205,10 +232,11 @@ def _experiment(course: Course, runs: StudyRuns, config: DictConfig) -> Experime
     )
 
 
-def _text(course: Course, runs: StudyRuns) -> str:
+def _text(course: Course, words: Sequence[str]) -> str:
+    of = "first weights, order and split of the data" if _SPLIT in words else "first weights and order of the data"
     parts = [
-        f"Every method has the same model, data, epochs and seeds ({', '.join(map(str, course.seeds))}); a seed is of "
-        "first weights, order and split of the data."
+        f"Every method has the same model, data, epochs and seeds ({', '.join(map(str, course.seeds))}); "
+        f"a seed is of {of}."
     ]
     searched = [candidate for candidate in course.chosen if candidate in course.searched]
     if searched:
@@ -220,7 +248,6 @@ def _text(course: Course, runs: StudyRuns) -> str:
         )
     elif any(len(candidate.method.values) > 1 for candidate in course.chosen):
         parts.append("The budget allowed no search for strengths: each method has its usual one.")
-    parts += [f"Left out: {title} ({reason.rstrip('.')})." for title, reason in course.left_out.items()]
     return " ".join(parts)
 
 

@@ -19,6 +19,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from mm_lightning.callback import ManifoldMixupCallback
 from mm_lightning.command.beginning import SayBeginning, say
 from mm_lightning.command.checkpoint import check_checkpoint
 from mm_lightning.command.checks import check_config, check_devices
@@ -124,6 +125,7 @@ def _run(config: DictConfig, folder: Path, overrides: Sequence[str], begin: floa
             "overrides": list(overrides),
             "epochs": trainer.current_epoch,
             "method": method_of(config.mixup),
+            "layers": _layers_mixed(trainer),
         }
         content |= {"metrics": metrics}
         write_json(folder / "metrics.json", {**content, **seconds, **made_with})
@@ -163,6 +165,12 @@ def computing_fast(trainer: pl.Trainer) -> Iterator[None]:
     keep_freed_memory()
     with fast_products():
         yield
+
+
+def _layers_mixed(trainer: pl.Trainer) -> list[str]:
+    """The layers that training could mix at, as ``layers="auto"`` has found them."""
+    callbacks = [one for one in trainer.callbacks if isinstance(one, ManifoldMixupCallback)]  # type: ignore[attr-defined]
+    return [name for callback in callbacks for name in callback.layer_names]
 
 
 def _measured(trainer: pl.Trainer) -> dict[str, float]:

@@ -109,7 +109,9 @@ class Perturbed:
             replaced = map_leaves(lambda leaf: changed if leaf is inputs else leaf, batch)
             with trainer.precision_plugin.forward_context():
                 output = _run(module, self.layer, self.forward, replaced)
-            return class_logits(output, len(changed), self.probabilities)
+            logits = class_logits(output, len(changed), self.probabilities)
+            _check_targets(targets, logits.shape[1])
+            return logits
 
         for group, perturbations in self.perturbations.items():
             for one in perturbations:
@@ -131,6 +133,12 @@ class Perturbed:
     def _whole(parts: list[Tensor], module: LightningModule) -> Tensor:
         own = torch.cat(parts)
         return gathered(own, module) if module.trainer.world_size > 1 else own
+
+
+def _check_targets(targets: Tensor, classes: int) -> None:
+    outside = targets[(targets != IGNORED) & ((targets < 0) | (targets >= classes))]
+    if len(outside):
+        raise ValueError(f"targets must be in [0, {classes}), got {int(outside[0])}")
 
 
 def inputs_of(batch: Any) -> Tensor | None:

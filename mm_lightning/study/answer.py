@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -66,11 +67,17 @@ def answer(experiment: Experiment, course: Course, words: Sequence[str]) -> Answ
         sentences += _quality(best, experiment)
     else:
         sentences += [f"{_upper(one.title)}: {_gain(of[one.method.name], measure)}." for one in controls]
+    if measure["key"] == course.objective.key:
+        sentences.append(
+            f"There is no test of {measure['title']}: the validation that has chosen is the one that judges, so that "
+            "a gain may be a little too large."
+        )
+    sentences += [f"Left out: {title} ({reason.rstrip('.')})." for title, reason in course.left_out.items()]
     better = [by_name[name] for name, item in of.items() if item["verdict"] == "better"]
     winner = _best_in_validation(better, course) if better else first
     command = ["python", "-m", "mm_lightning.train", *words, *winner.words]
     if winner is first:
-        sentences.append("Nothing is better than no mixup here: keep to it.")
+        sentences.append("Nothing is shown to be better than no mixup here: keep to it.")
     elif not mixing or winner is not best:
         sentences.append(f"Of what is better than {first.title}, {winner.title} is the best in validation.")
     return Answer(sentences, shlex.join(command), winner, course, experiment)
@@ -81,13 +88,15 @@ def _best_in_validation(candidates: Sequence[Candidate], course: Course) -> Cand
 
     def mean(candidate: Candidate) -> float:
         scores = [course.results[candidate, seed].get(course.objective.key) for seed in course.seeds]
-        known = [score for score in scores if score is not None]
+        known = [score for score in scores if score is not None and math.isfinite(score)]
         return sign * sum(known) / len(known) if len(known) == len(scores) and known else float("-inf")
 
     return max(candidates, key=mean)
 
 
 def _main(best: Candidate, found: Verdict, measure: Measure) -> str:
+    if not found["seeds"]:
+        return f"Nothing can be said of {best.title}: with no seed both it and no mixup have {measure['title']}."
     beginning = {
         "better": "Use it",
         "worse": "Do not use it here",
@@ -103,7 +112,8 @@ def _gain(found: Verdict, measure: Measure) -> str:
     unit = {"%": " points"}.get(measure["unit"], f" {measure['unit']}".rstrip())
     half = "" if found["half_width"] is None else f" ± {shown(found['half_width'], measure)}"
     difference, seeds = shown(found["difference"], measure, "+"), count(found["seeds"], "seed")
-    return f"{difference}{half}{unit} of {measure['title']} over no mixup ({seeds})"
+    direction = " (lower is better)" if measure["better"] == "lower" else ""
+    return f"{difference}{half}{unit} of {measure['title']}{direction} over no mixup ({seeds})"
 
 
 def _more(found: Verdict) -> str:
@@ -111,6 +121,8 @@ def _more(found: Verdict) -> str:
         return "; a larger budget goes on from here"
     if found["verdict"] != "not distinguishable" or found["half_width"] is None:
         return ""
+    if found["difference"] is not None and abs(found["difference"]) > found["half_width"]:
+        return "; with other seeds there is no value, and so no verdict"
     needed = found["seeds_needed"]
     if needed is None:
         return "; more than 1,000 seeds would be needed to see a difference of this size"

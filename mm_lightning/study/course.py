@@ -117,7 +117,7 @@ def run_course(
         planned: Told of the plan, before anything of it is done.
 
     Raises:
-        RuntimeError: If the first training fails.
+        RuntimeError: If the first training fails, or no method is left to compare.
         ValueError: If the budget is too small.
     """
     none, *others = methods
@@ -134,7 +134,9 @@ def run_course(
         planned(plan)
     course = Course(objective, plan)
     course.left_out = {
-        method.title: "the budget is too small for it" for method in others if method.name not in plan.methods
+        method.title: "the budget was too small for it when the study was planned"
+        for method in others
+        if method.name not in plan.methods
     }
     wanted = [method for method in others if method.name in plan.methods]
     course.chosen = [none.candidates[0], *_search(wanted, course, trainings)]
@@ -207,6 +209,7 @@ def _search(methods: Sequence[StudyMethod], course: Course, trainings: Trainings
 def _compare(course: Course, seeds: int, trainings: Trainings) -> None:
     """Train all that is compared with one seed after the other, as long as the budget lasts."""
     done = 0
+    _check_left(course)
     while done < seeds:
         rounds = math.floor(trainings.left() * trainings.at_once / (trainings.seconds_per_run() * len(course.chosen)))
         # half of what seems to fit, so that the estimate is made again; what is finished already needs no time
@@ -222,7 +225,14 @@ def _compare(course: Course, seeds: int, trainings: Trainings) -> None:
             elif candidate in course.chosen:
                 course.chosen.remove(candidate)
                 course.left_out[candidate.method.title] = str(result)
+        _check_left(course)
         done += now
+
+
+def _check_left(course: Course) -> None:
+    if len(course.chosen) < 2:
+        reasons = "; ".join(f"{title}: {reason.rstrip('.')}" for title, reason in course.left_out.items())
+        raise RuntimeError(f"No method is left to hold against no mixup. {reasons}.")
 
 
 def _score(result: Mapping[str, float] | Failure, key: str) -> float | None:

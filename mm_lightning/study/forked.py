@@ -32,10 +32,11 @@ class Forks:
 
     def take(self, environment: Mapping[str, str]) -> Preloaded:
         """Return one that is free, or a new one with this environment besides one's own; waits for its imports."""
-        try:
-            return self._free.get_nowait()
-        except queue.Empty:
-            return Preloaded({**os.environ, **environment})
+        with suppress(queue.Empty):
+            while (free := self._free.get_nowait()).is_gone:
+                free.close()
+            return free
+        return Preloaded({**os.environ, **environment})
 
     def give_back(self, process: Preloaded) -> None:
         """Take one back whose run has ended."""
@@ -62,6 +63,11 @@ class Preloaded:
         )
         self._answer()
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has ended without being told to, as of a lack of memory."""
+        return self._process.poll() is not None
+
     def begin(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> Forked:
         """Begin a run.
 
@@ -75,7 +81,8 @@ class Preloaded:
         """
         assert self._process.stdin is not None
         line = {"arguments": list(arguments), "log": str(log), "environment": dict(environment)}
-        self._process.stdin.write(json.dumps(line).encode() + b"\n")
+        with suppress(BrokenPipeError):  # what has become of it is told by its answer
+            self._process.stdin.write(json.dumps(line).encode() + b"\n")
         return Forked(self._answer(), self._process)
 
     def close(self) -> None:
@@ -90,8 +97,7 @@ class Preloaded:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            code = self._process.wait()
-            raise RuntimeError(f"The process that runs are forked from has ended, with exit code {code}.")
+            raise _gone(self._process)
         return int(line)
 
 
@@ -106,13 +112,25 @@ class Forked:
 
         Raises:
             subprocess.TimeoutExpired: If it is not there after so many seconds.
+            RuntimeError: If the process that the run was forked from is gone; the run is ended, too.
         """
         assert self._parent.stdout is not None
         if not select.select([self._parent.stdout], [], [], timeout)[0]:
             raise subprocess.TimeoutExpired("mm_lightning.train", timeout or 0.0)
-        return int(self._parent.stdout.readline() or 1)
+        line = self._parent.stdout.readline()
+        if not line:
+            self.terminate()  # nobody would hear of its end
+            raise _gone(self._parent)
+        return int(line)
 
     def terminate(self) -> None:
         """Ask it to end."""
         with suppress(ProcessLookupError):
             os.kill(self._number, signal.SIGTERM)
+
+
+def _gone(process: subprocess.Popen[bytes]) -> RuntimeError:
+    return RuntimeError(
+        f"The process that runs are forked from has ended, with exit code {process.wait()}. What is finished is kept; "
+        "the same command goes on from there."
+    )

@@ -248,8 +248,9 @@ class _Processes:
             is_late = True
             process.terminate()
             code = process.wait()
-        with self._lock:
-            self._running.discard(process)
+        finally:
+            with self._lock:
+                self._running.discard(process)
         if not code:
             return None, False
         last = (job.folder / LOG).read_text(errors="replace").strip().splitlines()[-1:]

@@ -6,16 +6,20 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from mm_lightning.files import write_json
+from omegaconf import OmegaConf
+
+from mm_lightning.files import alone_in, write_json
 from mm_lightning.study.budget import duration
 from mm_lightning.study.candidates import Candidate
 from mm_lightning.study.course import Failure, Plan, Trial
 from mm_lightning.study.forked import Forks
 from mm_lightning.study.jobs import Job
-from mm_lightning.study.runner import LOG, METRICS, Ended, is_finished, run_each
+from mm_lightning.study.runner import CONFIG, LOG, METRICS, Ended, is_finished, run_each
 
 __all__ = ["StudyRuns"]
 
@@ -25,6 +29,9 @@ _OF_THE_STUDY = (
     "callbacks=study",
     "++trainer.enable_checkpointing=false",
     "+diagnostics.study={_target_: mm_lightning.diagnostics.Evaluation, temperature: true}",
+)
+_ONLY_INPUT = Failure(
+    "no hidden layer can be mixed, and at the input alone it is input mixup; python -m mm_lightning.inspect says why"
 )
 
 
@@ -67,14 +74,27 @@ class StudyRuns:
         self._state = state
         self._finished: dict[Trial, dict[str, float]] = {}
         self._failed: dict[Trial, Failure] = {}
+        self._alone = ExitStack()
         folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> StudyRuns:
+        """Keep the folder from other studies.
+
+        Raises:
+            RuntimeError: If one is at work in it.
+        """
+        try:
+            self._alone.enter_context(alone_in(self.folder))
+        except BlockingIOError:
+            raise RuntimeError(
+                f"Another mm-study is at work in {self.folder}. Wait for its end, or choose another folder with out=..."
+            ) from None
         return self
 
     def __exit__(self, *error: Any) -> None:
-        if self._forks is not None:
-            self._forks.close()
+        with self._alone:
+            if self._forks is not None:
+                self._forks.close()
 
     def left(self) -> float:
         """Return the seconds of the budget that are left."""
@@ -82,6 +102,8 @@ class StudyRuns:
 
     def seconds_per_run(self) -> float:
         """Return the mean time of the runs so far."""
+        if not self._state["runs"]:  # a study that was killed has not counted the runs that it left
+            return fmean(_content(self.job(*trial))["total_seconds"] for trial in self._finished)
         return float(self._state["seconds_of_runs"] / self._state["runs"])
 
     def keep_plan(self, plan: Plan) -> None:
@@ -112,6 +134,7 @@ class StudyRuns:
         Raises:
             ValueError: If ``is_limited``, and a run takes longer than the budget has left.
         """
+        self._save()  # before there are runs, which without it are none of a study's
         missing = [trial for trial in trials if trial not in self._failed and self._read(trial) is None]
         by_job = {self.job(*trial).folder: trial for trial in missing}
         before, begin, ends = self._state["seconds"], time.monotonic(), 0
@@ -163,12 +186,20 @@ class StudyRuns:
             job = self.job(*trial)
             if not is_finished(job):
                 return None
-            metrics = json.loads((job.folder / METRICS).read_text(encoding="utf-8"))["metrics"]
+            content = _content(job)
+            metrics = content["metrics"]
+            if content.get("layers") == ["input"] and OmegaConf.load(job.folder / CONFIG).mixup.layers == "auto":
+                self._failed[trial] = _ONLY_INPUT
             self._finished[trial] = {key: math.nan if value is None else value for key, value in metrics.items()}
         return self._finished[trial]
 
     def _save(self) -> None:
         write_json(self.folder / _STATE, self._state)
+
+
+def _content(job: Job) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((job.folder / METRICS).read_text(encoding="utf-8"))
+    return content
 
 
 def _state(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,10 +63,28 @@ class Regression(pl.LightningModule):
         self.log("test/mse", (self.net(batch[0])[:, 0] - batch[1]).square().mean())
 
 
+class RegressionByForward(Regression):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.net(inputs)
+
+
 class Numbers(pl.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         inputs = torch.linspace(-1, 1, 40).reshape(20, 2)
         return DataLoader(TensorDataset(inputs, inputs.sum(dim=1)), batch_size=10)
+
+
+class NumbersWithIntegers(pl.LightningDataModule):
+    def __init__(self, largest: int) -> None:
+        super().__init__()
+        self.largest = largest
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        inputs = torch.linspace(-1, 1, 40).reshape(20, 2)
+        integers = torch.arange(20) % 2 * self.largest
+        return DataLoader(TensorDataset(inputs, inputs.sum(dim=1), integers), batch_size=10)
+
+    test_dataloader = train_dataloader
 
 
 def _folder(folder: Path, model: dict[str, Any], data: dict[str, Any], weights: dict[str, Any]) -> Path:
@@ -194,6 +212,30 @@ def test_a_module_that_is_no_classifier_is_tested_alone(
     assert not (run / "temperature.json").exists()
 
 
+@pytest.mark.parametrize("largest", [1, 2])
+def test_integers_beside_the_numbers_of_a_regression(
+    largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {"_target_": f"{__name__}.NumbersWithIntegers", "largest": largest}
+    weights = {"net.weight": torch.ones(1, 2), "net.bias": torch.ones(1)}
+    run = _folder(tmp_path / "run", {"_target_": f"{__name__}.RegressionByForward"}, data, weights)
+    out = typed(run, "--with", "attacks", monkeypatch=monkeypatch, capsys=capsys).splitlines()
+    assert out[1] == "Test         mse 1.0000"
+    assert ("Scores" in out) == (largest == 1)  # 2 is no class of a single logit
+    said = "the module's own test is that of a regression. If it is one, the scores say nothing"
+    assert any(said in line for line in out) == (largest == 1)
+
+
+def test_numbers_are_printed_where_no_file_can_be_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        typed(run, "--out", str(tmp_path), monkeypatch=monkeypatch, capsys=capsys)
+    assert "Scores" in capsys.readouterr().out
+    typed(run, "--out", str(tmp_path / "new" / "numbers.json"), monkeypatch=monkeypatch, capsys=capsys)
+    assert (tmp_path / "new" / "numbers.json").is_file()
+
+
 def test_a_checkpoint_of_another_model_is_one_line(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,7 +257,9 @@ def test_a_checkpoint_of_another_model_is_one_line(
             "there is no 'attacs'; there are attacks, deformations, shifts, neighbours, sp",
         ),
         (["--epsilon", "0.1"], "--epsilon is of attacks, which are not asked for. Add --with attacks."),
-        (["--with", "attacks", "--epsilon", "much"], "argument --epsilon: invalid"),
+        (["--with", "attacks", "--epsilon", "much"], "argument --epsilon: 'much' is no list of numbers"),
+        (["--k", "3"], "--k is of neighbours, which are not asked for. Add --with neighbours."),
+        (["--config-dir", "nowhere"], "--config-dir nowhere is not a folder. Name one, or leave it out."),
         (["--with", "neighbours", "--k", "0"], "k must be an integer >= 1, got 0"),
         (["--with", "spectra", "--layers", "blocks.9"], "Layer 'blocks.9' is not in MixableModule"),
     ],

@@ -71,6 +71,13 @@ def test_expected_errors_become_one_line(error: BaseException, line: str, capsys
     assert reported(error, capsys) == (1, f"error: {line}\n")
 
 
+def test_another_folder_is_chosen_as_the_command_has_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), as_one_line("out=..."):
+        raise PermissionError(errno.EACCES, "Permission denied", "a/b")
+    line = "error: [Errno 13] Permission denied: 'a/b'. Choose another folder with out=...\n"
+    assert capsys.readouterr().err == line
+
+
 def test_defects_show_where_they_come_from(capsys: pytest.CaptureFixture[str]) -> None:
     code, err = reported(JobFailed(ZeroDivisionError("division by zero")), capsys)
     assert code == 1

@@ -9,12 +9,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import hydra
 import pytest
+from omegaconf import OmegaConf
 
 from mm_lightning.command import study as command
-from mm_lightning.study.course import Objective
+from mm_lightning.command.configuration import CONF
+from mm_lightning.study.candidates import methods_of
+from mm_lightning.study.course import Course, Objective, Plan
 
 CLASSIFIER = {
     "val/acc": 0.9,
@@ -31,6 +36,8 @@ REGRESSION = {"val_loss": 1.0, "val_r2": 0.5, "test_loss": 1.1, "test_r2": 0.4, 
     [
         ("auto", CLASSIFIER, Objective("val/evaluation/acc", "higher")),
         ("auto", REGRESSION, Objective("val_r2", "higher")),
+        ("auto", {**CLASSIFIER, "val/mse": 0.5}, Objective("val/acc", "higher")),
+        ("auto", {"val/evaluation/acc": 0.5, "val_mse": 0.5}, Objective("val_mse", "lower")),
         ("val_loss", REGRESSION, Objective("val_loss", "lower")),
     ],
 )
@@ -47,6 +54,7 @@ def test_what_strengths_are_chosen_by(metric: str, metrics: dict[str, float], ob
             r"a metric of a validation, such as 'val/acc' or 'val_loss', is not logged. Logged are tr",
         ),
         ("val_f1", REGRESSION, r"mm-study chooses by validation, and 'val_f1' is not logged"),
+        ("test_r2", REGRESSION, r"metric 'test_r2' is of test data, which choose nothing"),
         ("val_x", {"val_x": 1.0}, r"metric 'val_x' does not tell whether more or less of it is better"),
     ],
 )
@@ -75,6 +83,33 @@ def test_others_are_compared_by_what_their_test_logs() -> None:
 def test_without_a_test_the_validation_decides() -> None:
     measures = command.measures_of(Objective("val_loss", "lower"), {"val_loss": 1.0})
     assert [measure["key"] for measure in measures] == ["val_loss"]
+
+
+def test_integers_in_a_batch_make_no_classifier_of_a_regression() -> None:
+    found = {"val_mse": 1.0, "test_mse": 1.1, "val/evaluation/acc": 0.5, "test/evaluation/acc": 0.5}
+    measures = command.measures_of(Objective("val_mse", "lower"), found)
+    assert [measure["key"] for measure in measures] == ["test_mse"]
+
+
+@pytest.mark.parametrize(
+    ("key", "test"),
+    [
+        ("val_acc", "test_acc"),
+        ("validation/acc", "test/acc"),
+        ("interval/val_acc", "interval/test_acc"),
+        ("eval_acc", "test_acc"),
+        ("valAcc", "testAcc"),
+    ],
+)
+def test_the_test_of_a_validation_is_found(key: str, test: str) -> None:
+    measures = command.measures_of(Objective(key, "higher"), {key: 0.5, test: 0.5})
+    assert [measure["key"] for measure in measures] == [test]
+
+
+@pytest.mark.parametrize(("value", "factor", "margin"), [(0.9, 100, 0.005), (1.0, 100, 0.005), (90.0, 1, 0.5)])
+def test_an_accuracy_may_be_in_per_cent_already(value: float, factor: int, margin: float) -> None:
+    (measure,) = command.measures_of(Objective("val_acc", "higher"), {"val_acc": value})
+    assert (measure["unit"], measure["factor"], measure["margin"]) == ("%", factor, margin)
 
 
 def call(*words: str, folder: Path, **settings: Any) -> subprocess.CompletedProcess[str]:
@@ -169,3 +204,31 @@ def test_a_refusal_is_a_line_and_leaves_nothing(tmp_path: Path) -> None:
     assert finished.stderr.startswith("error: 'mixup=input' cannot be said to mm-study")
     assert finished.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_search_where_the_study_does() -> None:
+    def source(provider: str, schema: str, path: str) -> SimpleNamespace:
+        return SimpleNamespace(provider=provider, schema=schema, path=path)
+
+    given = source("command-line", "file", "/my conf"), source("hydra.searchpath in command-line", "pkg", "mine.conf")
+    assert command.searched([source("main", "file", "/conf"), *given]) == [
+        'hydra.searchpath=["file:///my conf","pkg://mine.conf"]'
+    ]
+    assert command.searched([source("main", "file", "/conf")]) == []
+
+
+def test_the_method_of_one_s_own_in_the_configuration_can_be_typed() -> None:
+    (example,) = re.findall(r"'(\+methods\.mine=.*)'", (CONF / "study.yaml").read_text(encoding="utf-8"))
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        methods = hydra.compose("study", [example]).methods
+    described: Any = OmegaConf.to_container(methods)
+    own = methods_of(described, ["mine"])[1]
+    assert [one.words for one in own.candidates] == [("mixup=patchup", "alpha=2.0"), ("mixup=patchup", "alpha=1.0")]
+
+
+@pytest.mark.parametrize(
+    ("words", "of"), [(["data.data_seed=null"], "order and split"), (["data.data_seed=0"], "order")]
+)
+def test_a_seed_is_of_a_split_where_it_is(words: list[str], of: str) -> None:
+    course = Course(Objective("val/acc", "higher"), Plan(("none",), 0))
+    assert re.search(rf"a seed is of first weights(,| and) {of} of the data\.", command._text(course, words))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +26,11 @@ FLAT = (0.90, 0.91, 0.92)
 
 
 def study(
-    methods: Mapping[StudyMethod, tuple[float, ...]], nll: Mapping[StudyMethod, tuple[float, ...]] | None = None
+    methods: Mapping[StudyMethod, tuple[float, ...]],
+    nll: Mapping[StudyMethod, tuple[float, ...]] | None = None,
+    about: Mapping[str, Any] = SHOWN,
+    key: str = "test/acc",
+    left_out: Mapping[str, str] | None = None,
 ) -> Answer:
     chosen = [method.candidates[0] for method in methods]
     results: dict[Any, dict[str, float]] = {}
@@ -34,7 +39,7 @@ def study(
             results[method.candidates[0], seed] = {"val/acc": value, "test/acc": value}
             if nll:
                 results[method.candidates[0], seed]["test/nll_scaled"] = nll[method][seed]
-    measures = [measure_of("test/acc", SHOWN)] + ([measure_of("test/nll_scaled", NLL)] if nll else [])
+    measures = [measure_of(key, about)] + ([measure_of("test/nll_scaled", NLL)] if nll else [])
     runs = [
         Run(method=one.method.name, schedule="s", seed=seed, command="", seconds=1, epochs=1, metrics=dict(metrics))
         for (one, seed), metrics in results.items()
@@ -53,7 +58,7 @@ def study(
         pictures=[],
         players=[],
     )
-    course = Course(Objective("val/acc", "higher"), Plan(tuple(names), 0), chosen, dict(results))
+    course = Course(Objective("val/acc", "higher"), Plan(tuple(names), 0), chosen, dict(results), dict(left_out or {}))
     return answer(experiment, course, ["data=mine"])
 
 
@@ -69,7 +74,7 @@ def test_a_loss_is_said_as_plainly() -> None:
     found = study({NONE: FLAT, MANIFOLD: (0.881, 0.89, 0.899)})  # -1.9, -2.0, -2.1
     assert found.sentences == [
         "Do not use it here: manifold mixup (alpha 2.0), −2.00 ± 0.25 points of accuracy over no mixup (3 seeds).",
-        "Nothing is better than no mixup here: keep to it.",
+        "Nothing is shown to be better than no mixup here: keep to it.",
     ]
     assert found.command == "python -m mm_lightning.train data=mine mixup=none"
 
@@ -135,3 +140,39 @@ def test_one_seed_tells_nothing() -> None:
 def test_controls_alone_are_said_too() -> None:
     found = study({NONE: FLAT, SMOOTHING: (0.919, 0.93, 0.941)})
     assert found.sentences[0] == "Label smoothing 0.1: +2.00 ± 0.25 points of accuracy over no mixup (3 seeds)."
+
+
+def test_a_way_whose_validation_is_nan_is_not_the_best() -> None:
+    found = study({NONE: FLAT, INPUT: (math.nan,) * 3, MANIFOLD: (0.92, 0.931, 0.939)})
+    assert found.sentences[0].startswith("Use it: manifold mixup (alpha 2.0), +2.00")
+    assert found.winner.method is MANIFOLD
+
+
+def test_without_any_value_nothing_is_said() -> None:
+    found = study({NONE: FLAT, MANIFOLD: (math.nan,) * 3})
+    assert found.sentences[0] == (
+        "Nothing can be said of manifold mixup (alpha 2.0): with no seed both it and no mixup have accuracy."
+    )
+
+
+def test_a_seed_without_a_value_is_no_lack_of_seeds() -> None:
+    found = study({NONE: (0.90, 0.91, 0.92, 0.9), MANIFOLD: (0.92, 0.931, 0.939, math.nan)})
+    assert found.sentences[0].endswith("(3 seeds); with other seeds there is no value, and so no verdict.")
+
+
+def test_less_is_said_to_be_better_where_it_is() -> None:
+    found = study({NONE: (0.4, 0.5, 0.6), MANIFOLD: (0.3, 0.4, 0.51)}, about={**SHOWN, "better": "lower"})
+    assert found.sentences[0] == (
+        "Use it: manifold mixup (alpha 2.0), −9.67 ± 1.43 points of accuracy (lower is better) over no mixup (3 seeds)."
+    )
+
+
+def test_a_validation_that_judges_what_it_has_chosen_is_said() -> None:
+    found = study({NONE: FLAT, MANIFOLD: (0.92, 0.93, 0.94)}, key="val/acc")
+    assert any(one.startswith("There is no test of accuracy: the validation that has") for one in found.sentences)
+    assert "no test" not in " ".join(study({NONE: FLAT, MANIFOLD: (0.92, 0.93, 0.94)}).sentences)
+
+
+def test_what_is_left_out_is_said_with_its_reason() -> None:
+    found = study({NONE: FLAT, INPUT: (0.92, 0.931, 0.939)}, left_out={"manifold mixup": "no layer can be mixed."})
+    assert found.sentences[-1] == "Left out: manifold mixup (no layer can be mixed)."

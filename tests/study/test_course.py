@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mm_lightning.study.candidates import Candidate, StudyMethod, methods_of
-from mm_lightning.study.course import Course, Failure, Objective, Plan, Trial, run_course
+from mm_lightning.study.course import FIRST_SEARCH_SEED, Course, Failure, Objective, Plan, Trial, run_course
 from mm_lightning.study.halving import best_of
 
 METHODS = [
@@ -115,6 +115,18 @@ def test_a_method_that_fails_in_the_comparison_is_left_out() -> None:
     assert course.seeds == [0, 1, 2]
 
 
+@pytest.mark.parametrize("seed", [2, FIRST_SEARCH_SEED])
+def test_a_study_of_none_alone_is_none(seed: int) -> None:
+    def score(candidate: Candidate, at: int) -> Any:
+        return Failure("no layer can be mixed.") if candidate.method.name != "none" and at >= seed else 0.5
+
+    with pytest.raises(
+        RuntimeError,
+        match=r"^No method is left .*no mixup\. input mixup: no layer can be mixed; label smoothing: no",
+    ):
+        run(MadeUp(1e6, score))
+
+
 def test_without_the_first_run_there_is_no_study() -> None:
     with pytest.raises(RuntimeError, match=r"^The first run, which mixes nothing, has failed: no such data$"):
         run(MadeUp(1e6, lambda candidate, seed: Failure("no such data")))
@@ -143,7 +155,7 @@ def test_the_plan_fits_into_the_budget(budget: float, plan: Plan) -> None:
 
 def test_what_the_budget_leaves_out_is_said() -> None:
     course = run(MadeUp(44))
-    assert course.left_out == {"input mixup": "the budget is too small for it"}
+    assert course.left_out == {"input mixup": "the budget was too small for it when the study was planned"}
 
 
 def test_a_budget_for_no_study_is_refused_with_what_is_enough() -> None:

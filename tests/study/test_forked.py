@@ -62,3 +62,16 @@ def test_a_parent_that_is_gone_is_said(tmp_path: Path) -> None:
     process.close()
     with pytest.raises((RuntimeError, ValueError)):
         process.begin(WORDS, tmp_path / "log.txt", {})
+
+
+def test_a_parent_that_was_killed_ends_the_study_not_the_method(tmp_path: Path) -> None:
+    forks = Forks()
+    process = forks.take({**os.environ})
+    run = process.begin([*WORDS, "max_epochs=100000", f"hydra.run.dir={tmp_path}/run"], tmp_path / "log.txt", {})
+    process._process.kill()
+    with pytest.raises(RuntimeError, match=r"^The process that runs are forked from has ended, with exit code -9\."):
+        run.wait()
+    forks.give_back(process)
+    after = forks.take({**os.environ})
+    assert after is not process
+    after.close()

@@ -20,6 +20,7 @@ from mm_lightning.study.study_runs import StudyRuns
 
 NONE = StudyMethod("none", "no mixup", ("mixup=none",), None, (), False).candidates[0]
 HALF, ONE = StudyMethod("manifold", "manifold mixup", ("mixup=manifold",), "alpha", (0.5, 1.0), False).candidates
+AT_INPUT = StudyMethod("input", "input mixup", ("mixup=input",), None, (), False).candidates[0]
 SETTINGS = {"runs": ["data=spirals"], "metric": "auto"}
 # Stands for a training: it finds its folder in ``folder`` and its words in ``words``.
 SUCCESS = '(folder / \'metrics.json\').write_text(\'{"metrics": {"val/acc": 0.75, "test/nll": null}}\')'
@@ -59,7 +60,7 @@ def runs_in(folder: Path, budget: float = 3600, **settings: Any) -> StudyRuns:
 
 def of(runs: StudyRuns) -> Any:
     """What the job in a folder would be composed of."""
-    jobs = {runs.job(one, seed).folder: runs.job(one, seed) for one in (NONE, HALF, ONE) for seed in range(3)}
+    jobs = {runs.job(one, seed).folder: runs.job(one, seed) for one in (NONE, HALF, ONE, AT_INPUT) for seed in range(3)}
     return lambda folder: runner.composed(jobs[folder])
 
 
@@ -86,6 +87,45 @@ def test_time_is_counted_over_calls(tmp_path: Path, trained: Any) -> None:
     again = runs_in(tmp_path / "study", 200)
     assert again.left() - runs.left() == pytest.approx(100)
     assert 0.5 <= again.seconds_per_run() == runs.seconds_per_run() < 2
+
+
+def test_the_first_run_finds_a_folder_that_is_a_study_s(tmp_path: Path, trained: Any) -> None:
+    runs = runs_in(tmp_path / "study")
+    trained("assert (folder.parents[2] / 'study.json').is_file()\n" + SUCCESS, of(runs))
+    assert not isinstance(runs.train("first runs", [(NONE, 0)])[NONE, 0], Failure)
+
+
+def test_runs_that_a_killed_study_has_not_counted_have_a_time(tmp_path: Path, trained: Any) -> None:
+    runs = runs_in(tmp_path / "study")
+    trained(SUCCESS.replace("{", '{"total_seconds": 7.0, ', 1), of(runs))
+    runs.train("first runs", [(NONE, 0)])
+    path = tmp_path / "study" / "study.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "runs": 0, "seconds_of_runs": 0.0}))
+    again = runs_in(tmp_path / "study")
+    again.train("first runs", [(NONE, 0)])
+    assert again.seconds_per_run() == 7.0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked")
+def test_two_studies_at_once_are_refused(tmp_path: Path) -> None:
+    with runs_in(tmp_path / "study"):
+        second = runs_in(tmp_path / "study")
+        with (
+            pytest.raises(RuntimeError, match=r"^Another mm-study is at work in .*study\. Wait for its end, or"),
+            second,
+        ):
+            pass
+    with runs_in(tmp_path / "study"):
+        pass
+
+
+def test_mixing_at_the_input_alone_is_no_manifold_mixup(tmp_path: Path, trained: Any) -> None:
+    runs = runs_in(tmp_path / "study")
+    trained(SUCCESS.replace("{", '{"layers": ["input"], ', 1), of(runs))
+    for study in (runs, runs_in(tmp_path / "study")):
+        found = study.train("search", [(ONE, 0), (AT_INPUT, 0)])
+        assert str(found[ONE, 0]).startswith("no hidden layer can be mixed, and at the input alone it is input mixup")
+        assert not isinstance(found[AT_INPUT, 0], Failure)
 
 
 def test_a_failure_is_its_last_line_and_is_not_tried_twice(tmp_path: Path, trained: Any) -> None:
