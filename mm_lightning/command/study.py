@@ -95,7 +95,13 @@ def study(config: DictConfig) -> None:
     keep_folder()
     with StudyRuns(folder, words, settings, budget, at_once, devices=devices, launcher=launcher) as runs:
         course = run_course(
-            methods, config.seeds, runs, lambda metrics: objective_of(config.metric, metrics), runs.plan, runs.keep_plan
+            methods,
+            config.seeds,
+            runs,
+            lambda metrics: objective_of(config.metric, metrics),
+            runs.plan,
+            runs.keep_plan,
+            runs.may_grow,
         )
     found = answer(_experiment(course, runs, words), course, words)
     _write(found, runs, folder, ["python", "-m", "mm_lightning.study", *typed])
@@ -212,7 +218,8 @@ def _described(key: str, better: str, value: float) -> dict[str, Any]:
 
 def _experiment(course: Course, runs: StudyRuns, words: Sequence[str]) -> Experiment:
     results = {(one, seed): metrics for (one, seed), metrics in course.results.items() if one in course.chosen}
-    measures = measures_of(course.objective, next(iter(results.values())))
+    # of all runs: a temperature is not fitted in each
+    measures = measures_of(course.objective, {key: value for one in results.values() for key, value in one.items()})
     made = [run_of(runs.job(one, seed)) for one, seed in results]
     names = [candidate.method.name for candidate in course.chosen]
     seconds = sum(run["seconds"] for run in made) / len(made)

@@ -1,13 +1,15 @@
 """The course of a study within its budget: a first run, a search for each method's strength, a comparison.
 
-The search sees validation data alone, and seeds that the comparison does not have. So the test that the methods are
-compared by has chosen nothing, and the best of many strengths is not taken for better than it is.
+The search sees validation data alone, and seeds that the comparison does not have. So the test of the runs that are
+compared has chosen nothing, and the best of many strengths is not taken for better than it is. Where each seed draws a
+split of its own, though, rows that a search's seed validated with are among those that others test with.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -105,6 +107,7 @@ def run_course(
     objective_of: Callable[[Mapping[str, float]], Objective],
     plan: Plan | None = None,
     planned: Callable[[Plan], None] = lambda plan: None,
+    may_grow: bool = False,
 ) -> Course:
     """Run a study.
 
@@ -114,7 +117,8 @@ def run_course(
         trainings: Trains.
         objective_of: Finds what to choose by in the metrics of a training.
         plan: Of an earlier call with the same settings; None makes one.
-        planned: Told of the plan, before anything of it is done.
+        planned: Told of a new plan, before anything of it is done.
+        may_grow: Whether the budget is larger than that of ``plan``, so that more may fit.
 
     Raises:
         RuntimeError: If the first training fails, or no method is left to compare.
@@ -129,9 +133,13 @@ def run_course(
             raise RuntimeError(f"The first run, which mixes nothing, has failed: {result}")
     results = {trial: result for trial, result in found.items() if not isinstance(result, Failure)}
     objective = objective_of(results[first[0]])
-    if plan is None:
-        plan = plan_for(methods, seeds, trainings)
-        planned(plan)
+    new = plan_for(methods, seeds, trainings) if plan is None else plan
+    if plan is not None and may_grow:
+        with suppress(ValueError):  # what is left may fit less, when much of the study is done
+            new = max(plan, plan_for(methods, seeds, trainings), key=lambda one: (len(one.methods), one.search_seeds))
+    if new != plan:
+        planned(new)
+    plan = new
     course = Course(objective, plan)
     course.left_out = {
         method.title: "the budget was too small for it when the study was planned"

@@ -106,9 +106,15 @@ class StudyRuns:
             return fmean(_content(self.job(*trial))["total_seconds"] for trial in self._finished)
         return float(self._state["seconds_of_runs"] / self._state["runs"])
 
+    @property
+    def may_grow(self) -> bool:
+        """Whether the budget is larger than that which the plan was made for."""
+        return self.plan is not None and self._budget > self._state["plan"].get("budget", 0.0)
+
     def keep_plan(self, plan: Plan) -> None:
         """Keep the plan for later calls, and say what it is."""
-        self._state["plan"] = {"methods": list(plan.methods), "search_seeds": plan.search_seeds}
+        kept = {"methods": list(plan.methods), "search_seeds": plan.search_seeds, "budget": self._budget}
+        self._state["plan"] = kept
         self._save()
         searched = (
             f"{plan.search_seeds} seeds to choose strengths by" if plan.search_seeds else "each with its usual strength"

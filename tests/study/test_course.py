@@ -181,6 +181,19 @@ def test_a_larger_budget_goes_on() -> None:
     assert len(run(trainings, seeds=50, plan=plan).seeds) > len(before)
 
 
+def test_a_larger_budget_brings_in_what_did_not_fit() -> None:
+    kept: list[Plan] = []
+    trainings = MadeUp(44)
+    small = run_course(METHODS, 3, trainings, lambda metrics: OBJECTIVE, None, kept.append)
+    assert kept == [Plan(("none", "smoothing"), 0)]
+    trainings.budget = 400
+    run_course(METHODS, 3, trainings, lambda metrics: OBJECTIVE, small.plan, kept.append, may_grow=True)
+    assert kept[1:] == [Plan(("none", "input", "smoothing"), 4)]
+    trainings.budget = 401  # little is left to do, and nothing is planned anew
+    run_course(METHODS, 3, trainings, lambda metrics: OBJECTIVE, kept[1], kept.append, may_grow=True)
+    assert len(kept) == 2
+
+
 def test_what_is_finished_is_read_again_with_a_budget_that_is_spent() -> None:
     plan = Plan(("none", "input", "smoothing"), 0)
     trainings = MadeUp(100)

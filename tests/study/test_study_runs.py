@@ -153,6 +153,8 @@ def test_the_plan_is_kept(tmp_path: Path) -> None:
     assert runs_in(tmp_path / "study").plan is None
     runs_in(tmp_path / "study").keep_plan(Plan(("none", "manifold"), 4))
     assert runs_in(tmp_path / "study").plan == Plan(("none", "manifold"), 4)
+    assert not runs_in(tmp_path / "study").may_grow
+    assert runs_in(tmp_path / "study", 4000).may_grow
 
 
 def test_the_folder_of_another_study_is_refused_and_left(tmp_path: Path) -> None:
