@@ -87,12 +87,11 @@ OF_MIXING: dict[str, dict[str, Any]] = {
 }
 FEW = {method: METHODS[method] for method in ("none", "bottleneck", "first")}
 FULL = replace(MNIST, images=50_000, epochs=6)
-WIDE = replace(MNIST, sizes=(784, 1024, 1024, 1024, 12, 1024, 1024, 1024, 1024, 10), epochs=6)
+TWENTY = "20 units after the first layer"
+WIDE = replace(MNIST, sizes=(784, 1024, 20, 1024, 1024, 1024, 1024, 10), epochs=6)
 # Sizes, and the block that follows the narrow or the first hidden layer.
 NETWORKS: dict[str, tuple[tuple[int, ...], int]] = {
     "30 units after three layers": ((784, 256, 256, 256, 30, 256, 256, 256, 256, 10), 4),
-    "30 units after the first layer": ((784, 256, 30, 256, 256, 256, 256, 10), 2),
-    "12 units after the first layer": ((784, 256, 12, 256, 256, 256, 256, 10), 2),
     "30 units first": ((784, 30, 256, 256, 256, 256, 10), 1),
     "12 units first": ((784, 12, 256, 256, 256, 256, 10), 1),
     "no bottleneck, mixed in the first layer": ((784, 256, 256, 256, 256, 10), 1),
@@ -137,6 +136,12 @@ GEOMETRY = [
 ]
 
 
+# What comes nearest to the published numbers, with all methods.
+NEAREST: dict[str, tuple[int, ...]] = {
+    f"{units} units after the first layer": (784, 256, units, 256, 256, 256, 256, 10) for units in (12, 16, 20, 30)
+}
+
+
 def grid() -> Iterator[Run]:
     """All runs, in the order in which they are made."""
     for method, how in (METHODS | PLACES).items():
@@ -153,22 +158,35 @@ def grid() -> Iterator[Run]:
     for change, (sizes, place) in NETWORKS.items():
         for method, how in {"none": {}, "input": {"mix_before": (0,)}, "narrow": {"mix_before": (place,)}}.items():
             yield Run("networks", change, method, replace(MNIST, sizes=sizes, **how), 0)
+    for change, sizes in NEAREST.items():
+        for method, how in METHODS.items():
+            if method not in ("bottleneck", "first"):
+                yield Run("networks", change, method, replace(MNIST, sizes=sizes, **how), 0)
+        yield Run("networks", change, "narrow", replace(MNIST, sizes=sizes, mix_before=(2,)), 0)
     for change, what in list(INPUT_CHANGES.items())[:9]:
         yield Run("spirals", change, "input", replace(SPIRAL, **{"mix_before": (0,), **what}), 0)
     for seed in (0, 1, 2):
         for method, how in SPIRAL_METHODS.items():
             yield Run("spirals", "1 turn", method, replace(SPIRAL, turns=1.0, **how), seed)
+    for seed in (1, 2):
+        for method, how in METHODS.items():
+            if method not in ("bottleneck", "first"):
+                yield Run("networks", TWENTY, method, replace(MNIST, sizes=NEAREST[TWENTY], **how), seed)
+        yield Run("networks", TWENTY, "narrow", replace(MNIST, sizes=NEAREST[TWENTY], mix_before=(2,)), seed)
     for change, what in list(CHANGES.items())[3:8]:
         for method, how in FEW.items():
             yield Run("flatness", change, method, replace(MNIST, **{**what, **how}), 0)
-    for seed in (0, 1, 2):
-        for method, how in FEW.items():
-            yield Run("flatness", "50,000 images, 6 epochs", method, replace(FULL, **how), seed)
-    for method, how in FEW.items():
-        yield Run("flatness", "1,024 units, 6 epochs", method, replace(WIDE, **how), 0)
     for change, what in OF_MIXING.items():
         for method in ("bottleneck", "first"):
             yield Run("flatness", change, method, replace(MNIST, **{**what, **METHODS[method]}), 0)
+    for seed in (0, 1, 2):
+        for method in ("none", "first"):
+            yield Run("flatness", "50,000 images, 6 epochs", method, replace(FULL, **METHODS[method]), seed)
+        for method, how in {"none": {}, "narrow": {"mix_before": (2,)}}.items():
+            settings = replace(FULL, sizes=NEAREST[TWENTY], **how)
+            yield Run("networks", f"{TWENTY}, 50,000 images, 6 epochs", method, settings, seed)
+    for method, how in {"none": {}, "narrow": {"mix_before": (2,)}}.items():
+        yield Run("networks", f"{TWENTY}, others of 1,024, 6 epochs", method, replace(WIDE, **how), 0)
     for change, what in list(CHANGES.items())[8:]:
         for method, how in FEW.items():
             yield Run("flatness", change, method, replace(MNIST, **{**what, **how}), 0)

@@ -150,7 +150,7 @@ def test_effects_are_ratios_to_the_run_without_mixup_of_the_same_seed(made: Any)
 
 
 def test_nearest_candidates_come_first(made: Any) -> None:
-    near, far = [51.73, 2 * 78.67, 1, 1, 1, 1], [51.73, 4 * 78.67, 1, 1, 1, 1]
+    near, far = [51.73, 2 * 78.67, 1, 1, 1, 1], [51.73, 5 * 78.67, 1, 1, 1, 1]
     runs = [record("none", far), record("none", near, change="BCE")]
     lines = made.nearest(runs, ("flatness",), ("1",), 1).splitlines()
     assert lines[0].startswith("| of 24 candidates |")
