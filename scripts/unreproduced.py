@@ -176,6 +176,10 @@ def grid() -> Iterator[Run]:
     for change, what in list(CHANGES.items())[3:8]:
         for method, how in FEW.items():
             yield Run("flatness", change, method, replace(MNIST, **{**what, **how}), 0)
+    for seed in (1, 2):
+        for change in ("alpha 0.2", "mixed for half of training", "1.5 turns"):
+            settings = replace(SPIRAL, **{"mix_before": (0,), **INPUT_CHANGES[change]})
+            yield Run("spirals", change, "input", settings, seed)
     for change, what in OF_MIXING.items():
         for method in ("bottleneck", "first"):
             yield Run("flatness", change, method, replace(MNIST, **{**what, **METHODS[method]}), 0)
