@@ -137,7 +137,10 @@ def mnist() -> Splits:
 
 
 def spirals(noise: float, turns: float, seed: int) -> Splits:
-    """The points of the seed's spirals that lie within so many turns of the arms."""
+    """The points of the seed's spirals that lie within so many turns of the arms.
+
+    The noise moves some of the outermost points beyond the end of the arms: they are left out, 2 % of all.
+    """
     splits = SpiralsDataModule(noise=noise, seed=seed).load_splits()
     kept = {name: points.norm(dim=1) <= 2 * math.pi * turns for name, (points, _) in splits.items()}
     return {name: (points[kept[name]], targets[kept[name]]) for name, (points, targets) in splits.items()}

@@ -140,6 +140,7 @@ def places(runs: list[Record], group: str) -> str:
 def networks(runs: list[Record]) -> str:
     """Other networks: what is left of the numbers in the first hidden and in the narrow layer."""
     found = chosen(runs, "networks")
+    titles = dict.fromkeys(change for change, _ in found)
     head = [
         "network",
         "method",
@@ -150,7 +151,8 @@ def networks(runs: list[Record]) -> str:
         "narrow, others",
     ]
     lines = []
-    for (change, method), records in found.items():
+    # methods of one network stand together, in whatever order they were run
+    for (change, method), records in sorted(found.items(), key=lambda one: list(titles).index(one[0][0])):
         nones = found[change, "none"]
         narrow = list(records[0]["spectra"])[-1]
         cells = [change, method, spread([100 * one["test_acc"] for one in records], 2)]
@@ -217,35 +219,41 @@ def _named(record: Record) -> str:
     return record["change"] or "nothing changed"
 
 
-def beside_published(runs: list[Record], groups: dict[str, str]) -> str:
-    """All methods beside the published numbers, in the first hidden layer, uncentred, where "none" comes nearest.
+# Group, change, which method is manifold mixup, and the layer: all with all methods.
+BESIDE = (
+    ("flatness", "", "bottleneck", "1"),
+    *(("networks", f"{units} units after the first layer", "narrow", "2") for units in (12, 16, 20, 30)),
+    *(("two units", change, "bottleneck", "1") for change in ("1 turn", "1 turn, 160 epochs")),
+)
 
-    Args:
-        runs: All records.
-        groups: For each group with all methods, the one that is manifold mixup.
-    """
+
+def beside_published(runs: list[Record], beside: tuple[tuple[str, str, str, str], ...] = BESIDE) -> str:
+    """All methods beside the published numbers, uncentred, of as many rows as bring "none" nearest."""
     head = ["", "method", "accuracy, %", "largest", "others", "largest over none", "others over none"]
-    blocks: dict[str, list[tuple[str, str, Pair]]] = {
-        "published": [(method, "", numbers) for method, numbers in PUBLISHED.items()]
-    }
-    for group, manifold in groups.items():
-        found = chosen(runs, group, seed=0)
-        for change in dict.fromkeys(change for change, method in found if (change, "dropout") in found):
-            none = found[change, "none"][0]
-            candidates = [one for one in ways(none) if one.layer == "1" and not one.centred and one.scaling == "s"]
-            way = min(candidates, key=lambda one: factor_off(pair(none, one), PUBLISHED["none"]))
-            title = f"{group}{', ' if change else ''}{change}, {way.rows} rows"
-            blocks[title] = [
-                (method, f"{100 * record['test_acc']:.2f}", pair(record, way))
-                for method in PUBLISHED
-                for record in found[change, manifold if method == "manifold" else method]
-            ]
-    lines = []
-    for title, methods in blocks.items():
-        none_pair = methods[0][2]
-        for method, accuracy, numbers in methods:
-            over = (f"{one / other:.2f}" for one, other in zip(numbers, none_pair, strict=True))
-            lines.append([title, method, accuracy, *(f"{one:,.2f}" for one in numbers), *over])
+    none = PUBLISHED["none"]
+    lines = [
+        ["published", method, "", f"{one[0]}", f"{one[1]}", f"{one[0] / none[0]:.2f}", f"{one[1] / none[1]:.2f}"]
+        for method, one in PUBLISHED.items()
+    ]
+    for group, change, manifold, layer in beside:
+        found = chosen(runs, group, change=change)
+        nones = found.get((change, "none"), [])
+        candidates = [
+            way
+            for one in nones[:1]
+            for way in ways(one)
+            if way.layer == layer and not way.centred and way.scaling == "s"
+        ]
+        if not candidates:
+            continue
+        way = min(candidates, key=lambda one: factor_off(pair(nones[0], one), none))
+        for method in PUBLISHED:
+            records = found.get((change, manifold if method == "manifold" else method), [])
+            if records:
+                cells = [f"{change or 'nothing changed'}: layer {layer}, {way.rows} rows", method]
+                cells.append(spread([100 * one["test_acc"] for one in records], 2))
+                cells += [spread([pair(one, way)[i] for one in records], 2) for i in (0, 1)]
+                lines.append([*cells, *(ratios(records, nones, way, i) for i in (0, 1))])
     return markdown_table(head, lines)
 
 
@@ -303,7 +311,7 @@ def tables(content: Record) -> dict[str, str]:
         "nearest any": nearest(runs, nets, None, 6),
         "both first": both(runs, nets, ("1 linear", "1"), 6),
         "both any": both(runs, nets, None, 6),
-        "two units": beside_published(runs, {"flatness": "bottleneck", "two units": "bottleneck"}),
+        "beside": beside_published(runs),
         "spirals": spiral_runs(runs),
         "geometry": geometry_table(content["geometry"]),
     }

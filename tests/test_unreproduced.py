@@ -168,3 +168,17 @@ def test_grid_has_no_run_twice() -> None:
     grid = [(one.settings, one.seed) for one in script.grid()]
     assert len(set(grid)) == len(grid)
     assert all(one.settings == one.settings.of(one.settings.changed()) for one in script.grid())
+
+
+def test_published_numbers_stand_beside_those_of_as_many_rows_as_bring_none_nearest(made: Any) -> None:
+    near, far = [50.0, 80.0, 1, 1, 1, 1], [500.0, 800.0, 1, 1, 1, 1]
+    mixed = [40.0, 20.0, 1, 1, 1, 1]
+    runs = [
+        record("none", [], spectra={"1": {"4": near, "500": far}}),
+        record("narrow", [], spectra={"1": {"4": mixed, "500": far}}),
+    ]
+    lines = made.beside_published(runs, (("flatness", "", "narrow", "1"), ("flatness", "not run", "narrow", "1")))
+    assert lines.splitlines()[7:] == [
+        "| nothing changed: layer 1, 4 rows | none | 50.00 | 50.00 | 80.00 | 1.00 | 1.00 |",
+        "| nothing changed: layer 1, 4 rows | manifold | 50.00 | 40.00 | 20.00 | 0.80 | 0.25 |",
+    ]
