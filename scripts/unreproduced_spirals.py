@@ -56,7 +56,8 @@ def wrong_labels(
 def best_accuracy(points: np.ndarray, targets: np.ndarray, alpha: float, pairs: int, rng: np.random.Generator) -> float:
     """Share of the unmixed points that lie where mixed points have, on average, a label nearer to their own class.
 
-    No classifier that minimises the loss of mixed points has more of the unmixed ones right, at the resolution of CELL.
+    So many has a classifier right that minimises the loss of mixed points, at the resolution of CELL. Where batches are
+    small, some points are their own partners, and it has more.
     """
     side = round(2 * HALF / CELL)
 

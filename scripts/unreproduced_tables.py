@@ -282,7 +282,7 @@ def geometry_table(found: list[Record]) -> str:
         "alpha",
         "nearest point of the other class, %",
         "of pairs of one class, %",
-        "best possible, %",
+        "right by the average, %",
     ]
     return markdown_table(
         head,
