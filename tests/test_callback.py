@@ -144,7 +144,7 @@ def test_alpha_zero_trains_bit_identically_to_no_callback(make_trainer: MakeTrai
 
 
 def test_probability_is_the_share_of_mixed_batches(make_trainer: MakeTrainer) -> None:
-    callback = ManifoldMixupCallback(layers="first", probability=0.5)
+    callback = ManifoldMixupCallback(layers="first", probability=0.5, schedule=None)
     plans = Plans(callback)
     make_trainer(callback, plans, max_epochs=80).fit(Classifier(), loader())
     share = sum(plan.mixes for plan in plans.plans) / len(plans.plans)
@@ -644,7 +644,7 @@ def test_numbers_of_numpy_and_torch_are_taken_and_saved_as_those_of_python(
         "batch_size": np.int64(8),
         "union_masks": torch.tensor(True),
     }
-    trainer = make_trainer(ManifoldMixupCallback(layers=LAYERS, **settings))
+    trainer = make_trainer(ManifoldMixupCallback(layers=LAYERS, schedule=None, **settings))
     trainer.fit(Classifier(), loader())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     assert torch.load(tmp_path / "a.ckpt", weights_only=True)["mm_lightning"] == {

@@ -126,7 +126,7 @@ def model() -> MixableModule:
 def test_the_callback_mixes_it_as_the_authors_do(make_trainer: Callable[..., pl.Trainer]) -> None:
     inputs = torch.randn(40, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     data = TensorDataset(inputs, torch.arange(40) % 3)
-    mixup = ManifoldMixupCallback(alpha=1.0, seed=5)
+    mixup = ManifoldMixupCallback(alpha=1.0, seed=5, schedule=None)
     plans, trained, by_hand = Plans(mixup), model(), model()
     losses: list[Tensor] = []
 

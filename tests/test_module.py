@@ -65,7 +65,7 @@ def test_forward_runs_the_blocks_in_order() -> None:
 @pytest.mark.parametrize("per_sample", [False, True], ids=["per-batch", "per-sample"])
 def test_every_step_equals_the_formulas(make_trainer: MakeTrainer, per_sample: bool) -> None:
     module = model(optimizer=partial(torch.optim.SGD, lr=0.05))
-    callback = ManifoldMixupCallback(alpha=1.0, per_sample=per_sample, seed=2)
+    callback = ManifoldMixupCallback(alpha=1.0, per_sample=per_sample, seed=2, schedule=None)
     drawn = set()
 
     class Check(pl.Callback):

@@ -73,7 +73,7 @@ def fit_all(
     make_trainer: MakeTrainer, module: pl.LightningModule, batches: list[Any], trainer: Any = None, **settings: Any
 ) -> list[tuple[MixPlan, Tensor]]:
     """Plan and loss of every batch. ``settings`` are those of the callback, ``trainer`` those of the trainer."""
-    callback = ManifoldMixupCallback(**{"layers": "first", "alpha": 1.0, "seed": 4, **settings})
+    callback = ManifoldMixupCallback(**{"layers": "first", "alpha": 1.0, "seed": 4, "schedule": None, **settings})
     seen = Seen(callback)
     make_trainer(callback, seen, **(trainer or {})).fit(module, Batches(batches))
     return seen.steps
@@ -193,7 +193,7 @@ def test_pytorch_lightning_17424_a_second_pass_in_training_step_is_refused(make_
 def test_pytorch_lightning_21069_order_beside_weight_averaging_is_free(
     make_trainer: MakeTrainer, mixup_first: bool
 ) -> None:
-    net, callback = Net(lr=0.1), ManifoldMixupCallback(layers=LAYERS, seed=4)
+    net, callback = Net(lr=0.1), ManifoldMixupCallback(layers=LAYERS, seed=4, schedule=None)
     plans, averaging = Plans(callback), WeightAveraging(avg_fn=lambda old, new, count: old + (new - old) / 4)
     order = [callback, averaging] if mixup_first else [averaging, callback]
     make_trainer(*order, plans).fit(net, Batches([(X, Y)] * 3))
@@ -228,7 +228,7 @@ def test_pytorch_lightning_2953_a_figure_reaches_tensorboard_at_its_step(tmp_pat
 
 
 def test_fastai_3486_training_after_lr_find_is_mixed_and_leaves_nothing(make_trainer: MakeTrainer) -> None:
-    net, callback = Net(lr=0.1), ManifoldMixupCallback(layers="first", alpha=1.0, seed=4)
+    net, callback = Net(lr=0.1), ManifoldMixupCallback(layers="first", alpha=1.0, seed=4, schedule=None)
     trainer, seen, wanted = make_trainer(callback), Seen(callback), plain(net, (X, Y))
     trainer.callbacks.append(seen)
     Tuner(trainer).lr_find(net, Batches([(X, Y)] * 20), num_training=5, update_attr=False)
