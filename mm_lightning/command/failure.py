@@ -143,7 +143,11 @@ def _message(error: BaseException, cause: BaseException, folder: str) -> str:
     if isinstance(cause, OSError) and cause.errno in _WAYS_OUT:
         text = f"{text} {_WAYS_OUT[cause.errno]}{folder}"
     key = re.search(r"full_key: (\S+)", str(error)) if isinstance(error, InstantiationException) else None
-    return f"{key.group(1)}: {text}" if key else text
+    if key is None:
+        return text
+    if unknown := re.search(r"unexpected keyword argument '(\w+)'", text):
+        text = f"{text} Leave it out; where an experiment sets it, '~{key.group(1)}.{unknown.group(1)}' does."
+    return f"{key.group(1)}: {text}"
 
 
 def _options(error: MissingConfigException) -> list[str]:

@@ -59,6 +59,15 @@ ELSEWHERE = "another folder with hydra.run.dir=... or, for several runs, hydra.s
         ),
         pytest.param(
             chained(
+                InstantiationException("Error in call\nfull_key: data"),
+                TypeError("Data.__init__() got an unexpected keyword argument 'num_validation'"),
+            ),
+            "data: Data.__init__() got an unexpected keyword argument 'num_validation'. "
+            "Leave it out; where an experiment sets it, '~data.num_validation' does.",
+            id="argument of another class",
+        ),
+        pytest.param(
+            chained(
                 InstantiationException("outer\nfull_key: model"),
                 chained(InstantiationException("inner\nfull_key: model.blocks"), ValueError("sizes are wrong")),
             ),
