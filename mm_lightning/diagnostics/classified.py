@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from mm_lightning.diagnostics.hidden_states import HiddenStates
-from mm_lightning.evaluation.rows import IGNORED, class_logits
+from mm_lightning.evaluation.rows import IGNORED, check_targets, class_logits
 from mm_lightning.namespaces import LightningModule
 
 __all__ = ["Classified", "classified"]
@@ -49,8 +49,7 @@ def classified(
         return f"{layer!r} has values that are not finite"
     try:
         logits = class_logits(outputs.double(), len(outputs), probabilities)
+        check_targets(targets, logits.shape[1])
     except (TypeError, ValueError) as error:
         return str(error).rstrip(".")
-    if targets.min() < 0 or targets.max() >= logits.shape[1]:
-        return f"targets go from {targets.min()} to {targets.max()}, logits are of {logits.shape[1]} classes"
     return Classified(logits, targets)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mm_lightning.diagnostics.hidden_states import OUTPUT, HiddenStates, gathered, last_integers
 from mm_lightning.evaluation.bounds import InputBounds
 from mm_lightning.evaluation.modes import evaluating
-from mm_lightning.evaluation.rows import IGNORED, class_logits
+from mm_lightning.evaluation.rows import IGNORED, check_targets, class_logits
 from mm_lightning.evaluation.scores import scores
 from mm_lightning.mixup.batch import map_leaves, tensors_of
 from mm_lightning.namespaces import LightningModule, Trainer
@@ -110,7 +110,7 @@ class Perturbed:
             with trainer.precision_plugin.forward_context():
                 output = _run(module, self.layer, self.forward, replaced)
             logits = class_logits(output, len(changed), self.probabilities)
-            _check_targets(targets, logits.shape[1])
+            check_targets(targets, logits.shape[1])
             return logits
 
         for group, perturbations in self.perturbations.items():
@@ -133,12 +133,6 @@ class Perturbed:
     def _whole(parts: list[Tensor], module: LightningModule) -> Tensor:
         own = torch.cat(parts)
         return gathered(own, module) if module.trainer.world_size > 1 else own
-
-
-def _check_targets(targets: Tensor, classes: int) -> None:
-    outside = targets[(targets != IGNORED) & ((targets < 0) | (targets >= classes))]
-    if len(outside):
-        raise ValueError(f"targets must be in [0, {classes}), got {int(outside[0])}")
 
 
 def inputs_of(batch: Any) -> Tensor | None:

@@ -259,7 +259,7 @@ def test_a_step_around_forward_is_followed_by_a_call_of_it(make_trainer: MakeTra
     [
         (_Net(), torch.randn(300), "No integer tensor with 32 entries is in the batch"),
         (_Net(last=nn.Unflatten(1, (3, 1, 1))), TARGETS, r"'output' gives \(3, 1, 1\) for a row, not a logit for each"),
-        (_Net(), TARGETS + 1, "targets go from 1 to 3, logits are of 3 classes"),
+        (_Net(), TARGETS + 1, r"targets must be in \[0, 3\), got 1 to 3: count from 0"),
         (_Net(scale=math.inf), TARGETS, "'output' has values that are not finite"),
         (_Net(), torch.full((300,), -100), "all targets are -100"),
     ],
