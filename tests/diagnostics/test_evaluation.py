@@ -430,9 +430,49 @@ def test_what_does_not_fit_is_left_out_and_said(make_trainer: MakeTrainer) -> No
     assert set(callback.groups) == {"attacks"}
     callback = Evaluation(temperature=False, attacks=True)
     trainer = make_trainer(callback)
-    with pytest.warns(UserWarning, match="attacks and shifts: left out, for there are no training data"):
+    with pytest.warns(UserWarning, match="Evaluation: attacks: left out, for there are no training data"):
         trainer.test(_Net(), _Data()._loader(TEST), verbose=False)
     assert callback.groups == {}
+
+
+def test_what_forward_does_not_run_on_is_not_changed(make_trainer: MakeTrainer) -> None:
+    """A mask beside tokens: noise in it would change no logit, and look like robustness."""
+
+    class Tokens(_Net):
+        def forward(self, inputs: torch.Tensor) -> Any:
+            return super().forward(inputs.float())
+
+    class TokenData(_Data):
+        def _loader(self, rows: slice) -> DataLoader[Any]:
+            tokens, mask = (10 * INPUTS[rows]).long(), torch.ones(INPUTS[rows].shape)
+            return DataLoader(TensorDataset(tokens, mask, self.targets[rows]), batch_size=32)
+
+    callback = Evaluation(temperature=False, shifts=True)
+    with pytest.warns(UserWarning, match="shifts: left out, for forward runs on no floating point tensor of the batch"):
+        make_trainer(callback).test(Tokens(), TokenData(), verbose=False)
+    assert callback.groups == {}
+    assert callback.scores["plain"]["acc"] > 0.5
+
+
+def test_an_obstacle_in_one_process_is_one_in_all(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the others would log what this one does not, and wait for it for ever."""
+    seen, has_rows = [], []
+
+    def targets(batch: Any) -> torch.Tensor:
+        seen.append(batch)
+        if len(seen) > 1:
+            raise ValueError("no targets in the second batch")
+        return batch[1]
+
+    def decide(decision: bool, all: bool) -> bool:
+        has_rows.append(decision)
+        return decision
+
+    trainer = make_trainer(Evaluation(temperature=False, targets=targets))
+    monkeypatch.setattr(trainer.strategy, "reduce_boolean_decision", decide)
+    with pytest.warns(UserWarning, match="nothing is logged: no targets in the second batch"):
+        trainer.test(_Net(), _Data(), verbose=False)
+    assert has_rows == [False]
 
 
 def test_neighbours_and_spectra_are_of_what_comes_into_the_last_linear_layer(make_trainer: MakeTrainer) -> None:
