@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mm_lightning.command.checks import check_config, check_devices
-from mm_lightning.command.metric_names import direction_of, found_metric, is_of_regression, is_of_test
+from mm_lightning.command.metric_names import direction_of, found_metric, is_of_regression, unfit_split
 from mm_lightning.command.run_folder import keep_folder
 from mm_lightning.files import write_json
 from mm_lightning.study import runner
@@ -160,12 +160,12 @@ def objective_of(metric: str, metrics: Mapping[str, float]) -> Objective:
         metrics: What a run has measured.
 
     Raises:
-        ValueError: If it is not there, is of test data, or its name does not tell which way is better.
+        ValueError: If it is not there, is of test or training data, or its name does not tell which way is better.
     """
-    if is_of_test(metric):
+    if split := unfit_split(metric):
         raise ValueError(
-            f"metric {metric!r} is of test data, which choose nothing: methods are compared by them. Name one of a "
-            "validation, or leave it out."
+            f"metric {metric!r} is of {split} data, which choose nothing: methods are fitted to one and compared by "
+            "the other. Name one of a validation, or leave it out."
         )
     metrics = _meant(metrics)
     key = (_ACC if _ACC in metrics else found_metric(metrics)) if metric == "auto" else metric

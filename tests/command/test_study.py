@@ -55,6 +55,8 @@ def test_what_strengths_are_chosen_by(metric: str, metrics: dict[str, float], ob
         ),
         ("val_f1", REGRESSION, r"mm-study chooses by validation, and 'val_f1' is not logged"),
         ("test_r2", REGRESSION, r"metric 'test_r2' is of test data, which choose nothing"),
+        ("train_loss", REGRESSION, r"metric 'train_loss' is of training data, which choose nothing"),
+        ("auto", {"test/val_acc": 1.0, "train_val_acc": 1.0}, r"a metric of a validation, .* is not logged"),
         ("val_x", {"val_x": 1.0}, r"metric 'val_x' does not tell whether more or less of it is better"),
     ],
 )
