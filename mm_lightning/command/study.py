@@ -23,7 +23,7 @@ from mm_lightning.study.budget import seconds_of
 from mm_lightning.study.candidates import methods_of
 from mm_lightning.study.collect import measure_of, run_of, study_of
 from mm_lightning.study.course import Course, Objective, run_course
-from mm_lightning.study.curves import draw_curves
+from mm_lightning.study.curves import picture_of_curves
 from mm_lightning.study.form import Experiment, Measure, Method, Picture, Schedule
 from mm_lightning.study.markdown import markdown
 from mm_lightning.study.report import write_report
@@ -287,4 +287,4 @@ def _curves(course: Course, runs: StudyRuns, folder: Path) -> Picture | None:
         title: [{epoch: metrics.get(key) for epoch, metrics in seed.items()} for seed in seeds]
         for title, seeds in points.items()
     }
-    return draw_curves(curves, key, folder / "curves.png")
+    return picture_of_curves(curves, key, folder / "curves.png")
