@@ -22,7 +22,7 @@ from mm_lightning.study.answer import Answer, answer
 from mm_lightning.study.budget import seconds_of
 from mm_lightning.study.candidates import methods_of
 from mm_lightning.study.collect import measure_of, run_of, study_of
-from mm_lightning.study.course import Course, Objective, run_course
+from mm_lightning.study.course import FIRST_SEARCH_SEED, Course, Objective, run_course
 from mm_lightning.study.curves import picture_of_curves
 from mm_lightning.study.form import Experiment, Measure, Method, Picture, Schedule
 from mm_lightning.study.markdown import markdown
@@ -71,8 +71,7 @@ def study(config: DictConfig) -> None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         raise ValueError("mm-study makes its own runs, and is no sweep. Leave out -m and --multirun.")
     budget = seconds_of(config.budget)
-    if not isinstance(config.seeds, int) or config.seeds < 2:
-        raise ValueError(f"seeds must be an integer >= 2, got {config.seeds!r}. 10 is the default.")
+    _check_seeds(config.seeds)
     typed = list(HydraConfig.get().overrides.task)
     words = words_of_runs(typed, "data_seed" in (config.data or {}))
     words += searched(HydraConfig.get().runtime.config_sources)
@@ -135,6 +134,11 @@ def searched(sources: Sequence[Any]) -> list[str]:
     ]
     quoted = ",".join(f'"{place}"' for place in places)
     return [f"hydra.searchpath=[{quoted}]"] if places else []
+
+
+def _check_seeds(seeds: Any) -> None:
+    if not isinstance(seeds, int) or not 2 <= seeds <= FIRST_SEARCH_SEED:  # beyond are those that choose strengths
+        raise ValueError(f"seeds must be an integer in [2, {FIRST_SEARCH_SEED}], got {seeds!r}. 10 is the default.")
 
 
 def _places(config: DictConfig, launcher: Sequence[str]) -> tuple[list[str], int]:

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from mm_lightning.command import study as command
 from mm_lightning.command.configuration import CONF
 from mm_lightning.study.candidates import methods_of
-from mm_lightning.study.course import Course, Objective, Plan
+from mm_lightning.study.course import FIRST_SEARCH_SEED, Course, Objective, Plan
 
 CLASSIFIER = {
     "val/acc": 0.9,
@@ -63,6 +63,13 @@ def test_what_strengths_are_chosen_by(metric: str, metrics: dict[str, float], ob
 def test_without_something_to_choose_by_there_is_no_study(metric: str, metrics: dict[str, float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         command.objective_of(metric, metrics)
+
+
+@pytest.mark.parametrize("seeds", [1, 1001, 2.0])
+def test_seeds_of_the_comparison_are_none_of_the_search(seeds: Any) -> None:
+    with pytest.raises(ValueError, match=rf"seeds must be an integer in \[2, {FIRST_SEARCH_SEED}\], got {seeds}"):
+        command._check_seeds(seeds)
+    command._check_seeds(FIRST_SEARCH_SEED)
 
 
 def test_classifiers_are_compared_by_accuracy_first() -> None:
