@@ -163,7 +163,12 @@ class CloserLook:
     def _bounds(self, trainer: Trainer, module: LightningModule) -> InputBounds | None:
         data = trainer.datamodule if self.data is None else self.data  # type: ignore[attr-defined]
         if (known := getattr(data, "normalization", None)) is not None:
-            return bounds_of_images(*known)
+            try:
+                return bounds_of_images(*known)
+            except (TypeError, ValueError):
+                must = f"the normalization of {type(data).__name__} must be (means, deviations), a number a channel"
+                self._leave_out(self._asked("attacks", "shifts"), f"{must}, got {known!r}")
+                return None
         states = HiddenStates([INPUT], min(self.max_rows, _ROWS), lambda batch: _rows(batch))
 
         def see(batch: Any) -> bool:

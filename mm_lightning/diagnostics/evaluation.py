@@ -135,6 +135,8 @@ class Evaluation(CallbackOfBoth):
         check_count("max_points", max_points, 1, "100_000 keeps as many rows.")
         check_count("extra_points", extra_points, 1, "10_000 keeps as many rows.")
         check_count("seed", seed, 0, "0 is one.")
+        if bounds is not None and not isinstance(bounds, InputBounds):
+            raise refusal("bounds", bounds, "InputBounds", "Make them by bounds_of_images or bounds_of_rows.")
         if not isinstance(name, str):
             raise refusal("name", name, "a text", "It is part of the log keys.")
         groups: dict[str, Any] = {"attacks": attacks, "deformations": deformations, "shifts": shifts}

@@ -435,6 +435,15 @@ def test_what_does_not_fit_is_left_out_and_said(make_trainer: MakeTrainer) -> No
     assert callback.groups == {}
 
 
+@pytest.mark.parametrize("normalization", ["imagenet", (0.5, 0.25)])
+def test_a_normalization_of_another_form_is_said(normalization: Any, make_trainer: MakeTrainer) -> None:
+    data, callback = _ImageData(), Evaluation(temperature=False, attacks=[FGSM(0.1)], deformations=[Zoom(2.0)])
+    data.normalization = normalization
+    with pytest.warns(UserWarning, match=r"attacks: left out, for the normalization of _ImageData must be \(means"):
+        make_trainer(callback).test(_Images(), data, verbose=False)
+    assert list(callback.groups) == ["deformations"]
+
+
 def test_what_forward_does_not_run_on_is_not_changed(make_trainer: MakeTrainer) -> None:
     """A mask beside tokens: noise in it would change no logit, and look like robustness."""
 
@@ -529,6 +538,7 @@ def test_only_so_many_rows_are_looked_at_closer(make_trainer: MakeTrainer) -> No
         ({"shifts": "noise"}, TypeError, "shifts must be True, False or a list, got 'noise'"),
         ({"neighbours": 5}, TypeError, r"neighbours must be True, False or Neighbours\(\.\.\.\), got 5"),
         ({"spectra": [3]}, TypeError, "spectra must be a list of layers, got"),
+        ({"bounds": (0, 1)}, TypeError, r"bounds must be InputBounds, got \(0, 1\) of type tuple"),
         ({"seed": -1}, ValueError, "seed must be an integer >= 0, got -1"),
     ],
 )
