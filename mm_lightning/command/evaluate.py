@@ -24,6 +24,7 @@ __all__ = ["evaluate", "main", "with_overrides"]
 
 _TAKEN = ("data", "trainer")
 _GROUPS = ("attacks", "deformations", "shifts", "neighbours", "spectra")
+_FLAGS = {"epsilon": ["attacks"], "layers": ["spectra", "neighbours"], "k": ["neighbours"]}
 _MORE = f"more: {', '.join(_GROUPS)}, with commas between"
 _ABOUT = """\
 Test a trained model, on the data of its run or on other data, and if it is a classifier measure accuracy, likelihood,
@@ -82,7 +83,7 @@ def with_overrides(config: DictConfig, words: Sequence[str], config_dir: Path | 
         config_dir: Folder of groups and options of one's own.
 
     Raises:
-        ValueError: If an override is of another group, or names a key that is not there.
+        ValueError: If an override is of another group, names a key that is not there, or sets none.
     """
     overrides = OverridesParser.create().parse_overrides(list(words))
     for override in overrides:
@@ -98,6 +99,8 @@ def with_overrides(config: DictConfig, words: Sequence[str], config_dir: Path | 
             continue
         for override in own:
             key = override.key_or_group
+            if override.is_delete() or override.is_sweep_override():
+                raise ValueError(f"{override.input_line!r} must be KEY=VALUE; mm-evaluate deletes and sweeps nothing.")
             if not override.is_add() and OmegaConf.select(changed, key, default=_composed) is _composed:
                 names = ", ".join(str(name) for name in changed[top] if name != "_target_")
                 raise ValueError(f"There is no {key!r}. Names there: {names}. A new one is added with +{key}=...")
@@ -159,15 +162,15 @@ def _settings(arguments: Any) -> dict[str, Any]:
     from mm_lightning.evaluation import FGSM, PGD, Neighbours
 
     wanted: dict[str, Any] = dict.fromkeys(_GROUPS if arguments.all else arguments.groups, True)
-    for flag, group in (("epsilon", "attacks"), ("layers", "spectra"), ("k", "neighbours")):
-        if getattr(arguments, flag) is not None and group not in wanted:
-            raise ValueError(f"--{flag} is of {group}, which are not asked for. Add --with {group}.")
+    for flag, groups in _FLAGS.items():
+        if getattr(arguments, flag) is not None and wanted.keys().isdisjoint(groups):
+            raise ValueError(f"--{flag} is of {' and '.join(groups)}, not asked for. Add --with {groups[0]}.")
     if arguments.epsilon and "attacks" in wanted:
         wanted["attacks"] = [*map(FGSM, arguments.epsilon), *(PGD(one, one / 4) for one in arguments.epsilon)]
     if "neighbours" in wanted:
         k = {} if arguments.k is None else {"k": arguments.k}
         wanted["neighbours"] = Neighbours(**k, layer=arguments.layers[-1] if arguments.layers else None)
-    if arguments.layers:
+    if arguments.layers and "spectra" in wanted:
         wanted["spectra"] = arguments.layers
     return {**wanted, "layer": arguments.logits, "extra_points": arguments.rows}
 
@@ -181,7 +184,9 @@ def _groups(text: str) -> list[str]:
 
 
 def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+    if names := [name.strip() for name in text.split(",") if name.strip()]:
+        return names
+    raise ArgumentTypeError(f"{text!r} names nothing; leave the flag out, or name some with commas between")
 
 
 def _numbers(text: str) -> list[float]:

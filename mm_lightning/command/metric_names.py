@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = ["direction_of", "found_metric", "is_of_regression", "is_of_test"]
+__all__ = ["direction_of", "found_metric", "is_of_regression", "unfit_split"]
 
 _VALIDATION = {"val", "valid", "validation", "dev"}
 # What a metric's name says, the most telling first; the same metric per step is not what an epoch is judged by.
@@ -37,14 +37,15 @@ def is_of_regression(logged: Iterable[str]) -> bool:
     return any(_words(key) & _OF_REGRESSION for key in logged)
 
 
-def is_of_test(key: str) -> bool:
-    """Return whether a metric is of test data, by which nothing may be chosen."""
-    return "test" in _words(key)
+def unfit_split(key: str) -> str | None:
+    """Return ``"test"`` or ``"training"`` if a metric is of such data, by which nothing may be chosen; else None."""
+    words = _words(key)
+    return "test" if "test" in words else "training" if words & {"train", "training"} else None
 
 
 def _rank(key: str) -> tuple[int, int] | None:
     words = _words(key)
-    if not words & _VALIDATION or "step" in words:
+    if not words & _VALIDATION or "step" in words or unfit_split(key):
         return None
     places = [place for place, name in enumerate((*_HIGHER, *_LOWER)) if name in words]
     return (min(places), len(words)) if places else None

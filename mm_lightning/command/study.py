@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mm_lightning.command.checks import check_config, check_devices
-from mm_lightning.command.metric_names import direction_of, found_metric, is_of_regression, is_of_test
+from mm_lightning.command.metric_names import direction_of, found_metric, is_of_regression, unfit_split
 from mm_lightning.command.run_folder import keep_folder
 from mm_lightning.files import write_json
 from mm_lightning.study import runner
@@ -22,8 +22,8 @@ from mm_lightning.study.answer import Answer, answer
 from mm_lightning.study.budget import seconds_of
 from mm_lightning.study.candidates import methods_of
 from mm_lightning.study.collect import measure_of, run_of, study_of
-from mm_lightning.study.course import Course, Objective, run_course
-from mm_lightning.study.curves import draw_curves
+from mm_lightning.study.course import FIRST_SEARCH_SEED, Course, Objective, run_course
+from mm_lightning.study.curves import picture_of_curves
 from mm_lightning.study.form import Experiment, Measure, Method, Picture, Schedule
 from mm_lightning.study.markdown import markdown
 from mm_lightning.study.report import write_report
@@ -71,8 +71,7 @@ def study(config: DictConfig) -> None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         raise ValueError("mm-study makes its own runs, and is no sweep. Leave out -m and --multirun.")
     budget = seconds_of(config.budget)
-    if not isinstance(config.seeds, int) or config.seeds < 2:
-        raise ValueError(f"seeds must be an integer >= 2, got {config.seeds!r}. 10 is the default.")
+    _check_seeds(config.seeds)
     typed = list(HydraConfig.get().overrides.task)
     words = words_of_runs(typed, "data_seed" in (config.data or {}))
     words += searched(HydraConfig.get().runtime.config_sources)
@@ -137,6 +136,11 @@ def searched(sources: Sequence[Any]) -> list[str]:
     return [f"hydra.searchpath=[{quoted}]"] if places else []
 
 
+def _check_seeds(seeds: Any) -> None:
+    if not isinstance(seeds, int) or not 2 <= seeds <= FIRST_SEARCH_SEED:  # beyond are those that choose strengths
+        raise ValueError(f"seeds must be an integer in [2, {FIRST_SEARCH_SEED}], got {seeds!r}. 10 is the default.")
+
+
 def _places(config: DictConfig, launcher: Sequence[str]) -> tuple[list[str], int]:
     """Return the GPUs that runs are spread over, and how many runs are made at a time."""
     on_gpu = config.trainer.get("accelerator") in ("gpu", "cuda", "auto") and torch.cuda.is_available()
@@ -160,12 +164,12 @@ def objective_of(metric: str, metrics: Mapping[str, float]) -> Objective:
         metrics: What a run has measured.
 
     Raises:
-        ValueError: If it is not there, is of test data, or its name does not tell which way is better.
+        ValueError: If it is not there, is of test or training data, or its name does not tell which way is better.
     """
-    if is_of_test(metric):
+    if split := unfit_split(metric):
         raise ValueError(
-            f"metric {metric!r} is of test data, which choose nothing: methods are compared by them. Name one of a "
-            "validation, or leave it out."
+            f"metric {metric!r} is of {split} data, which choose nothing: methods are fitted to one and compared by "
+            "the other. Name one of a validation, or leave it out."
         )
     metrics = _meant(metrics)
     key = (_ACC if _ACC in metrics else found_metric(metrics)) if metric == "auto" else metric
@@ -287,4 +291,4 @@ def _curves(course: Course, runs: StudyRuns, folder: Path) -> Picture | None:
         title: [{epoch: metrics.get(key) for epoch, metrics in seed.items()} for seed in seeds]
         for title, seeds in points.items()
     }
-    return draw_curves(curves, key, folder / "curves.png")
+    return picture_of_curves(curves, key, folder / "curves.png")

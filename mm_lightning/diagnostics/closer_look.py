@@ -9,24 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mm_lightning.arguments import is_flag, plain, refusal
-from mm_lightning.diagnostics.hidden_states import INPUT, HiddenStates
+from mm_lightning.diagnostics.choices import GROUPS, fitting
+from mm_lightning.diagnostics.classified import Classifier
+from mm_lightning.diagnostics.hidden_states import INPUT, HiddenStates, first_floats
 from mm_lightning.diagnostics.loaders import loader_of
-from mm_lightning.diagnostics.perturbed import Forward, Perturbed, inputs_of
-from mm_lightning.evaluation.attacks import FGSM, PGD
+from mm_lightning.diagnostics.perturbed import Perturbed
 from mm_lightning.evaluation.bounds import InputBounds, bounds_of_images, bounds_of_rows
-from mm_lightning.evaluation.deformations import paper_deformations
-from mm_lightning.evaluation.neighbours import Neighbours
 from mm_lightning.evaluation.rows import IGNORED
-from mm_lightning.evaluation.shifts import Noise, shifts_of_five_strengths
 from mm_lightning.evaluation.spectrum import class_spectrum, spectrum_numbers
 from mm_lightning.namespaces import LightningModule, Trainer
 
-__all__ = ["GROUPS", "CloserLook", "chosen"]
+__all__ = ["CloserLook", "Found"]
 
-GROUPS = ("attacks", "deformations", "shifts")
-_ATTACKS = (FGSM(2 / 255), FGSM(8 / 255), PGD(8 / 255))
 _ROWS = 10_000  # on which bounds are measured
+Found = dict[str, dict[str, dict[str, float]]]  # numbers by group and by what they are of
 
 
 class CloserLook:
@@ -35,12 +31,9 @@ class CloserLook:
     Args:
         choice: By group, ``attacks``, ``deformations``, ``shifts``, ``neighbours`` and ``spectra``: what :func:`chosen`
             returns.
-        layer: Where the logits are.
-        forward: Runs the module on a batch.
-        targets: Finds the class indices in a batch; None takes the last integer tensor with one entry per row.
+        classifier: Where inputs, logits and targets are.
         bounds: Of the inputs; None asks the data module or else the training data.
         max_rows: Only the first so many rows of test and training data are seen, on each process.
-        probabilities: Whether the layer gives probabilities.
         num_bins: Of the calibration error.
         seed: Of the draws.
         data: Data module that training data are taken from; None is the trainer's.
@@ -53,24 +46,19 @@ class CloserLook:
     def __init__(
         self,
         choice: dict[str, Any],
-        layer: str,
-        forward: Forward,
-        targets: Callable[[Any], Tensor] | None,
+        classifier: Classifier,
+        *,
         bounds: InputBounds | None,
         max_rows: int,
-        probabilities: bool,
         num_bins: int,
         seed: int,
         data: Any,
         of_fit: dict[str, Any],
     ) -> None:
         self.choice = choice
-        self.layer = layer
-        self.forward = forward
-        self.targets = targets
+        self.classifier = classifier
         self.bounds = bounds
         self.max_rows = max_rows
-        self.probabilities = probabilities
         self.num_bins = num_bins
         self.seed = seed
         self.data = data
@@ -78,7 +66,7 @@ class CloserLook:
         self.remarks: list[str] = []
         self.settings: dict[str, Any] = {}
         self._perturbed: Perturbed | None = None
-        self._hidden = HiddenStates([], max_rows, targets)
+        self._hidden = HiddenStates([], max_rows, classifier.targets)
         self._bank: tuple[Tensor, Tensor] | None = None
         self._neighbour_layer = ""
         self._spectrum_layers: list[str] = []
@@ -96,7 +84,7 @@ class CloserLook:
             before = [] if spectra is not True else [self._before_the_head(module, "spectra")]
             self._spectrum_layers = [layer for layer in before or spectra if layer]
         layers = [*self._spectrum_layers, *([self._neighbour_layer] if self._bank else [])]
-        self._hidden = HiddenStates(list(dict.fromkeys(layers)), self.max_rows, self.targets)
+        self._hidden = HiddenStates(list(dict.fromkeys(layers)), self.max_rows, self.classifier.targets)
         if layers:
             self._hidden.open(module)
 
@@ -107,7 +95,7 @@ class CloserLook:
                 self._hidden.keep(batch)
             except (RuntimeError, TypeError, ValueError) as error:
                 self._hidden.close()
-                self._leave_out("neighbours and spectra", str(error))
+                self._leave_out(self._asked("neighbours", "spectra"), str(error))
         if not any(self.choice[group] for group in GROUPS):
             return
         if self._perturbed is None:
@@ -115,9 +103,9 @@ class CloserLook:
         with self._hidden.paused():
             self._perturbed.see(trainer, module, batch)
 
-    def measured(self, module: LightningModule) -> dict[str, dict[str, dict[str, float]]]:
+    def measured(self, module: LightningModule) -> Found:
         """Return the numbers by group and what they are of. To be called by every process."""
-        found: dict[str, dict[str, dict[str, float]]] = {}
+        found: Found = {}
         if self._perturbed is not None and any(self._perturbed.perturbations.values()):
             of_changed = self._perturbed.measured(module, self.num_bins)
             if isinstance(of_changed, str):
@@ -132,14 +120,14 @@ class CloserLook:
         """Take the hooks off."""
         self._hidden.close()
 
-    def _of_hidden(self, module: LightningModule) -> dict[str, dict[str, dict[str, float]]]:
+    def _of_hidden(self, module: LightningModule) -> Found:
         collected = self._hidden.collected(module)
         self._hidden.close()
         if collected is None:
             return {}
         kept = collected[1] != IGNORED
         hidden, targets = {layer: rows[kept] for layer, rows in collected[0].items()}, collected[1][kept]
-        found: dict[str, dict[str, dict[str, float]]] = {}
+        found: Found = {}
         try:
             for layer in self._spectrum_layers:
                 numbers: dict[str, float] = {}
@@ -151,63 +139,53 @@ class CloserLook:
                 acc = self.choice["neighbours"](*self._bank, hidden[self._neighbour_layer], targets)
                 found["neighbours"] = {self._neighbour_layer: {"acc": acc}}
         except ValueError as error:
-            self._leave_out("neighbours and spectra", str(error))
+            self._leave_out(self._asked("neighbours", "spectra"), str(error))
         return found
 
     def _perturbations(self, batch: Any) -> Perturbed:
         """Those that fit the inputs of a batch."""
-        inputs = inputs_of(batch)
-        are_images = inputs is not None and inputs.ndim == 4
-        shape = None if inputs is None else tuple(inputs.shape[1:])
+        inputs = self.classifier.inputs_of(batch)
+        shape = () if inputs is None else tuple(inputs.shape[1:])
+        are_images = inputs is None or len(shape) == 3  # without inputs all of it is refused together
         groups: dict[str, list[Any]] = {}
-        for group in GROUPS:
-            asked = self.choice[group]
-            if not asked:
-                continue
-            fitting: list[Any]
-            if group == "attacks":
-                fitting = list(_ATTACKS) if asked is True else asked
-            elif group == "deformations":
-                fitting = paper_deformations() if asked is True else asked
-            else:
-                fitting = shifts_of_five_strengths(are_images) if asked is True else asked
-            if not are_images and group != "attacks":
-                left = [one for one in fitting if isinstance(one, Noise)]
-                if len(left) < len(fitting):
-                    self._leave_out(group if not left else "blur and contrast", f"inputs are {shape} a row, not images")
-                fitting = left
-            if group != "deformations" and self.bounds is None:
-                fitting = []
-            if fitting:
-                groups[group] = fitting
-                self.settings[group] = [{"name": one.name, **asdict(one)} for one in fitting]
+        for group in filter(self.choice.get, GROUPS):
+            possible, impossible = fitting(group, self.choice[group], are_images)
+            if impossible:
+                self._leave_out(impossible, f"inputs are {shape} a row, not images")
+            if possible and (group == "deformations" or self.bounds is not None):
+                groups[group] = possible
+                self.settings[group] = [{"name": one.name, **asdict(one)} for one in possible]
         if self.bounds is not None and groups:
             self.settings["unit"] = self.bounds.words
-        self.settings |= {"seed": self.seed}
-        arguments = (self.layer, self.forward, self.targets, self.bounds, self.max_rows, self.probabilities, self.seed)
-        return Perturbed(groups, *arguments)
+        self.settings["seed"] = self.seed
+        return Perturbed(groups, self.classifier, self.bounds, self.max_rows, self.seed)
 
     def _bounds(self, trainer: Trainer, module: LightningModule) -> InputBounds | None:
         data = trainer.datamodule if self.data is None else self.data  # type: ignore[attr-defined]
         if (known := getattr(data, "normalization", None)) is not None:
-            return bounds_of_images(*known)
+            try:
+                return bounds_of_images(*known)
+            except (TypeError, ValueError):
+                must = f"the normalization of {type(data).__name__} must be (means, deviations), a number a channel"
+                self._leave_out(self._asked("attacks", "shifts"), f"{must}, got {known!r}")
+                return None
         states = HiddenStates([INPUT], min(self.max_rows, _ROWS), lambda batch: _rows(batch))
 
         def see(batch: Any) -> bool:
             states.keep(batch)
             return states.is_full
 
-        found = self._pass(trainer, module, states, see, "attacks and shifts")
+        found = self._pass(trainer, module, states, see, self._asked("attacks", "shifts"))
         if found is None:
             return None
         rows = found[0][INPUT]
         return bounds_of_rows(rows.reshape(len(rows), *states.row_shapes[INPUT]))
 
     def _training_states(self, trainer: Trainer, module: LightningModule, layer: str) -> tuple[Tensor, Tensor] | None:
-        states = HiddenStates([layer], self.max_rows, self.targets)
+        states = HiddenStates([layer], self.max_rows, self.classifier.targets)
 
         def see(batch: Any) -> bool:
-            self.forward(module, batch)
+            self.classifier.forward(module, batch)
             states.keep(batch)
             return states.is_full
 
@@ -245,37 +223,13 @@ class CloserLook:
             self._leave_out(what, f"{type(module).__name__} has no Linear layer; name a layer")
         return f"{linear[-1]}:input" if linear else ""
 
+    def _asked(self, *groups: str) -> str:
+        return " and ".join(filter(self.choice.get, groups))
+
     def _leave_out(self, what: str, why: str) -> None:
         self.remarks.append(f"{what}: left out, for {why.rstrip('.')}.")
 
 
-def chosen(name: str, value: Any) -> Any:
-    """Return an argument that chooses a group: True or False, or the list of what is chosen.
-
-    Raises:
-        TypeError: If it is none of that.
-        ValueError: If two have the same name.
-    """
-    if is_flag(value):
-        if name == "neighbours":
-            return Neighbours() if value else False
-        return bool(value)
-    if name == "neighbours":
-        if isinstance(value, Neighbours):
-            return value
-        raise refusal(name, value, "True, False or Neighbours(...)", "True takes the five nearest.")
-    several = [value] if name == "spectra" and isinstance(value, str) else plain(value)
-    if not isinstance(several, list):
-        raise refusal(name, value, "True, False or a list", "True takes the usual ones.")
-    names: list[Any] = several if name == "spectra" else [getattr(one, "name", None) for one in several]
-    if not all(isinstance(one, str) for one in names) or (name != "spectra" and not all(map(callable, several))):
-        way_out = "Layers are texts." if name == "spectra" else "See mm_lightning.evaluation."
-        raise refusal(name, value, "a list of layers" if name == "spectra" else f"a list of {name}", way_out)
-    if twice := sorted({one for one in names if names.count(one) > 1}):
-        raise ValueError(f"{name} must be different from each other, got {', '.join(twice)} twice. Leave one out.")
-    return several
-
-
 def _rows(batch: Any) -> Tensor:
-    inputs = inputs_of(batch)
+    inputs = first_floats(batch)
     return torch.zeros(0 if inputs is None else len(inputs), dtype=torch.int64)

@@ -257,7 +257,7 @@ class ConfidenceMap(Diagnostic):
         inputs = first_floats(batch)
         if inputs is None:
             raise RuntimeError("The batch holds no floating point tensor to run the module on.")
-        self._row = inputs[0].to("cpu", copy=True)  # the loader may use its memory again
+        self._row = inputs[0].detach().to("cpu", copy=True)  # the loader may use its memory again
         return inputs
 
     def _run_batch(self, module: LightningModule, batch: Any) -> Any:

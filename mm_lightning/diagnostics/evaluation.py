@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from mm_lightning.arguments import check_count, check_flag, refusal
-from mm_lightning.diagnostics.classified import classified
-from mm_lightning.diagnostics.closer_look import CloserLook, chosen
-from mm_lightning.diagnostics.hidden_states import HiddenStates
+from mm_lightning.diagnostics.choices import chosen
+from mm_lightning.diagnostics.classified import Classifier, OverheardLogits
+from mm_lightning.diagnostics.closer_look import CloserLook, Found
+from mm_lightning.diagnostics.evaluated import evaluated, of_groups
 from mm_lightning.diagnostics.loaders import loader_of, loaders_of_fit
 from mm_lightning.diagnostics.occasions import is_last_validation
+from mm_lightning.diagnostics.temperature_pass import Fitted, fitted_by_a_pass
 from mm_lightning.diagnostics.training_rows import run_on_first_entry
 from mm_lightning.evaluation.bounds import InputBounds
-from mm_lightning.evaluation.modes import evaluating
 from mm_lightning.evaluation.neighbours import Neighbours
-from mm_lightning.evaluation.scores import Reliability, reliability, scores
+from mm_lightning.evaluation.scores import Reliability
 from mm_lightning.evaluation.temperature import TemperatureFit, TemperatureScaling
 from mm_lightning.namespaces import CallbackOfBoth, LightningModule, Trainer
 
 __all__ = ["Evaluation"]
-
-_SCALED = ("nll", "ece", "brier", "overconfidence")  # what a temperature changes and is asked for
 
 
 class Evaluation(CallbackOfBoth):
@@ -52,7 +50,8 @@ class Evaluation(CallbackOfBoth):
     - ``spectra``: what :func:`mm_lightning.evaluation.class_spectrum` says.
 
     Bounds of the inputs, and the unit of an epsilon, are those of pixels where the data module has a ``normalization``
-    (mean and deviation of each channel of images in [0, 1]); else what the first 10,000 training rows show.
+    (mean and deviation of each channel of images in [0, 1]); else what the first ``extra_points`` training rows show,
+    10,000 at most.
 
     Where the module is no classifier a warning says why, once, and nothing is logged. With several processes the rows
     of all are gathered; where a sampler repeats rows to give each process as many, so do they count.
@@ -100,8 +99,8 @@ class Evaluation(CallbackOfBoth):
             entry per row.
         forward: Runs the module on a batch; default hands the batch, or the first entry of a tuple, a list or a dict,
             to ``forward``.
-        data: Data module, or anything with ``val_dataloader``, that a test takes its validation
-            and training data from.
+        data: Data module, or anything with ``val_dataloader``, that a test takes its validation and training data
+            from.
         name: Part of the log keys; of two evaluations each needs its own.
 
     Raises:
@@ -136,64 +135,57 @@ class Evaluation(CallbackOfBoth):
         check_count("max_points", max_points, 1, "100_000 keeps as many rows.")
         check_count("extra_points", extra_points, 1, "10_000 keeps as many rows.")
         check_count("seed", seed, 0, "0 is one.")
+        if bounds is not None and not isinstance(bounds, InputBounds):
+            raise refusal("bounds", bounds, "InputBounds", "Make them by bounds_of_images or bounds_of_rows.")
         if not isinstance(name, str):
             raise refusal("name", name, "a text", "It is part of the log keys.")
-        self.layer = layer
-        self.temperature = bool(temperature)
         groups: dict[str, Any] = {"attacks": attacks, "deformations": deformations, "shifts": shifts}
         groups |= {"neighbours": neighbours, "spectra": spectra}
         self.choice = {group: chosen(group, value) for group, value in groups.items()}
+        self.classifier = Classifier(layer, forward or run_on_first_entry, targets, bool(probabilities))
+        self.temperature = bool(temperature)
         self.num_bins = num_bins
-        self.probabilities = bool(probabilities)
+        self.max_points = max_points
         self.extra_points = extra_points
         self.bounds = bounds
         self.seed = seed
         self.data = data
-        self.max_points = max_points
         self.name = name
-        self.forward = forward or run_on_first_entry
         self.is_quiet = False  # whether remarks are kept alone, not warned about
         self.scaling: TemperatureScaling | None = None
         self.fitted: TemperatureFit | None = None
         self.scores: dict[str, dict[str, float]] = {}
         self.bins: dict[str, Reliability] = {}
         self.logged: dict[str, float] = {}
-        self.groups: dict[str, dict[str, dict[str, float]]] = {}
+        self.groups: Found = {}
         self.settings: dict[str, Any] = {}
         self.remarks: list[str] = []
-        self._states = HiddenStates([layer], max_points, targets)
-        self._validation = HiddenStates([layer], max_points, targets)
-        self._of_temperature: str | None = None  # what is to be said of it
+        self._logits = OverheardLogits(self.classifier, max_points)
+        self._temperature: Fitted | str | None = None  # of the test that runs, or why there is none
         self._closer: CloserLook | None = None
         self._of_fit: dict[str, Any] = {}  # its loaders
-        self._targets = targets
-        self._obstacle: str | None = None  # why the rows of this epoch are none of a classifier
         self._is_pending = False  # a validation of fit is kept that was not known to be the last
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to overhear."""
         self._is_pending = False
         if not trainer.sanity_checking:
-            self._open(pl_module)
+            self._logits.open(pl_module)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit the temperature, and begin to overhear."""
-        self.scaling, self.fitted, self.scores, self.bins, self.remarks = None, None, {}, {}, []
-        self._of_temperature = self._fit_temperature(trainer, pl_module) if self.temperature else None
-        self._open(pl_module)
-        self.groups, self.settings, self._closer = {}, {"num_bins": self.num_bins, "max_points": self.max_points}, None
+        self.scores, self.bins, self.groups, self.remarks, self._closer = {}, {}, {}, [], None
+        self.settings = {"num_bins": self.num_bins, "max_points": self.max_points}
+        self._temperature = None
+        if self.temperature:
+            loader = loader_of(trainer, pl_module, "val", self.data, self._of_fit)
+            self._temperature = fitted_by_a_pass(trainer, pl_module, self.classifier, loader, self.max_points)
+        self.scaling, self.fitted = self._temperature if isinstance(self._temperature, Fitted) else (None, None)
+        self._logits.open(pl_module)
         if any(self.choice.values()):
-            arguments = (
-                self.bounds,
-                self.extra_points,
-                self.probabilities,
-                self.num_bins,
-                self.seed,
-                self.data,
-                self._of_fit,
-            )
-            self._closer = CloserLook(self.choice, self.layer, self.forward, self._targets, *arguments)
             self.settings["extra_points"] = self.extra_points
+            look = partial(CloserLook, bounds=self.bounds, max_rows=self.extra_points, num_bins=self.num_bins)
+            self._closer = look(self.choice, self.classifier, seed=self.seed, data=self.data, of_fit=self._of_fit)
             self._closer.begin(trainer, pl_module)
 
     def on_validation_batch_end(
@@ -206,9 +198,9 @@ class Evaluation(CallbackOfBoth):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the logits of this batch beside its targets."""
-        if dataloader_idx == 0 and self._states.is_open:
+        if dataloader_idx == 0 and self._logits.is_open:
             may_run = trainer.state.fn != TrainerFn.FITTING or is_last_validation(trainer)
-            self._keep(self._states, trainer, pl_module, batch, may_run)
+            self._logits.keep(trainer, pl_module, batch, may_run)
 
     def on_test_batch_end(
         self,
@@ -221,13 +213,13 @@ class Evaluation(CallbackOfBoth):
     ) -> None:
         """Keep the logits of this batch beside its targets, and take the closer look."""
         self.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        if dataloader_idx == 0 and self._closer is not None and self._obstacle is None:
-            with self._states.paused():
+        if dataloader_idx == 0 and self._closer is not None and self._logits.obstacle is None:
+            with self._logits.paused():
                 self._closer.see(trainer, pl_module, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the scores; those of a validation that an early stop may make the last one are kept until then."""
-        if not self._states.is_open:
+        if not self._logits.is_open:
             return
         if trainer.state.fn == TrainerFn.FITTING and not is_last_validation(trainer):
             self._is_pending = True
@@ -247,12 +239,15 @@ class Evaluation(CallbackOfBoth):
             logger.log_metrics(found, step=trainer.global_step)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the scores, also after temperature scaling."""
-        found = self._measured(pl_module, "test")
-        if found and self._closer is not None:
-            found |= self._looked(pl_module, self._closer)
-        self.logged = found
-        pl_module.log_dict(found, sync_dist=True)
+        """Log the scores, also after temperature scaling, and what the closer look has found."""
+        self.logged = self._measured(pl_module, "test")
+        if self.logged and self._closer is not None:
+            self.groups = self._closer.measured(pl_module)
+            self.settings |= self._closer.settings
+            for remark in self._closer.remarks:
+                self.say(remark)
+            self.logged |= {f"test/{self.name}/{key}": number for key, number in of_groups(self.groups).items()}
+        pl_module.log_dict(self.logged, sync_dist=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Take the hooks off."""
@@ -263,99 +258,28 @@ class Evaluation(CallbackOfBoth):
         self._close()
 
     def say(self, remark: str) -> None:
-        """Warn, once for each test and each fit."""
+        """Warn, once until the next test."""
         if remark not in self.remarks:
             self.remarks.append(remark)
             if not self.is_quiet:
                 rank_zero_warn(f"Evaluation: {remark}")
 
-    def _open(self, module: LightningModule) -> None:
-        self._obstacle = None
-        self._states.open(module)
-
     def _close(self) -> None:
-        self._states.close()
-        self._validation.close()
+        self._logits.close()
         self._is_pending = False
         if self._closer is not None:
             self._closer.close()
 
-    def _keep(self, states: HiddenStates, trainer: Trainer, module: LightningModule, batch: Any, may_run: bool) -> None:
-        if self._obstacle is not None:
-            return
-        try:
-            try:
-                states.keep(batch)
-            except RuntimeError:  # the step did not run the layer
-                if not may_run:
-                    raise
-                with isolate_rng(), evaluating(module), torch.no_grad(), trainer.precision_plugin.forward_context():
-                    self.forward(module, batch)
-                states.keep(batch)
-        except (RuntimeError, TypeError, ValueError) as error:
-            self._obstacle = str(error).rstrip(".")
-
-    def _fit_temperature(self, trainer: Trainer, module: LightningModule) -> str | None:
-        loader = loader_of(trainer, module, "val", self.data, self._of_fit)
-        if loader is None:
-            return "no temperature is fitted: there are no validation data. Pass data=, or test with a data module."
-
-        def see(batch: Any) -> bool:
-            self.forward(module, batch)
-            self._keep(self._validation, trainer, module, batch, may_run=False)
-            return self._validation.is_full or self._obstacle is not None
-
-        self._obstacle = None
-        self._validation.open(module)
-        try:
-            try:
-                loader.show(trainer, module, see)
-            except RuntimeError as error:  # of forward
-                self._obstacle = str(error).rstrip(".")
-            rows = classified(self._validation, module, self._obstacle, self.probabilities, loader.is_shared)
-        finally:
-            self._validation.close()
-        if isinstance(rows, str):
-            return f"no temperature is fitted: {rows}."
-        with torch.inference_mode(False):  # what is kept can be trained with
-            scaling = TemperatureScaling()
-            try:
-                self.fitted = scaling.fit(*rows)
-            except ValueError as error:
-                return f"no temperature is fitted. {error}"
-        self.scaling = scaling
-        return f"{self.fitted}." if self.fitted.is_uncertain else None
-
-    def _looked(self, module: LightningModule, closer: CloserLook) -> dict[str, float]:
-        self.groups = closer.measured(module)
-        self.settings |= closer.settings
-        for remark in closer.remarks:
-            self.say(remark)
-        found: dict[str, float] = {}
-        for group, each in self.groups.items():
-            for name, numbers in each.items():
-                place = {"spectra": f"spectrum/{name}", "neighbours": "neighbours"}.get(group, name)
-                found |= {f"test/{self.name}/{place}/{quantity}": number for quantity, number in numbers.items()}
-        return found
-
     def _measured(self, module: LightningModule, split: str) -> dict[str, float]:
-        rows = classified(self._states, module, self._obstacle, self.probabilities)
-        self._states.close()
+        rows = self._logits.rows(module)
+        self._logits.close()
         if isinstance(rows, str):
             self.say(f"the module is taken for no classifier, and nothing is logged: {rows}.")
             return {}
-        if split == "test" and self._of_temperature is not None:
-            self.say(self._of_temperature)
-        log_probabilities = rows.logits.log_softmax(dim=1)
-        numbers = scores(log_probabilities, rows.targets, self.num_bins)
-        self.scores = {"plain": dict(numbers)}
-        self.bins = {"plain": reliability(log_probabilities.exp(), rows.targets, self.num_bins)}
-        if split == "test" and self.scaling is not None and self.fitted is not None:
-            scaled = self.scaling(rows.logits).log_softmax(dim=1)
-            found = scores(scaled, rows.targets, self.num_bins)
-            self.scores["scaled"] = found
-            self.bins["scaled"] = reliability(scaled.exp(), rows.targets, self.num_bins)
-            ends = {"": self.fitted.temperature, "_low": self.fitted.low, "_high": self.fitted.high}
-            numbers |= {f"temperature{end}": value for end, value in ends.items() if math.isfinite(value)}
-            numbers |= {f"{name}_scaled": found[name] for name in _SCALED}
-        return {f"{split}/{self.name}/{quantity}": number for quantity, number in numbers.items()}
+        fitted = self._temperature if split == "test" else None
+        if isinstance(fitted, str):
+            self.say(fitted)
+        elif fitted is not None and fitted.fit.is_uncertain:
+            self.say(f"{fitted.fit}.")
+        self.scores, self.bins, logged = evaluated(rows, self.num_bins, None if isinstance(fitted, str) else fitted)
+        return {f"{split}/{self.name}/{quantity}": number for quantity, number in logged.items()}

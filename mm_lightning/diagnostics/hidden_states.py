@@ -134,7 +134,7 @@ class HiddenStates:
         output = first_floats(batch) if layer == INPUT else self._outputs.pop(layer, None)
         if output is None:
             raise RuntimeError(_absent(layer))
-        return output
+        return output.detach()
 
     def _await_output(self, module: nn.Module, args: Any) -> None:
         if not self._is_paused:
@@ -155,8 +155,8 @@ class HiddenStates:
 
 
 def first_floats(batch: Any) -> Tensor | None:
-    """Return the first floating point tensor of a batch that has rows, which the layer ``"input"`` stands for."""
-    return next((leaf.detach() for leaf in tensors_of(batch) if leaf.is_floating_point() and leaf.ndim), None)
+    """Return the first floating point tensor of a batch that has rows, itself; the layer ``"input"`` stands for it."""
+    return next((leaf for leaf in tensors_of(batch) if leaf.is_floating_point() and leaf.ndim), None)
 
 
 def gathered(rows: Tensor, module: LightningModule) -> Tensor:

@@ -9,36 +9,33 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from mm_lightning.diagnostics.hidden_states import OUTPUT, HiddenStates, gathered, last_integers
+from mm_lightning.diagnostics.classified import Classifier
+from mm_lightning.diagnostics.hidden_states import OUTPUT, HiddenStates, gathered
 from mm_lightning.evaluation.bounds import InputBounds
 from mm_lightning.evaluation.modes import evaluating
-from mm_lightning.evaluation.rows import IGNORED, class_logits
+from mm_lightning.evaluation.rows import IGNORED, check_targets, class_logits
 from mm_lightning.evaluation.scores import scores
-from mm_lightning.mixup.batch import map_leaves, tensors_of
+from mm_lightning.mixup.batch import map_leaves
 from mm_lightning.namespaces import LightningModule, Trainer
 
-__all__ = ["Perturbed", "inputs_of"]
+__all__ = ["Perturbed"]
 
 _LOGGED = ("acc", "nll", "ece", "brier")
 _SEED_STRIDE = 1_000_003  # between the processes
-Forward = Callable[[LightningModule, Any], Any]
 ByPerturbation = dict[str, dict[str, dict[str, float]]]
 
 
 class Perturbed:
     """Runs the module on changed copies of the test batches, and keeps the logits.
 
-    A batch's inputs are its first floating point tensor. Each perturbation draws from a generator of its own, with the
-    same seed, so that what one draws does not depend on which others there are.
+    The inputs are the first floating point tensor of what ``forward`` runs on. Each perturbation draws from a generator
+    of its own, with the same seed, so that what one draws does not depend on which others there are.
 
     Args:
         perturbations: By group: ``attacks``, ``deformations`` and ``shifts``.
-        layer: Where the logits are.
-        forward: Runs the module on a batch.
-        targets: Finds the class indices in a batch; None takes the last integer tensor with one entry per row.
+        classifier: Where inputs, logits and targets are.
         bounds: Of the inputs, which deformations alone do without.
         max_rows: Only the first so many rows are changed, on each process.
-        probabilities: Whether the layer gives probabilities.
         seed: Of the draws.
 
     Attributes:
@@ -48,20 +45,14 @@ class Perturbed:
     def __init__(
         self,
         perturbations: Mapping[str, Sequence[Any]],
-        layer: str,
-        forward: Forward,
-        targets: Callable[[Any], Tensor] | None,
+        classifier: Classifier,
         bounds: InputBounds | None,
         max_rows: int,
-        probabilities: bool,
         seed: int,
     ) -> None:
         self.perturbations = {group: list(each) for group, each in perturbations.items()}
-        self.layer = layer
-        self.forward = forward
-        self.targets = targets
+        self.classifier = classifier
         self.bounds = bounds
-        self.probabilities = probabilities
         self.seed = seed
         self.obstacle: str | None = None
         self._room = max_rows
@@ -99,18 +90,18 @@ class Perturbed:
         return found
 
     def _see(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
-        inputs = inputs_of(batch)
+        inputs = self.classifier.inputs_of(batch)
         if inputs is None:
-            raise ValueError("the batch holds no floating point tensor")
-        targets = self.targets(batch) if self.targets else last_integers(batch, len(inputs))
+            raise ValueError("forward runs on no floating point tensor of the batch, which could be changed")
+        targets = self.classifier.targets_of(batch, len(inputs))
         rows = min(self._room, len(inputs))
 
         def logits_of(changed: Tensor) -> Tensor:
             replaced = map_leaves(lambda leaf: changed if leaf is inputs else leaf, batch)
             with trainer.precision_plugin.forward_context():
-                output = _run(module, self.layer, self.forward, replaced)
-            logits = class_logits(output, len(changed), self.probabilities)
-            _check_targets(targets, logits.shape[1])
+                output = _run(module, self.classifier, replaced)
+            logits = class_logits(output, len(changed), self.classifier.probabilities)
+            check_targets(targets, logits.shape[1])
             return logits
 
         for group, perturbations in self.perturbations.items():
@@ -135,27 +126,16 @@ class Perturbed:
         return gathered(own, module) if module.trainer.world_size > 1 else own
 
 
-def _check_targets(targets: Tensor, classes: int) -> None:
-    outside = targets[(targets != IGNORED) & ((targets < 0) | (targets >= classes))]
-    if len(outside):
-        raise ValueError(f"targets must be in [0, {classes}), got {int(outside[0])}")
-
-
-def inputs_of(batch: Any) -> Tensor | None:
-    """Return the first floating point tensor of a batch that has rows, itself."""
-    return next((leaf for leaf in tensors_of(batch) if leaf.is_floating_point() and leaf.ndim), None)
-
-
-def _run(module: LightningModule, layer: str, forward: Forward, batch: Any) -> Any:
+def _run(module: LightningModule, classifier: Classifier, batch: Any) -> Any:
     """What the layer puts out for a batch, with its graph."""
-    outputs: list[Any] = []
+    layer, outputs = classifier.layer, []
 
     def overhear(one: nn.Module, args: Any, output: Any) -> None:
         outputs.append(output)
 
     handle = HiddenStates([layer], 1).find(module)[layer].register_forward_hook(overhear)
     try:
-        returned = forward(module, batch)
+        returned = classifier.forward(module, batch)
     finally:
         handle.remove()
     if not outputs and layer != OUTPUT:

@@ -77,18 +77,20 @@ def run_on_first_entry(module: LightningModule, batch: Any) -> Any:
     Raises:
         RuntimeError: If the module fails.
     """
-    inputs = batch
-    if isinstance(batch, (tuple, list)):
-        inputs = batch[0]
-    elif isinstance(batch, Mapping):
-        inputs = next(iter(batch.values()))
     try:
-        return module(inputs)
+        return module(first_entry(batch))
     except Exception as error:
         raise RuntimeError(
             f"{type(module).__name__} did not run on the first entry of a batch ({error}). Pass "
             "forward=(module, batch) -> anything, which runs it."
         ) from error
+
+
+def first_entry(batch: Any) -> Any:
+    """Return the first entry of a tuple, a list or a dict that is not empty, all else as it is."""
+    if isinstance(batch, Mapping):
+        return next(iter(batch.values()), batch)
+    return batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from mm_lightning.arguments import check_count, check_flag, check_number
 from mm_lightning.evaluation.bounds import InputBounds
 from mm_lightning.evaluation.modes import evaluating
-from mm_lightning.evaluation.rows import class_logits
+from mm_lightning.evaluation.rows import IGNORED, check_targets, class_logits
 
 __all__ = ["FGSM", "PGD"]
 
@@ -52,12 +53,14 @@ class FGSM:
         Args:
             network: Module or function that gives the logits (N, K), or (N,) or (N, 1) for two classes, of inputs.
             inputs: Floating point, (N, ...). Not changed.
-            targets: Class indices, integer, (N,).
+            targets: Class indices, integer, in [0, K), (N,). Rows of -100, which torch's losses ignore, stay.
             bounds: Of the inputs.
             rng: Not used; nothing is drawn.
 
         Raises:
             RuntimeError: If the logits cannot be differentiated by the inputs.
+            TypeError: If there are no logits.
+            ValueError: If logits or targets are of another shape, or a target is of no class.
         """
         with torch.inference_mode(False):
             origin, bounds = inputs.detach().clone(), bounds.to(inputs)
@@ -106,6 +109,12 @@ class PGD:
             targets: As for :class:`FGSM`.
             bounds: As for :class:`FGSM`.
             rng: Draws the places to begin at, on the CPU; default is one with the seed 0.
+
+        Returns:
+            The inputs after the last step, which need not be the one with the largest loss.
+
+        Raises:
+            RuntimeError: As for :class:`FGSM`; so for TypeError and ValueError.
         """
         with torch.inference_mode(False):
             origin, bounds = inputs.detach().clone(), bounds.to(inputs)
@@ -127,15 +136,33 @@ def _direction(network: Network, inputs: Tensor, targets: Tensor) -> Tensor:
     with torch.enable_grad(), mode:
         place = inputs.detach().clone().requires_grad_()
         logits = class_logits(network(place), len(place))
-        if not logits.requires_grad:
-            raise RuntimeError(
-                "The logits cannot be differentiated by the inputs: the network runs without gradients. Remove its "
-                "no_grad, or pass forward=(module, batch) -> anything, which runs it with them."
-            )
-        # the sum: a row's gradient does not depend on how many others there are
-        loss = F.cross_entropy(logits, targets.clone(), reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, place)
+        slopes = _slopes(logits.detach(), targets.clone())
+        gradient = None
+        if logits.requires_grad:
+            # of the sum: a row's gradient does not depend on how many others there are
+            (gradient,) = torch.autograd.grad(logits, place, slopes, allow_unused=True)
+    if gradient is None:
+        raise RuntimeError(
+            "The logits cannot be differentiated by the inputs: the network runs without gradients, or on something "
+            "else. Remove its no_grad, or pass forward=(module, batch) -> anything, which runs it on them."
+        )
     return gradient.sign()
+
+
+def _slopes(logits: Tensor, targets: Tensor) -> Tensor:
+    """The derivative of each row's cross-entropy by its logits, divided by 1 - p of the target, (N, K).
+
+    The derivative is p - one-hot = (1 - p_target) (q - one-hot), with q the softmax of the other classes. The first
+    factor changes no sign; but where a network is sure of the target it is rounded away, and with it the other classes:
+    in float32 some signs are wrong from a p of 1 - 1e-6 on, in float16 nothing is left.
+    """
+    if targets.shape != logits.shape[:1] or targets.is_floating_point():
+        got = f"{targets.dtype} {tuple(targets.shape)}"
+        raise ValueError(f"targets must be integer ({len(logits)},), a class for each input, got {got}.")
+    check_targets(targets, logits.shape[1])
+    is_target = F.one_hot(targets.long().clamp(min=0), logits.shape[1]).bool()
+    slopes = logits.masked_fill(is_target, -math.inf).softmax(dim=1) - is_target.to(logits)
+    return slopes.masked_fill((targets == IGNORED)[:, None], 0.0)
 
 
 def _check_distance(name: str, value: Any) -> None:

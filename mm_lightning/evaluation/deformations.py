@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,23 +17,16 @@ __all__ = ["Rotation", "Shear", "Zoom", "affine", "paper_deformations"]
 
 
 @dataclass(frozen=True)
-class Rotation:
-    """Rotate each image about its centre by an angle of its own, drawn evenly from +-``degrees``.
-
-    Attributes:
-        degrees: Largest angle, >= 0. Verma et al. (2019) test with 20, 40, 60 and 80 (tables 4 and 9).
-    """
-
+class _ByAngle(ABC):
     degrees: float
 
     def __post_init__(self) -> None:
-        """Refuse an angle that is none."""
-        check_number("degrees", self.degrees, "a number >= 0", lambda angle: angle >= 0, "0 rotates nothing.")
+        check_number("degrees", self.degrees, "a number >= 0", lambda angle: angle >= 0, "0 changes nothing.")
 
     @property
     def name(self) -> str:
         """In log keys."""
-        return f"rotation_{self.degrees:g}"
+        return f"{type(self).__name__.lower()}_{self.degrees:g}"
 
     def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
         """Return the images, as :func:`affine` makes them.
@@ -41,7 +35,21 @@ class Rotation:
             images: Floating point, (N, C, H, W).
             rng: Draws the angles, on the CPU.
         """
-        return affine(images, self.matrices(_angles(self.degrees, len(images), rng)))
+        draws = 2 * torch.rand(len(images), generator=rng, dtype=torch.float64) - 1
+        return affine(images, self.matrices(math.radians(self.degrees) * draws))
+
+    @staticmethod
+    @abstractmethod
+    def matrices(angles: Tensor) -> Tensor:
+        """Return matrices for angles in radians, (N,) to (N, 2, 2)."""
+
+
+class Rotation(_ByAngle):
+    """Rotate each image about its centre by an angle of its own, drawn evenly from +-``degrees``.
+
+    Attributes:
+        degrees: Largest angle, >= 0. Verma et al. (2019) test with 20, 40, 60 and 80 (tables 4 and 9).
+    """
 
     @staticmethod
     def matrices(angles: Tensor) -> Tensor:
@@ -49,8 +57,7 @@ class Rotation:
         return _matrices(angles.cos(), -angles.sin(), angles.sin(), angles.cos())
 
 
-@dataclass(frozen=True)
-class Shear:
+class Shear(_ByAngle):
     """Shear each image by an angle s of its own, drawn evenly from +-``degrees``.
 
     The place (x, y) of the result, from the centre, shows the image at (cos(s) x, y - sin(s) x), as in the authors'
@@ -62,26 +69,6 @@ class Shear:
         degrees: Largest angle, >= 0. Verma et al. (2019) test with 28.6, 57.3, 114.6, 143.2 and 171.9, which are 0.5,
             1, 2, 2.5 and 3 radians (tables 4 and 9).
     """
-
-    degrees: float
-
-    def __post_init__(self) -> None:
-        """Refuse an angle that is none."""
-        check_number("degrees", self.degrees, "a number >= 0", lambda angle: angle >= 0, "0 shears nothing.")
-
-    @property
-    def name(self) -> str:
-        """In log keys."""
-        return f"shear_{self.degrees:g}"
-
-    def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        """Return the images, as :func:`affine` makes them.
-
-        Args:
-            images: Floating point, (N, C, H, W).
-            rng: Draws the angles, on the CPU.
-        """
-        return affine(images, self.matrices(_angles(self.degrees, len(images), rng)))
 
     @staticmethod
     def matrices(angles: Tensor) -> Tensor:
@@ -154,11 +141,6 @@ def affine(images: Tensor, matrices: Tensor) -> Tensor:
     exact = images if images.dtype == torch.float64 else images.float()
     grid = F.affine_grid(theta.to(exact), list(images.shape), align_corners=False)
     return F.grid_sample(exact, grid, mode="bilinear", padding_mode="zeros", align_corners=False).to(images.dtype)
-
-
-def _angles(degrees: float, rows: int, rng: torch.Generator) -> Tensor:
-    """Evenly drawn from +-degrees, in radians, float64."""
-    return math.radians(degrees) * (2 * torch.rand(rows, generator=rng, dtype=torch.float64) - 1)
 
 
 def _matrices(*entries: Any) -> Tensor:

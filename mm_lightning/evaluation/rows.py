@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORED", "checked", "class_logits"]
+__all__ = ["IGNORED", "check_targets", "checked", "class_logits"]
 
 IGNORED = -100  # what torch's cross_entropy leaves out
 
@@ -24,6 +24,25 @@ def checked(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     if wrong := int((~hidden.isfinite()).sum()):
         raise ValueError(f"hidden must be finite, got {wrong} of {hidden.numel()} values that are not.")
     return hidden.detach().cpu(), targets.detach().cpu()
+
+
+def check_targets(targets: Tensor, classes: int, may_be_ignored: bool = True) -> None:
+    """Refuse targets that are of no class.
+
+    Args:
+        targets: Class indices, integer, (N,).
+        classes: K.
+        may_be_ignored: Whether rows may have the target -100.
+
+    Raises:
+        ValueError: If a target is not in [0, K).
+    """
+    known = targets[targets != IGNORED] if may_be_ignored else targets
+    if len(known) and not 0 <= known.min() <= known.max() < classes:
+        ends = f"{known.min()} to {known.max()}"
+        raise ValueError(
+            f"targets must be in [0, {classes}), got {ends}: count from 0, and give logits of all classes."
+        )
 
 
 def class_logits(outputs: Any, rows: int, probabilities: bool = False) -> Tensor:

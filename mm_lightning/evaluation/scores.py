@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mm_lightning.arguments import check_count
+from mm_lightning.evaluation.rows import check_targets
 
 __all__ = ["Reliability", "accuracy_intervals", "calibration_numbers", "reliability", "scores"]
 
@@ -134,6 +135,4 @@ def _check(probabilities: Tensor, targets: Tensor, num_bins: int) -> None:
     if not (probabilities >= 0).all() or not ((total - 1).abs() < 1e-2).all():
         ends = f"values from {probabilities.min():.4g} and sums from {total.min():.4g} to {total.max():.4g}"
         raise ValueError(f"probabilities must be >= 0 and sum to 1 in each row, got {ends}. Are they logits?")
-    if targets.min() < 0 or targets.max() >= probabilities.shape[1]:
-        classes = probabilities.shape[1]
-        raise ValueError(f"targets must be in [0, {classes}), got {targets.min()} to {targets.max()}.")
+    check_targets(targets, probabilities.shape[1], may_be_ignored=False)

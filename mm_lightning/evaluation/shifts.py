@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +24,20 @@ _TRUNCATE = 4.0  # standard deviations at which the kernel of the blur ends, as 
 
 
 @dataclass(frozen=True)
-class Noise:
+class _Shift:
+    strength: int
+
+    def __post_init__(self) -> None:
+        is_one, way_out = (lambda strength: 1 <= strength <= 5), "1 is the weakest."
+        check_integer("strength", self.strength, "an integer in [1, 5]", is_one, way_out)
+
+    @property
+    def name(self) -> str:
+        """In log keys."""
+        return f"{type(self).__name__.lower()}_{self.strength}"
+
+
+class Noise(_Shift):
     """Add Gaussian noise to each value of an input.
 
     Its standard deviation is 0.04, 0.06, 0.08, 0.09 or 0.1 of pixels in [0, 1] for images with a side below 64 pixels,
@@ -35,17 +47,6 @@ class Noise:
     Attributes:
         strength: 1 to 5.
     """
-
-    strength: int
-
-    def __post_init__(self) -> None:
-        """Refuse a strength that is none."""
-        _check_strength(self.strength)
-
-    @property
-    def name(self) -> str:
-        """In log keys."""
-        return f"noise_{self.strength}"
 
     def __call__(self, inputs: Tensor, bounds: InputBounds, rng: torch.Generator) -> Tensor:
         """Return the noisy inputs.
@@ -62,8 +63,7 @@ class Noise:
         return bounds.clip(inputs + _constant(_NOISE, inputs, self.strength) * bounds.unit * noise, inputs)
 
 
-@dataclass(frozen=True)
-class Blur:
+class Blur(_Shift):
     """Blur each image with a Gaussian; beyond its border it goes on as it ends there.
 
     Its standard deviation is 0.4, 0.6, 0.7, 0.8 or 1 pixel for images with a side below 64 pixels, 1 to 6 for larger
@@ -72,17 +72,6 @@ class Blur:
     Attributes:
         strength: 1 to 5.
     """
-
-    strength: int
-
-    def __post_init__(self) -> None:
-        """Refuse a strength that is none."""
-        _check_strength(self.strength)
-
-    @property
-    def name(self) -> str:
-        """In log keys."""
-        return f"blur_{self.strength}"
 
     def __call__(self, images: Tensor, bounds: InputBounds, rng: torch.Generator | None = None) -> Tensor:
         """Return the blurred images, (N, C, H, W). Nothing is drawn, and blurred images stay within bounds."""
@@ -96,8 +85,7 @@ class Blur:
         return F.conv2d(F.conv2d(padded, kernel[None, None, None]), kernel[None, None, :, None]).reshape(n, c, h, w)
 
 
-@dataclass(frozen=True)
-class Contrast:
+class Contrast(_Shift):
     """Bring each channel of an image nearer to its mean: ``mean + c * (image - mean)``.
 
     c is 0.75, 0.5, 0.4, 0.3 or 0.15 for images with a side below 64 pixels, 0.4 to 0.05 for larger ones.
@@ -105,17 +93,6 @@ class Contrast:
     Attributes:
         strength: 1 to 5.
     """
-
-    strength: int
-
-    def __post_init__(self) -> None:
-        """Refuse a strength that is none."""
-        _check_strength(self.strength)
-
-    @property
-    def name(self) -> str:
-        """In log keys."""
-        return f"contrast_{self.strength}"
 
     def __call__(self, images: Tensor, bounds: InputBounds, rng: torch.Generator | None = None) -> Tensor:
         """Return the images, (N, C, H, W). Nothing is drawn, and they stay within bounds."""
@@ -135,7 +112,3 @@ def _constant(table: Mapping[str, Sequence[float]], images: Tensor, strength: in
     if images.ndim != 4:
         raise ValueError(f"images must be (N, C, H, W), got {tuple(images.shape)}. For other inputs there is Noise.")
     return table["small" if min(images.shape[-2:]) < _LARGE else "large"][strength - 1]
-
-
-def _check_strength(value: Any) -> None:
-    check_integer("strength", value, "an integer in [1, 5]", lambda strength: 1 <= strength <= 5, "1 is the weakest.")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_lightning.arguments import check_number
-from mm_lightning.evaluation.rows import class_logits
+from mm_lightning.evaluation.rows import check_targets, class_logits
 
 __all__ = ["TemperatureFit", "TemperatureScaling"]
 
@@ -160,8 +160,7 @@ class _Loss:
 def _check(z: Tensor, targets: Tensor) -> None:
     if targets.ndim != 1 or len(targets) < 2:
         raise ValueError(f"targets must be those of two validation rows or more, got shape {tuple(targets.shape)}.")
-    if targets.min() < 0 or targets.max() >= z.shape[1]:
-        raise ValueError(f"targets must be in [0, {z.shape[1]}), got {targets.min()} to {targets.max()}.")
+    check_targets(targets, z.shape[1], may_be_ignored=False)
     if not z.isfinite().all():
         raise ValueError("logits must be finite, got some that are not.")
     if len(targets.unique()) < 2:

@@ -68,7 +68,16 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class LinearSchedule:
+class _FromTo:
+    start: float = 1.0
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_factor("start", self.start)
+        _check_factor("end", self.end)
+
+
+class LinearSchedule(_FromTo):
     """A factor that moves in a straight line from the first step to the last.
 
     Args:
@@ -76,33 +85,18 @@ class LinearSchedule:
         end: At the last, >= 0.
     """
 
-    start: float = 1.0
-    end: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_factor("start", self.start)
-        _check_factor("end", self.end)
-
     def __call__(self, progress: float) -> float:
         """Return the factor at a share of training."""
         return self.start + (self.end - self.start) * progress
 
 
-@dataclass(frozen=True)
-class CosineSchedule:
+class CosineSchedule(_FromTo):
     """A factor that moves along half a cosine: slowly at first and at last.
 
     Args:
         start: At the first step, >= 0.
         end: At the last, >= 0.
     """
-
-    start: float = 1.0
-    end: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_factor("start", self.start)
-        _check_factor("end", self.end)
 
     def __call__(self, progress: float) -> float:
         """Return the factor at a share of training."""

@@ -78,7 +78,7 @@ def methods_of(described: Mapping[str, Any], only: list[str] | None) -> list[Stu
     Raises:
         ValueError: If there is no method of a name, none to compare, or a description lacks something.
     """
-    if NONE not in described:
+    if described.get(NONE) is None:
         raise ValueError("methods has no 'none', which all others are held against. Describe it.")
     if unknown := [name for name in only or () if name not in described]:
         raise ValueError(
@@ -95,16 +95,27 @@ def methods_of(described: Mapping[str, Any], only: list[str] | None) -> list[Stu
     return sorted(methods, key=lambda method: method.name != NONE)
 
 
-def _method(name: str, about: Mapping[str, Any]) -> StudyMethod:
+def _method(name: str, about: Any) -> StudyMethod:
+    if not re.fullmatch(r"\w+", name):
+        raise ValueError(f"methods names {name!r}, which must be letters, digits and underscores: it names folders.")
+    if not isinstance(about, Mapping):
+        raise ValueError(f"methods.{name} must be {{title: ..., words: [...]}}, got {about!r}.")
     missing = [key for key in ("title", "words") if key not in about]
     unknown = [key for key in about if key not in ("title", "words", "strength", "values", "control")]
     if missing or unknown:
         what = f"lacks {missing[0]!r}" if missing else f"has {unknown[0]!r}, which is not known"
         raise ValueError(f"methods.{name} {what}. It has title, words, and where it has one strength with values.")
-    if not re.fullmatch(r"\w+", name):
-        raise ValueError(f"methods names {name!r}, which must be letters, digits and underscores: it names folders.")
-    strength, values = about.get("strength"), tuple(about.get("values") or ())
+    words, values = (_list(f"methods.{name}.{key}", about.get(key)) for key in ("words", "values"))
+    strength = about.get("strength")
     if (strength is None) != (not values):
         raise ValueError(f"methods.{name} must have both strength and values, or none of them.")
-    words = tuple(map(str, about["words"]))
-    return StudyMethod(name, str(about["title"]), words, strength, values, bool(about.get("control", False)))
+    if len(set(map(str, values))) < len(values):
+        raise ValueError(f"methods.{name}.values must differ, got {list(values)}: each names a folder. Leave one out.")
+    is_control = bool(about.get("control", False))
+    return StudyMethod(name, str(about["title"]), tuple(map(str, words)), strength, values, is_control)
+
+
+def _list(name: str, value: Any) -> tuple[Any, ...]:
+    if value is not None and not isinstance(value, (list, tuple)):
+        raise ValueError(f"{name} must be a list, got {value!r}. Write [{value}].")
+    return tuple(value or ())

@@ -181,6 +181,15 @@ def test_groups_are_measured_with_their_settings(
     assert plain.metrics == json.loads((run / "evaluation.json").read_text())["metrics"]
 
 
+def test_a_layer_of_neighbours_needs_no_spectra(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed(run, "--with", "neighbours", "--layers", "blocks.0", monkeypatch=monkeypatch, capsys=capsys)
+    content = json.loads((run / "evaluation.json").read_text())["evaluation"]
+    assert list(content["neighbours"]) == ["blocks.0"]
+    assert "spectra" not in content
+
+
 def test_temperature_and_bounds_are_of_the_runs_own_data(run: Path) -> None:
     own, other = evaluate(run), evaluate(run, ["data.noise=3.0"])
     assert other.metrics != own.metrics
@@ -256,9 +265,13 @@ def test_a_checkpoint_of_another_model_is_one_line(
             ["--with", "attacs"],
             "there is no 'attacs'; there are attacks, deformations, shifts, neighbours, sp",
         ),
-        (["--epsilon", "0.1"], "--epsilon is of attacks, which are not asked for. Add --with attacks."),
+        (["--epsilon", "0.1"], "--epsilon is of attacks, not asked for. Add --with attacks."),
         (["--with", "attacks", "--epsilon", "much"], "argument --epsilon: 'much' is no list of numbers"),
-        (["--k", "3"], "--k is of neighbours, which are not asked for. Add --with neighbours."),
+        (["--k", "3"], "--k is of neighbours, not asked for. Add --with neighbours."),
+        (["--layers", "blocks.0"], "--layers is of spectra and neighbours, not asked for. Add --with spectra."),
+        (["--with", "attacks", "--epsilon", ","], "argument --epsilon: ',' names nothing; leave the flag out"),
+        (["~data.noise"], "'~data.noise' must be KEY=VALUE; mm-evaluate deletes and sweeps nothing."),
+        (["data.noise=1,2"], "'data.noise=1,2' must be KEY=VALUE;"),
         (["--config-dir", "nowhere"], "--config-dir nowhere is not a folder. Name one, or leave it out."),
         (["--with", "neighbours", "--k", "0"], "k must be an integer >= 1, got 0"),
         (["--with", "spectra", "--layers", "blocks.9"], "Layer 'blocks.9' is not in MixableModule"),

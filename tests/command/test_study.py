@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from mm_lightning.command import study as command
 from mm_lightning.command.configuration import CONF
 from mm_lightning.study.candidates import methods_of
-from mm_lightning.study.course import Course, Objective, Plan
+from mm_lightning.study.course import FIRST_SEARCH_SEED, Course, Objective, Plan
 
 CLASSIFIER = {
     "val/acc": 0.9,
@@ -55,12 +55,21 @@ def test_what_strengths_are_chosen_by(metric: str, metrics: dict[str, float], ob
         ),
         ("val_f1", REGRESSION, r"mm-study chooses by validation, and 'val_f1' is not logged"),
         ("test_r2", REGRESSION, r"metric 'test_r2' is of test data, which choose nothing"),
+        ("train_loss", REGRESSION, r"metric 'train_loss' is of training data, which choose nothing"),
+        ("auto", {"test/val_acc": 1.0, "train_val_acc": 1.0}, r"a metric of a validation, .* is not logged"),
         ("val_x", {"val_x": 1.0}, r"metric 'val_x' does not tell whether more or less of it is better"),
     ],
 )
 def test_without_something_to_choose_by_there_is_no_study(metric: str, metrics: dict[str, float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         command.objective_of(metric, metrics)
+
+
+@pytest.mark.parametrize("seeds", [1, 1001, 2.0])
+def test_seeds_of_the_comparison_are_none_of_the_search(seeds: Any) -> None:
+    with pytest.raises(ValueError, match=rf"seeds must be an integer in \[2, {FIRST_SEARCH_SEED}\], got {seeds}"):
+        command._check_seeds(seeds)
+    command._check_seeds(FIRST_SEARCH_SEED)
 
 
 def test_classifiers_are_compared_by_accuracy_first() -> None:

@@ -259,7 +259,7 @@ def test_a_step_around_forward_is_followed_by_a_call_of_it(make_trainer: MakeTra
     [
         (_Net(), torch.randn(300), "No integer tensor with 32 entries is in the batch"),
         (_Net(last=nn.Unflatten(1, (3, 1, 1))), TARGETS, r"'output' gives \(3, 1, 1\) for a row, not a logit for each"),
-        (_Net(), TARGETS + 1, "targets go from 1 to 3, logits are of 3 classes"),
+        (_Net(), TARGETS + 1, r"targets must be in \[0, 3\), got 1 to 3: count from 0"),
         (_Net(scale=math.inf), TARGETS, "'output' has values that are not finite"),
         (_Net(), torch.full((300,), -100), "all targets are -100"),
     ],
@@ -430,9 +430,58 @@ def test_what_does_not_fit_is_left_out_and_said(make_trainer: MakeTrainer) -> No
     assert set(callback.groups) == {"attacks"}
     callback = Evaluation(temperature=False, attacks=True)
     trainer = make_trainer(callback)
-    with pytest.warns(UserWarning, match="attacks and shifts: left out, for there are no training data"):
+    with pytest.warns(UserWarning, match="Evaluation: attacks: left out, for there are no training data"):
         trainer.test(_Net(), _Data()._loader(TEST), verbose=False)
     assert callback.groups == {}
+
+
+@pytest.mark.parametrize("normalization", ["imagenet", (0.5, 0.25)])
+def test_a_normalization_of_another_form_is_said(normalization: Any, make_trainer: MakeTrainer) -> None:
+    data, callback = _ImageData(), Evaluation(temperature=False, attacks=[FGSM(0.1)], deformations=[Zoom(2.0)])
+    data.normalization = normalization
+    with pytest.warns(UserWarning, match=r"attacks: left out, for the normalization of _ImageData must be \(means"):
+        make_trainer(callback).test(_Images(), data, verbose=False)
+    assert list(callback.groups) == ["deformations"]
+
+
+def test_what_forward_does_not_run_on_is_not_changed(make_trainer: MakeTrainer) -> None:
+    """A mask beside tokens: noise in it would change no logit, and look like robustness."""
+
+    class Tokens(_Net):
+        def forward(self, inputs: torch.Tensor) -> Any:
+            return super().forward(inputs.float())
+
+    class TokenData(_Data):
+        def _loader(self, rows: slice) -> DataLoader[Any]:
+            tokens, mask = (10 * INPUTS[rows]).long(), torch.ones(INPUTS[rows].shape)
+            return DataLoader(TensorDataset(tokens, mask, self.targets[rows]), batch_size=32)
+
+    callback = Evaluation(temperature=False, shifts=True)
+    with pytest.warns(UserWarning, match="shifts: left out, for forward runs on no floating point tensor of the batch"):
+        make_trainer(callback).test(Tokens(), TokenData(), verbose=False)
+    assert callback.groups == {}
+    assert callback.scores["plain"]["acc"] > 0.5
+
+
+def test_an_obstacle_in_one_process_is_one_in_all(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the others would log what this one does not, and wait for it for ever."""
+    seen, has_rows = [], []
+
+    def targets(batch: Any) -> torch.Tensor:
+        seen.append(batch)
+        if len(seen) > 1:
+            raise ValueError("no targets in the second batch")
+        return batch[1]
+
+    def decide(decision: bool, all: bool) -> bool:
+        has_rows.append(decision)
+        return decision
+
+    trainer = make_trainer(Evaluation(temperature=False, targets=targets))
+    monkeypatch.setattr(trainer.strategy, "reduce_boolean_decision", decide)
+    with pytest.warns(UserWarning, match="nothing is logged: no targets in the second batch"):
+        trainer.test(_Net(), _Data(), verbose=False)
+    assert has_rows == [False]
 
 
 def test_neighbours_and_spectra_are_of_what_comes_into_the_last_linear_layer(make_trainer: MakeTrainer) -> None:
@@ -489,6 +538,7 @@ def test_only_so_many_rows_are_looked_at_closer(make_trainer: MakeTrainer) -> No
         ({"shifts": "noise"}, TypeError, "shifts must be True, False or a list, got 'noise'"),
         ({"neighbours": 5}, TypeError, r"neighbours must be True, False or Neighbours\(\.\.\.\), got 5"),
         ({"spectra": [3]}, TypeError, "spectra must be a list of layers, got"),
+        ({"bounds": (0, 1)}, TypeError, r"bounds must be InputBounds, got \(0, 1\) of type tuple"),
         ({"seed": -1}, ValueError, "seed must be an integer >= 0, got -1"),
     ],
 )

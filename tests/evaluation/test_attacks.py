@@ -139,6 +139,26 @@ def test_modes_are_put_back_after_an_exception() -> None:
     assert all(one.training for one in network.modules())
 
 
+@pytest.mark.parametrize("margin", [1.0, 20.0, 200.0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=["half", "single"])
+def test_a_network_that_is_sure_is_attacked_like_any_other(margin: float, dtype: torch.dtype) -> None:
+    # logits 0, -margin, -margin; the gradient by the input is (1 - p) times half the sum of the rows below: 1, -2, 0.5
+    weight = torch.tensor([[1.0, 0.0, -1.0], [3.0, -3.0, 0.0], [1.0, -1.0, -1.0]], dtype=dtype)
+    bias = torch.tensor([0.0, -margin, -margin], dtype=dtype)
+    network = lambda x: bias + x @ weight.T  # noqa: E731
+    got = FGSM(0.25)(network, torch.zeros(1, 3, dtype=dtype), torch.tensor([0]), WIDE)
+    assert got.tolist() == [[0.25, -0.25, 0.25]]
+
+
+WIDE = PLAIN._replace(low=-torch.ones(1))
+
+
+def test_rows_without_a_target_stay() -> None:
+    got = FGSM(0.1)(Logistic(), X, torch.tensor([0, -100, 1]), PLAIN)
+    want = FGSM(0.1)(Logistic(), X, Y, PLAIN)
+    assert_close(got, torch.stack([want[0], X[1], want[2]]), rtol=0, atol=0)
+
+
 def test_one_logit_is_that_of_class_one() -> None:
     targets = torch.tensor([0, 1, 1])
     got = FGSM(0.01)(lambda x: x[:, 0], X, targets, PLAIN)
@@ -148,6 +168,13 @@ def test_one_logit_is_that_of_class_one() -> None:
 def test_misuse_is_named() -> None:
     with pytest.raises(RuntimeError, match="logits cannot be differentiated by the inputs"):
         FGSM(0.1)(lambda x: x.detach(), X, Y % 2, PLAIN)
+    other = torch.zeros(3, 2, requires_grad=True)
+    with pytest.raises(RuntimeError, match=r"cannot be differentiated by the inputs: .* on something else"):
+        FGSM(0.1)(lambda x: 2 * other, X, Y % 2, PLAIN)
+    with pytest.raises(ValueError, match=r"targets must be in \[0, 3\), got 0 to 3: count from 0"):
+        FGSM(0.1)(Logistic(), X, torch.tensor([0, 1, 3]), PLAIN)
+    with pytest.raises(ValueError, match=r"targets must be integer \(3,\), a class for each input, got torch"):
+        FGSM(0.1)(Logistic(), X, Y[:1], PLAIN)
     with pytest.raises(ValueError, match=r"epsilon must be a number >= 0, got -1\. 0 changes nothing"):
         FGSM(-1)
     with pytest.raises(ValueError, match="step_size must be a number >= 0, got -1"):

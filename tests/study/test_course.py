@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -225,15 +226,32 @@ def test_methods_are_read_with_none_first() -> None:
     [
         ({}, ["manifold"], "only names 'manifold', which is no method of the study. There are input, none;"),
         ({}, ["none"], "The study has no method beside 'none'"),
-        ({"none": None, "input": None}, None, "no method beside"),
+        ({"input": None}, None, "no method beside"),
+        ({"none": None, "a": DESCRIBED["none"]}, None, "methods has no 'none', which all others are held against"),
         ({"a": {"title": "a"}}, None, "methods.a lacks 'words'"),
         ({"a": {"title": "a", "words": [], "alpha": 1}}, None, "methods.a has 'alpha', which is not known"),
         ({"a": {"title": "a", "words": [], "strength": "alpha"}}, None, "must have both strength and values"),
+        ({"a": 3}, None, "methods.a must be {title: ..., words: [...]}, got 3."),
+        (
+            {"a": {"title": "a", "words": "mixup=patchup"}},
+            None,
+            "words must be a list, got 'mixup=patchup'. Write [mix",
+        ),
+        (
+            {"a": {"title": "a", "words": [], "strength": "alpha", "values": 2.0}},
+            None,
+            "values must be a list, got 2.0",
+        ),
+        (
+            {"a": {"title": "a", "words": [], "strength": "b", "values": [1, 2, 1]}},
+            None,
+            "must differ, got [1, 2, 1]: e",
+        ),
         ({"a/b": {"title": "a", "words": []}}, None, "methods names 'a/b'"),
     ],
 )
 def test_descriptions_are_checked(change: dict[str, Any], only: list[str] | None, words: str) -> None:
-    with pytest.raises(ValueError, match=words.replace("(", r"\(")):
+    with pytest.raises(ValueError, match=re.escape(words)):
         methods_of({**DESCRIBED, **change}, only)
 
 
