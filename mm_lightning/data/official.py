@@ -97,6 +97,7 @@ class OfficialDataModule(TensorDataModule):
         self.num_validation, self.limit = int(num_validation), limit
         self.crop_padding, self.flip = int(crop_padding), bool(flip)
         self.data_seed = seed_of_data(seed, data_seed)
+        self.normalization = (self.mean, self.std)
         if not self.download:
             self._check_are_here()
 

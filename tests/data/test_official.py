@@ -167,6 +167,17 @@ def test_pixels_are_normalised_as_in_the_code_of_the_paper(
     assert_close(images.double(), torch.stack(channels, dim=1)[: len(images)], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_normalisation_is_told_to_what_measures_in_pixels(
+    name: str, build: Callable[..., OfficialDataModule]
+) -> None:
+    data = build(name)
+    assert data.normalization is not None
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in data.normalization)
+    images, _ = next(iter(data.test_dataloader()))
+    assert_close(images * std + mean, held(data)["test"][0][: len(images)] / 255, rtol=0, atol=1e-6)
+
+
 def test_training_images_are_cropped_and_flipped_and_no_others(build: Callable[..., OfficialDataModule]) -> None:
     settings: dict[str, Any] = {"crop_padding": 4, "flip": True, "seed": 3}
     data, still = (build("cifar10", batch_size=TRAIN, **{"seed": 3, **chosen}) for chosen in (settings, {}))
