@@ -42,7 +42,8 @@ class Evaluation(CallbackOfBoth):
     With ``temperature`` a test begins with a pass over the validation data, with the weights that are tested, and
     :class:`mm_lightning.evaluation.TemperatureScaling` is fitted to their logits. A temperature that they hardly
     determine, or none, is warned about with its interval or the reason. The validation data are those of ``data``, of
-    ``fit`` before, of the data module (its ``setup("validate")`` is called) or of the module.
+    ``fit`` before, of the data module (its ``setup("validate")`` is called) or of the module; none where the data
+    module says that they are the test data (``validates_on_test``).
 
     The other groups are measured in a test alone, on the first ``extra_points`` rows, and each costs what it says:
 
@@ -296,6 +297,9 @@ class Evaluation(CallbackOfBoth):
             self._obstacle = str(error).rstrip(".")
 
     def _fit_temperature(self, trainer: Trainer, module: LightningModule) -> str | None:
+        data = trainer.datamodule if self.data is None else self.data  # type: ignore[attr-defined]
+        if getattr(data, "validates_on_test", False):
+            return "no temperature is fitted: validation sees the test rows. Train with rows set aside for validation."
         loader = loader_of(trainer, module, "val", self.data, self._of_fit)
         if loader is None:
             return "no temperature is fitted: there are no validation data. Pass data=, or test with a data module."
