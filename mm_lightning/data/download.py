@@ -174,7 +174,7 @@ def _answer(request: urllib.request.Request, part: Path) -> Any:
 
 def _read(answer: Any, size: int) -> bytes:
     try:
-        return answer.read(size)  # type: ignore[no-any-return]
+        return answer.read(size)
     except (OSError, http.client.HTTPException) as error:  # TLS and the system have many names for it
         raise _BrokeOff(type(error).__name__) from error
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -58,12 +60,12 @@ def expected(name: str) -> dict[str, tuple[Tensor, Tensor]]:
     found = {}
     for split, count, seed in (("train", TRAIN, 0), ("test", TEST, 1)):
         images, targets = torch.from_numpy(pixels(count, seed)), torch.from_numpy(labels(count).astype(np.int64))
-        if name == "tiny_imagenet":  # by class and name of the file; a grey image each
-            order = (
-                sorted(range(count), key=lambda i: (int(targets[i]), f"{i}.JPEG")) if split == "train" else range(count)
-            )
-            images = images[:, :1, :1, :1].expand(-1, 3, 64, 64)[list(order)]
-            targets = targets[list(order)]
+        if name == "tiny_imagenet":  # a grey image each
+            images = images[:, :1, :1, :1].expand(-1, 3, 64, 64)
+            if split == "train":  # the classes take turns, each by the names of its files
+                of_each = [sorted(range(k, count, 10), key=lambda i: f"{i}.JPEG") for k in range(10)]
+                order = [of_each[k][turn] for turn in range(count // 10) for k in range(10)]
+                images, targets = images[order], targets[order]
         found[split] = images, targets + (90 if name == "cifar100" else 0)
     return found
 
@@ -141,6 +143,11 @@ def test_without_validation_rows_all_are_trained_on_and_validation_sees_the_test
     assert len(held(data)["train"][0]) == TRAIN
     assert torch.equal(held(data)["val"][0], held(data)["test"][0])
     assert not build("cifar10").validates_on_test
+
+
+def test_a_limit_keeps_images_of_all_classes(build: Callable[..., OfficialDataModule]) -> None:
+    for name in NAMES:
+        assert len(held(build(name, num_validation=0, limit=10))["train"][1].unique()) == 10
 
 
 def test_a_limit_keeps_the_first_images_of_each_split(build: Callable[..., OfficialDataModule]) -> None:
@@ -318,6 +325,26 @@ def test_a_file_that_is_not_the_official_one_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("name", "file", "length"),
+    [
+        ("cifar10", "cifar-10-batches-bin/data_batch_3.bin", 24_484),
+        ("cifar10", "cifar-10-batches-bin/data_batch_1.bin", 24_585),  # as many images, all but the first shifted
+        ("cifar10", "cifar-10-batches-bin/test_batch.bin", 0),
+        ("cifar100", "cifar-100-binary/train.bin", 122_959),
+    ],
+)
+def test_extracted_files_that_end_within_an_image_are_refused(
+    name: str, file: str, length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_official(monkeypatch, name, packed(name, contents(name)))
+    path = extract(name, tmp_path) / file
+    path.write_bytes((path.read_bytes() + b"x")[:length])
+    message = rf"{path.name} holds {length:,} bytes, which are no whole images of 3,07\d"
+    with pytest.raises(ValueError, match=rf"{message}\. Extract it again, or put cifar.*binary\.tar\.gz into"):
+        KINDS[name](tmp_path, num_validation=0).setup()
+
+
+@pytest.mark.parametrize(
     ("name", "file", "message"),
     [
         ("cifar10", "cifar-10-batches-bin/data_batch_3.bin", "holds 39 training images of 40"),
@@ -329,7 +356,7 @@ def test_extracted_files_that_end_too_early_are_refused(
 ) -> None:
     as_official(monkeypatch, name, packed(name, contents(name)))
     path = extract(name, tmp_path) / file
-    path.write_bytes(path.read_bytes()[:-100])
+    path.write_bytes(path.read_bytes()[: -3073 if name == "cifar10" else -3074])
     with pytest.raises(ValueError, match=rf"{message}\. Extract it again, or put cifar.*binary\.tar\.gz into"):
         KINDS[name](tmp_path, num_validation=0).setup()
 
@@ -350,6 +377,68 @@ def test_extracted_files_that_are_missing_are_named(
     (extract(name, tmp_path) / file).unlink()
     with pytest.raises(ValueError, match=message):
         KINDS[name](tmp_path, num_validation=0).setup()
+
+
+@pytest.mark.parametrize(("name", "last"), [("cifar10", 9), ("cifar100", 99)])
+def test_labels_beyond_the_classes_are_refused(
+    name: str, last: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_official(monkeypatch, name, packed(name, contents(name)))
+    kind = KINDS[name]
+    path = extract(name, tmp_path) / kind.extracted / kind.test_file
+    content = bytearray(path.read_bytes())
+    content[kind.num_labels - 1] = last + 1
+    path.write_bytes(content)
+    text = rf"{kind.extracted} holds the label {last + 1} of a test image, where {last} is the last\. Extract it again"
+    with pytest.raises(ValueError, match=text):
+        kind(tmp_path, num_validation=0).setup()
+
+
+def test_classes_that_are_not_named_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_official(monkeypatch, "tiny_imagenet", packed("tiny_imagenet", contents("tiny_imagenet")))
+    path = extract("tiny_imagenet", tmp_path) / "tiny-imagenet-200" / "wnids.txt"
+    path.write_text(path.read_text().replace("n00000003", ""))
+    with pytest.raises(
+        ValueError, match=r"has images of the class 'n00000003', which wnids\.txt does not name\. Extract"
+    ):
+        KINDS["tiny_imagenet"](tmp_path, num_validation=0).setup()
+
+
+def test_files_that_may_not_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_official(monkeypatch, "cifar10", tmp_path)
+    data, path = KINDS["cifar10"](tmp_path, num_validation=0), tmp_path / "cifar-10-binary.tar.gz"
+
+    def refused(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(data, "read", refused)
+    with pytest.raises(OSError, match=rf"{path} cannot be read \(Permission denied\)\. Let this user read it") as told:
+        data.setup()
+    assert told.value.errno is None  # or the command would tell to choose another folder for the run
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "message"),
+    [
+        ("svhn", "scipy.io", r"data=svhn needs scipy: pip install mm-lightning\[report\]"),
+        ("tiny_imagenet", "PIL", r"needs Pillow: pip install mm-lightning\[report\]"),
+    ],
+)
+def test_a_missing_package_is_told_before_a_download(
+    name: str, module: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=message):
+        KINDS[name](tmp_path, download=True)
+
+
+@pytest.mark.parametrize("download", [False, True])
+def test_the_file_itself_is_no_root(download: bool, tmp_path: Path) -> None:
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    path.write_bytes(b"")
+    text = rf"root must be the folder of cifar-10-binary\.tar\.gz, got the file '{path}'\. Give its folder\."
+    with pytest.raises(ValueError, match=text):
+        KINDS["cifar10"](path, download=download)
 
 
 def test_a_file_that_scipy_cannot_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
