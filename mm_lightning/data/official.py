@@ -35,12 +35,12 @@ class OfficialDataModule(TensorDataModule):
     trainer's device. Crops and flips of a training batch are drawn from (seed, epoch, batch, rank) alone, so that a
     resumed epoch repeats them; no global random state is read or moved.
 
-    The files are read where they are, and compared with their SHA-256 each time; extracted ones only with the number
-    of their images.
+    The files are read where they are, and compared with their SHA-256 each time; of extracted ones only the number of
+    images and the range of the labels are looked at.
 
     With ``num_validation=0`` all official training images are trained on, as in the paper, and *validation sees the
     test images*, so that every epoch has its test accuracy. Then no epoch may be chosen by it: callbacks that would,
-    such as a checkpoint of the best, are refused.
+    such as a checkpoint of the best, are refused by :meth:`setup`.
 
     Args:
         root: Folder of the official files, or of the folder that they extract to.
