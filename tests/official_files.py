@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from mm_lightning.data import CIFAR10DataModule, CIFAR100DataModule, SVHNDataModule, TinyImageNetDataModule
 from mm_lightning.data.download import RemoteFile
@@ -128,3 +129,8 @@ def extract(name: str, root: Path) -> Path:
         (root / member).parent.mkdir(parents=True, exist_ok=True)
         (root / member).write_bytes(content)
     return root
+
+
+def held(data: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """What a data module has loaded, by split."""
+    return {name: tuple(data._split(name)) for name in ("train", "val", "test")}  # type: ignore[misc]

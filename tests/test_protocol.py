@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from mm_lightning import ManifoldMixupCallback
 from mm_lightning.command import train
 from mm_lightning.command.checks import check_config
 from mm_lightning.command.configuration import CONF
+from mm_lightning.command.objective import check_may_choose
 from mm_lightning.losses import SoftmaxBCE
 
 Compose = Callable[..., DictConfig]
@@ -217,6 +220,33 @@ def test_the_best_on_the_test_images_cannot_be_kept(
 ) -> None:
     with pytest.raises(ValueError, match="validates on the test images, and BestCheckpoint chooses by them"):
         dry_run("cifar10_preactresnet18", "callbacks=default")
+
+
+@pytest.mark.parametrize("objective", ["auto", "val/nll", "test/acc"])
+def test_no_search_is_told_of_the_test_images(
+    objective: str, dry_run: Callable[..., tuple[Losses, dict[str, float]]], tmp_path: Path
+) -> None:
+    text = rf"objective={objective} is what a search chooses by, but .* sees the test images, .*num_validation=5000\."
+    with pytest.raises(ValueError, match=text):
+        dry_run("cifar10_preactresnet18", f"objective={objective}")
+    assert not (tmp_path / "run").exists()
+    dry_run("cifar10_preactresnet18", "objective=train/loss")
+
+
+def test_a_search_may_choose_by_validation_rows(compose: Compose) -> None:
+    check_may_choose(compose("+experiment=cifar10_preactresnet18", "data.num_validation=5000").data, "A search chooses")
+    check_may_choose(compose("+data.num_validation=0").data, "A search chooses")  # MNIST, which then validates nothing
+
+
+@pytest.mark.slow
+def test_no_study_chooses_by_the_test_images() -> None:
+    command = [sys.executable, "-m", "mm_lightning.study", "+experiment=cifar10_preactresnet18", "data.root=FOLDER"]
+    finished = subprocess.run([*command, "budget=1m"], capture_output=True, text=True, timeout=120)
+    assert (finished.returncode, finished.stdout) == (1, "")
+    assert finished.stderr == (
+        "error: mm-study chooses strengths by validation, but with data.num_validation=0 validation sees the test "
+        "images, which may choose nothing. Give data.num_validation=5000.\n"
+    )
 
 
 def test_validation_rows_of_its_own_let_it_choose(

@@ -23,7 +23,7 @@ class LastEpochs(pl.Callback):
     ==================== ===========================================================================================
     key                  meaning
     ==================== ===========================================================================================
-    test/acc_median10    median of ``val/acc`` after the last 10 epochs; the number in it is that of epochs there were
+    test/acc_median10    median of ``val/acc`` after the last 10 epochs with a validation; the number is how many
     ==================== ===========================================================================================
 
     Args:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mm_lightning.command.checks import check_config, check_devices
 from mm_lightning.command.metric_names import direction_of, found_metric, is_of_regression, unfit_split
+from mm_lightning.command.objective import check_may_choose
 from mm_lightning.command.run_folder import keep_folder
 from mm_lightning.files import write_json
 from mm_lightning.study import runner
@@ -80,6 +81,7 @@ def study(config: DictConfig) -> None:
     methods = methods_of(described, only)
     check_config(config)
     check_devices(config)
+    check_may_choose(config.data, "mm-study chooses strengths by validation")
     launcher = [
         word for word in HydraConfig.get().overrides.hydra if word.startswith(("hydra/launcher", "hydra.launcher"))
     ]

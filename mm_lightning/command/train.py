@@ -34,6 +34,7 @@ from mm_lightning.command.hyperparameters import (
 )
 from mm_lightning.command.loading import load_weights
 from mm_lightning.command.model import build_model, fitted_to_data, record
+from mm_lightning.command.objective import check_may_choose
 from mm_lightning.command.run_folder import claim_folder, environment, keep_composition, keep_folder
 from mm_lightning.command.said import keep_what_is_said
 from mm_lightning.command.watch import Watch
@@ -68,6 +69,8 @@ def run(config: DictConfig) -> dict[str, float]:
         raise ValueError(f"fast_cpu must be true or false, got {config.fast_cpu!r}.")
     check_config(config)
     check_devices(config)
+    if config.objective is not None and not str(config.objective).startswith("train"):
+        check_may_choose(config.data, f"objective={config.objective} is what a search chooses by")
     rank_zero_only(claim_folder)(folder, OmegaConf.to_yaml(config, resolve=True))
     rank_zero_only(keep_composition)(folder)
     with keep_what_is_said(folder / "train.log") if getattr(rank_zero_only, "rank", 0) == 0 else nullcontext():

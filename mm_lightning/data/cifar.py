@@ -22,6 +22,7 @@ class _CIFARDataModule(OfficialDataModule):
     """An image is its labels, one byte each, of which the last is the class, and 3,072 bytes (3, 32, 32)."""
 
     input_shape = _SHAPE
+    extracted: ClassVar[str]
     train_files: ClassVar[tuple[str, ...]]
     test_file: ClassVar[str]
     names_file: ClassVar[str]  # names of the classes, one a line
@@ -35,18 +36,19 @@ class _CIFARDataModule(OfficialDataModule):
             contents = {name: members[f"{self.extracted}/{name}"] for name in wanted}
         else:
             if missing := [name for name in wanted if not (folder / name).is_file()]:
-                text = f"{folder} holds no {missing[0]}"
-                raise ValueError(f"{text}. Extract it again, or put {self.files[0].name} into {self.root}.")
+                raise ValueError(f"{folder} holds no {missing[0]}. {self.way_out()}")
             contents = {name: (folder / name).read_bytes() for name in wanted}
         self.class_names = tuple(contents[self.names_file].decode("ascii").split())
-        images, labels = self._parsed(b"".join(contents[name] for name in self.train_files))
-        return Images(images, labels, *self._parsed(contents[self.test_file]))
+        # file by file: one that is cut within an image would shift all that follows
+        images, labels = zip(*(self._parsed(name, contents[name]) for name in self.train_files), strict=True)
+        return Images(torch.cat(images), torch.cat(labels), *self._parsed(self.test_file, contents[self.test_file]))
 
-    def _parsed(self, content: bytes) -> tuple[Tensor, Tensor]:
-        # what an incomplete file ends with is no image, and then there are too few
+    def _parsed(self, name: str, content: bytes) -> tuple[Tensor, Tensor]:
         record = self.num_labels + _PIXELS
-        rows = torch.frombuffer(bytearray(content[: len(content) // record * record]), dtype=torch.uint8)
-        rows = rows.view(-1, record)
+        if not content or len(content) % record:
+            text = f"{name} holds {len(content):,} bytes, which are no whole images of {record:,}"
+            raise ValueError(f"{self.root / self.extracted}: {text}. {self.way_out()}")
+        rows = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(-1, record)
         return rows[:, self.num_labels :].reshape(-1, *_SHAPE), rows[:, self.num_labels - 1].long()
 
 

@@ -15,6 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = ["RemoteFile", "download", "verify"]
 
 PAUSE = 2.0  # seconds before a download that broke off is asked for again
@@ -54,20 +59,24 @@ def download(file: RemoteFile, folder: Path) -> Path:
 
     Raises:
         ConnectionError: If the server does not have it, has another one, or breaks off time and again.
+        OSError: If it cannot be written into the folder.
         ValueError: If what came has another digest; nothing of it is kept.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / file.name
-    with _one_process(folder):
-        if not path.exists():
-            print(f"Download     {file.url} to {folder}  ({file.size / 1e6:.0f} MB)", flush=True)
-            part = path.with_name(f"{file.name}.part")
-            _complete(file, part)
-            if (found := _sha256(part)) != file.sha256:
-                part.unlink()
-                text = f"{file.url} is not the official file: expected SHA-256 {file.sha256}, got {found}"
-                raise ValueError(f"{text}. Nothing of it is kept; put the official {file.name} into {folder}.")
-            os.replace(part, path)
+    if path.exists():
+        return path
+    print(f"Download     {file.url} to {folder}  ({file.size / 1e6:.0f} MB)", flush=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _one_process(folder / f".{file.name}.lock"):
+            if not path.exists():  # now
+                _complete_and_verify(file, path)
+    except OSError as error:
+        if error.errno is None:  # a refusal of this module
+            raise
+        needs = f"That takes a folder that can be written and has {file.size / 1e6:.0f} MB free"
+        text = f"{file.name} cannot be put into {folder} ({os.strerror(error.errno)}). {needs}: data.root=FOLDER."
+        raise OSError(text) from error
     return path
 
 
@@ -85,6 +94,22 @@ def verify(file: RemoteFile, path: Path) -> None:
         raise ValueError(f"{text}. Remove it, and put the official one there or add data.download=true.")
 
 
+def _complete_and_verify(file: RemoteFile, path: Path) -> None:
+    part = path.with_name(f"{file.name}.part")
+    is_begun = part.exists()
+    _complete(file, part)
+    found = _sha256(part)
+    if found != file.sha256 and is_begun:  # of something else: once more, from the beginning
+        part.unlink()
+        _complete(file, part)
+        found = _sha256(part)
+    if found != file.sha256:
+        part.unlink()
+        text = f"{file.url} is not the official file: expected SHA-256 {file.sha256}, got {found}"
+        raise ValueError(f"{text}. Nothing of it is kept; put the official {file.name} into {path.parent}.")
+    os.replace(part, path)
+
+
 def _complete(file: RemoteFile, part: Path) -> None:
     """Ask for what is missing of the part until it is as long as the file."""
     if _size(part) > file.size:  # of something else
@@ -98,8 +123,8 @@ def _complete(file: RemoteFile, part: Path) -> None:
             time.sleep(PAUSE)
         try:
             _append(file, part)
-        except (http.client.HTTPException, TimeoutError, ConnectionResetError) as error:
-            reason = f" ({type(error).__name__})"
+        except _BrokeOff as error:
+            reason = f" ({error})"
         idle = 0 if _size(part) > most else idle + 1
         most = max(most, _size(part))
 
@@ -112,10 +137,10 @@ def _append(file: RemoteFile, part: Path) -> None:
     with _answer(request, part) as answer:
         if answer.status != 206:  # all of it, asked for or not
             have = 0
-        _check_length(file, answer, have)
+        _check_answer(file, answer, have, part)
         with part.open("ab" if have else "wb") as out:
             left = file.size - have + 1  # a byte too many tells that it is another file
-            while left and (chunk := answer.read(min(left, _CHUNK))):
+            while left and (chunk := _read(answer, min(left, _CHUNK))):
                 out.write(chunk)
                 left -= len(chunk)
     if not left:
@@ -123,35 +148,51 @@ def _append(file: RemoteFile, part: Path) -> None:
         raise _another(file, f"more than {file.size:,}")
 
 
-@contextmanager
-def _answer(request: urllib.request.Request, part: Path) -> Iterator[Any]:
+class _BrokeOff(Exception):
+    """A connection ended before its file did."""
+
+
+def _answer(request: urllib.request.Request, part: Path) -> Any:
+    url = request.full_url
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
-            yield answer
+        return urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:  # it has no such range: then from the beginning
             part.unlink(missing_ok=True)
-            raise http.client.HTTPException(f"HTTP {error.code}") from error
-        raise ConnectionError(
-            f"{request.full_url} cannot be downloaded: HTTP {error.code} {error.reason}. {_by_hand(part)}"
-        ) from error
+            raise _BrokeOff(f"HTTP {error.code}") from error
+        text = f"{url} cannot be downloaded: HTTP {error.code} {error.reason}".rstrip()
+        if error.code == 429 or error.code >= 500:
+            raise ConnectionError(f"{text}. Run the same again later, or {_by_hand(part)}.") from error
+        raise ConnectionError(f"{text}. To go on, {_by_hand(part)}.") from error
     except urllib.error.URLError as error:
-        raise ConnectionError(
-            f"{request.full_url} cannot be downloaded: {error.reason}. Connect, and run the same again, or "
-            f"{_by_hand(part)[0].lower()}{_by_hand(part)[1:]}"
-        ) from error
+        text = f"{url} cannot be downloaded: {error.reason}"
+        raise ConnectionError(f"{text}. Connect, and run the same again, or {_by_hand(part)}.") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _BrokeOff(type(error).__name__) from error
 
 
-def _check_length(file: RemoteFile, answer: Any, have: int) -> None:
+def _read(answer: Any, size: int) -> bytes:
+    try:
+        return answer.read(size)
+    except (OSError, http.client.HTTPException) as error:  # TLS and the system have many names for it
+        raise _BrokeOff(type(error).__name__) from error
+
+
+def _check_answer(file: RemoteFile, answer: Any, have: int, part: Path) -> None:
     """Refuse an answer that says of itself that it is not what is missing of the file."""
-    length = answer.headers.get("Content-Length")
-    if length is not None and int(length) != file.size - have:
-        raise _another(file, f"{int(length) + have:,}")
-    span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
-    if have and (span is None or int(span[1]) != have or span[2] not in ("*", str(file.size))):
-        came = answer.headers.get("Content-Range")
-        raise ConnectionError(f"{file.url} was asked for the bytes from {have} on, and answers with {came!r}.")
+    if answer.headers.get_content_type() == "text/html":
+        text = f"{file.url} answers with a web page, as a proxy or a login does"
+        raise ConnectionError(f"{text}. See what {answer.url} shows in a browser, or {_by_hand(part)}.")
+    came = answer.headers.get("Content-Range", "")
+    span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", came)
+    if have and (span is None or int(span[1]) != have):
+        part.unlink()  # then from the beginning
+        raise _BrokeOff(f"asked for the bytes from {have} on, it came with {came!r}")
+    if have and span is not None and span[2] not in ("*", str(file.size)):
+        raise _another(file, f"{int(span[2]):,}")
+    if answer.length is not None and answer.length != file.size - have:
+        raise _another(file, f"{answer.length + have:,}")
 
 
 def _another(file: RemoteFile, size: str) -> ConnectionError:
@@ -160,7 +201,7 @@ def _another(file: RemoteFile, size: str) -> ConnectionError:
 
 
 def _by_hand(part: Path) -> str:
-    return f"Put {part.stem} into {part.parent} by hand."
+    return f"put {part.stem} into {part.parent} by hand"
 
 
 def _size(path: Path) -> int:
@@ -176,16 +217,24 @@ def _sha256(path: Path) -> str:
 
 
 @contextmanager
-def _one_process(folder: Path) -> Iterator[None]:
-    """Wait for other processes that download into the folder, where the system and the disk know locks."""
-    descriptor = None
-    with suppress(ImportError, OSError):  # Windows; network disks
-        import fcntl
+def _one_process(lock: Path) -> Iterator[None]:
+    """Wait for other processes that have the lock, where the system and the disk know locks. Nothing is left behind.
 
-        descriptor = os.open(folder, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    It is a file, not the folder: network disks lock only what can be written.
+    """
+    if fcntl is None:
+        yield
+        return
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT)
+        with suppress(OSError):  # a disk without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), lock.stat()):
+                break
+        os.close(descriptor)  # who had it has removed it
     try:
         yield
     finally:
-        if descriptor is not None:
-            os.close(descriptor)
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)

@@ -60,12 +60,20 @@ def decode(image: Any, size: int, channels: int) -> Tensor:
         channels: 3 for RGB, 1 for grey.
 
     Returns:
-        uint8 (channels, size, size).
+        uint8 (channels, size, size); of grey images of 16 bits the upper 8.
+
+    Raises:
+        ValueError: If the pixels have no known range: integers of 32 bits, floating point numbers.
     """
     module = pillow()
     if isinstance(image, (str, Path)):
         with module.open(image) as opened:
             return decode(opened, size, channels)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        # convert() would make everything above 255 white
+        image = module.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"pixels of the mode {image.mode!r} have no known range, save it with 8 or 16 bits")
     mode = "RGB" if channels == 3 else "L"
     converted = image.convert(mode)
     if converted.size != (size, size):

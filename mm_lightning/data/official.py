@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from os import PathLike
 from pathlib import Path
@@ -34,12 +35,12 @@ class OfficialDataModule(TensorDataModule):
     trainer's device. Crops and flips of a training batch are drawn from (seed, epoch, batch, rank) alone, so that a
     resumed epoch repeats them; no global random state is read or moved.
 
-    The files are read where they are, and compared with their SHA-256 each time; extracted ones only with the number
-    of their images.
+    The files are read where they are, and compared with their SHA-256 each time; of extracted ones only the number of
+    images and the range of the labels are looked at.
 
     With ``num_validation=0`` all official training images are trained on, as in the paper, and *validation sees the
     test images*, so that every epoch has its test accuracy. Then no epoch may be chosen by it: callbacks that would,
-    such as a checkpoint of the best, are refused.
+    such as a checkpoint of the best, are refused by :meth:`setup`.
 
     Args:
         root: Folder of the official files, or of the folder that they extract to.
@@ -55,13 +56,15 @@ class OfficialDataModule(TensorDataModule):
 
     Raises:
         FileNotFoundError: If the files are not there and are not to be downloaded.
+        ImportError: If a package is missing that they are read with.
         TypeError: If an argument is of a wrong type.
-        ValueError: If a number is outside its range.
+        ValueError: If a number is outside its range, or ``root`` a file.
     """
 
     row_name = "image"
     files: ClassVar[tuple[RemoteFile, ...]]
     extracted: ClassVar[str | None] = None  # the folder in ``root`` that they extract to
+    num_classes: int
     num_train: ClassVar[int]  # official training images
     num_test: ClassVar[int]
     mean: ClassVar[tuple[float, ...]]  # of each channel of images in [0, 1]
@@ -93,17 +96,26 @@ class OfficialDataModule(TensorDataModule):
         if not isinstance(root, (str, PathLike)):
             way_out = f"Give data.root=FOLDER; data.download=true puts them there ({self._megabytes()})."
             raise refusal("root", root, f"the folder of {self._names()}", way_out)
+        if Path(root).is_file():
+            raise ValueError(
+                f"root must be the folder of {self._names()}, got the file {str(root)!r}. Give its folder."
+            )
         self.root, self.download = Path(root), bool(download)
         self.num_validation, self.limit = int(num_validation), limit
         self.crop_padding, self.flip = int(crop_padding), bool(flip)
         self.data_seed = seed_of_data(seed, data_seed)
+        self.normalization = (self.mean, self.std)
         if not self.download:
             self._check_are_here()
+        self.require_packages()  # before a download
 
     @property
     def validates_on_test(self) -> bool:
         """Whether validation sees the test images."""
         return self.num_validation == 0
+
+    def require_packages(self) -> None:
+        """Raise ImportError where a package is missing that the files are read with."""
 
     @abstractmethod
     def read(self, folder: Path | None) -> Images:
@@ -123,14 +135,16 @@ class OfficialDataModule(TensorDataModule):
         """Read and verify the files, as ``load_splits`` of :class:`TensorDataModule` documents it."""
         self._check_are_here()
         folder = None if self._files_are_here() or not self.extracted else self.root / self.extracted
-        for file in self.files if folder is None else ():
-            verify(file, self.root / file.name)
-        data = self.read(folder)
-        parts = {"training": (data.train_images, self.num_train), "test": (data.test_images, self.num_test)}
-        for name, (images, count) in parts.items():
-            if len(images) != count:
-                text = f"{folder or self.root} holds {len(images):,} {name} images of {count:,}"
-                raise ValueError(f"{text}. Extract it again, or put {self._names()} into {self.root}.")
+        try:
+            for file in self.files if folder is None else ():
+                verify(file, self.root / file.name)
+            data = self.read(folder)
+        except OSError as error:
+            if error.errno is None:  # a refusal of ours
+                raise
+            text = f"{error.filename or self.root} cannot be read ({os.strerror(error.errno)})"
+            raise OSError(f"{text}. Let this user read it, or give another data.root=FOLDER.") from error
+        self._check_counts(data, folder or self.root)
         splits = self._split_up(data)
         return {name: (images[: self.limit], labels[: self.limit]) for name, (images, labels) in splits.items()}
 
@@ -150,6 +164,22 @@ class OfficialDataModule(TensorDataModule):
         if split != "train":
             return ImageTransform(self.mean, self.std)
         return ImageTransform(self.mean, self.std, self.crop_padding, self.flip, self.seed)
+
+    def way_out(self) -> str:
+        """What to do where extracted files are not whole; a sentence."""
+        return f"Extract it again, or put {self._names()} into {self.root}."
+
+    def _check_counts(self, data: Images, place: Path) -> None:
+        parts = {
+            "training": (data.train_images, data.train_labels, self.num_train),
+            "test": (data.test_images, data.test_labels, self.num_test),
+        }
+        for name, (images, labels, count) in parts.items():
+            if len(images) != count:
+                raise ValueError(f"{place} holds {len(images):,} {name} images of {count:,}. {self.way_out()}")
+            if (largest := int(labels.max())) >= self.num_classes:
+                text = f"{place} holds the label {largest} of a {name} image, where {self.num_classes - 1} is the last"
+                raise ValueError(f"{text}. {self.way_out()}")
 
     def _split_up(self, data: Images) -> dict[str, tuple[Tensor, Tensor]]:
         train, test = (data.train_images, data.train_labels), (data.test_images, data.test_labels)

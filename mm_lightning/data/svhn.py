@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,17 +43,26 @@ class SVHNDataModule(OfficialDataModule):
     mean = (0.5, 0.5, 0.5)
     std = (0.5, 0.5, 0.5)
 
+    def require_packages(self) -> None:
+        """Raise ImportError where scipy is missing."""
+        _loadmat()
+
     def read(self, folder: Path | None) -> Images:
         """Read both files."""
         train, test = (self.root / file.name for file in self.files)
         return Images(*_read_mat(train), *_read_mat(test))
 
 
-def _read_mat(path: Path) -> tuple[Tensor, Tensor]:
+def _loadmat() -> Callable[..., Any]:
     try:
         from scipy.io import loadmat
     except ImportError as error:
         raise ImportError("data=svhn needs scipy: pip install mm-lightning[report].") from error
+    return loadmat
+
+
+def _read_mat(path: Path) -> tuple[Tensor, Tensor]:
+    loadmat = _loadmat()
     try:
         content = loadmat(path, variable_names=["X", "y"])
         pixels, digits = np.asarray(content["X"], dtype=np.uint8), np.asarray(content["y"], dtype=np.int64)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -24,7 +25,8 @@ class TinyImageNetDataModule(OfficialDataModule):
 
     The official test images have no labels: as everywhere, the 10,000 official validation images are the test set.
     ``root`` holds ``tiny-imagenet-200.zip`` or ``tiny-imagenet-200/``. Classes are numbered in the order of their
-    WordNet numbers. All images are decoded when training begins, in threads; as uint8 they take 1.4 GB. Needs Pillow.
+    WordNet numbers, and take turns among the training images, so that a ``limit`` keeps some of each. All images are
+    decoded when training begins, in threads; as uint8 they take 1.4 GB. Needs Pillow.
     """
 
     # the source gives none; several projects have recorded this one, and the MD5 90528d7ca1a48142e341f4ef8d21d0de
@@ -42,9 +44,12 @@ class TinyImageNetDataModule(OfficialDataModule):
     mean = (0.5, 0.5, 0.5)
     std = (0.5, 0.5, 0.5)
 
+    def require_packages(self) -> None:
+        """Raise ImportError where Pillow is missing."""
+        pillow()
+
     def read(self, folder: Path | None) -> Images:
         """Decode the archive's images, or the extracted ones."""
-        pillow()  # before each image fails without it
         if folder is not None:
             files = {path.relative_to(self.root).as_posix(): path for path in folder.rglob("*.*")}
             return self._read(files, lambda name: files[name].read_bytes())
@@ -55,29 +60,41 @@ class TinyImageNetDataModule(OfficialDataModule):
         there, top = set(names), self.extracted
         if missing := [name for name in (f"{top}/wnids.txt", f"{top}/val/val_annotations.txt") if name not in there]:
             raise ValueError(f"{self.root} lacks {missing[0]}. Put the official {self.files[0].name} there.")
-        classes = sorted(content(f"{top}/wnids.txt").decode("ascii").split())
-        self.class_names = tuple(classes)
-        number = {name: k for k, name in enumerate(classes)}
+        self.class_names = tuple(sorted(content(f"{top}/wnids.txt").decode("ascii").split()))
         # TOP/train/CLASS/images/CLASS_0.JPEG
-        train = sorted(name for name in there if name.startswith(f"{top}/train/") and name.endswith(".JPEG"))
+        paths = sorted(name for name in there if name.startswith(f"{top}/train/") and name.endswith(".JPEG"))
+        train = _in_turn([(path, path.split("/")[2]) for path in paths])
         # FILE, CLASS and the corners of a box
-        rows = [line.split("\t") for line in content(f"{top}/val/val_annotations.txt").decode("ascii").splitlines()]
-        test = {f"{top}/val/images/{row[0]}": number[row[1]] for row in rows}
-        train_labels = torch.tensor([number[name.split("/")[2]] for name in train])
-        return Images(
-            _decoded(train, content), train_labels, _decoded(list(test), content), torch.tensor(list(test.values()))
-        )
+        lines = content(f"{top}/val/val_annotations.txt").decode("ascii").splitlines()
+        rows = [line.split("\t") for line in lines if "\t" in line]
+        test = [(f"{top}/val/images/{file}", of_class) for file, of_class, *_ in rows]
+        if unknown := {of_class for _, of_class in (*train, *test)}.difference(self.class_names):
+            text = f"{self.root / top} has images of the class {min(unknown)!r}, which wnids.txt does not name"
+            raise ValueError(f"{text}. {self.way_out()}")
+        number = {name: k for k, name in enumerate(self.class_names)}
+        return Images(*_decoded(train, number, content), *_decoded(test, number, content))
 
 
-def _decoded(names: list[str], content: Callable[[str], bytes]) -> Tensor:
-    images = torch.empty((len(names), 3, _SIZE, _SIZE), dtype=torch.uint8)
+def _in_turn(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Paths and classes: the first of each class, the second of each, and so on."""
+    of_each: dict[str, list[tuple[str, str]]] = {}
+    for row in rows:
+        of_each.setdefault(row[1], []).append(row)
+    return [row for turn in zip_longest(*of_each.values()) for row in turn if row is not None]
+
+
+def _decoded(
+    rows: list[tuple[str, str]], number_of: Mapping[str, int], content: Callable[[str], bytes]
+) -> tuple[Tensor, Tensor]:
+    """Images uint8 (N, 3, 64, 64) and class indices int64 (N,) of paths and classes."""
+    images = torch.empty((len(rows), 3, _SIZE, _SIZE), dtype=torch.uint8)
 
     def read(number: int) -> None:
-        with pillow().open(io.BytesIO(content(names[number]))) as image:
+        with pillow().open(io.BytesIO(content(rows[number][0]))) as image:
             images[number] = decode(image, _SIZE, 3)
 
-    if unread := try_each(read, len(names)):
+    if unread := try_each(read, len(rows)):
         number, reason = next(iter(unread.items()))
-        text = f"{len(unread)} of {len(names)} images cannot be read, the first of them {names[number]} ({reason})"
+        text = f"{len(unread)} of {len(rows)} images cannot be read, the first of them {rows[number][0]} ({reason})"
         raise ValueError(f"{text}. Get the official archive again.")
-    return images
+    return images, torch.tensor([number_of[of_class] for _, of_class in rows], dtype=torch.int64)

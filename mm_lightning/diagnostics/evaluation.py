@@ -40,7 +40,8 @@ class Evaluation(CallbackOfBoth):
     With ``temperature`` a test begins with a pass over the validation data, with the weights that are tested, and
     :class:`mm_lightning.evaluation.TemperatureScaling` is fitted to their logits. A temperature that they hardly
     determine, or none, is warned about with its interval or the reason. The validation data are those of ``data``, of
-    ``fit`` before, of the data module (its ``setup("validate")`` is called) or of the module.
+    ``fit`` before, of the data module (its ``setup("validate")`` is called) or of the module; none where the data
+    module says that they are the test data (``validates_on_test``).
 
     The other groups are measured in a test alone, on the first ``extra_points`` rows, and each costs what it says:
 
@@ -178,8 +179,7 @@ class Evaluation(CallbackOfBoth):
         self.settings = {"num_bins": self.num_bins, "max_points": self.max_points}
         self._temperature = None
         if self.temperature:
-            loader = loader_of(trainer, pl_module, "val", self.data, self._of_fit)
-            self._temperature = fitted_by_a_pass(trainer, pl_module, self.classifier, loader, self.max_points)
+            self._temperature = self._fitted_to_validation(trainer, pl_module)
         self.scaling, self.fitted = self._temperature if isinstance(self._temperature, Fitted) else (None, None)
         self._logits.open(pl_module)
         if any(self.choice.values()):
@@ -269,6 +269,13 @@ class Evaluation(CallbackOfBoth):
         self._is_pending = False
         if self._closer is not None:
             self._closer.close()
+
+    def _fitted_to_validation(self, trainer: Trainer, module: LightningModule) -> Fitted | str:
+        data = trainer.datamodule if self.data is None else self.data  # type: ignore[attr-defined]
+        if getattr(data, "validates_on_test", False):
+            return "no temperature is fitted: validation sees the test rows. Train with rows set aside for validation."
+        loader = loader_of(trainer, module, "val", self.data, self._of_fit)
+        return fitted_by_a_pass(trainer, module, self.classifier, loader, self.max_points)
 
     def _measured(self, module: LightningModule, split: str) -> dict[str, float]:
         rows = self._logits.rows(module)

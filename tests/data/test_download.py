@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import http.client
 import re
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from full_disk import no_space
 
 from mm_lightning.data import download as module
 from mm_lightning.data.download import RemoteFile, download, verify
@@ -156,18 +160,41 @@ def test_more_than_was_said_is_refused(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("span", "shown"),
-    [({}, "None"), ({"Content-Range": "bytes 0-2047/4096"}, "'bytes 0-2047/4096'")],
-    ids=["none", "another"],
+    "span", [{}, {"Content-Range": "bytes 0-2047/4096"}, {"Content-Range": "x"}], ids=["none", "another", "no"]
 )
-def test_another_part_than_was_asked_for_is_refused(
-    server: Server, tmp_path: Path, span: dict[str, str], shown: str
-) -> None:
-    server.answers = [ranges(HALF), send(206, CONTENT[:HALF], headers=span)]
-    with pytest.raises(ConnectionError, match=rf"asked for the bytes from 2048 on, and answers with {shown}\."):
+def test_another_part_than_was_asked_for_begins_anew(server: Server, tmp_path: Path, span: dict[str, str]) -> None:
+    server.answers = [ranges(HALF), send(206, CONTENT[:HALF], headers=span), ranges()]
+    assert download(server.file(), tmp_path).read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=2048-", None]
+
+
+def test_a_part_of_a_larger_file_is_refused(server: Server, tmp_path: Path) -> None:
+    server.answers = [ranges(HALF), send(206, CONTENT[HALF:], headers={"Content-Range": "bytes 2048-4095/9000"})]
+    with pytest.raises(
+        ConnectionError, match=r"another size than the official file: expected 4,096 bytes, got 9,000\."
+    ):
         download(server.file(), tmp_path)
     assert files(tmp_path) == ["data.bin.part"]
+
+
+@pytest.mark.parametrize("status", [200, 206])
+def test_a_web_page_is_not_taken_for_the_file(server: Server, tmp_path: Path, status: int) -> None:
+    (tmp_path / "data.bin.part").write_bytes(CONTENT[:HALF])
+    page = {"Content-Type": "text/html; charset=utf-8"}
+    server.answers = [send(status, b"<html>Log in</html>", length=-1, headers=page)]
+    text = (
+        r"data\.bin answers with a web page, as a proxy or a login does\. See what http.*data\.bin shows in a browser, "
+    )
+    with pytest.raises(ConnectionError, match=text):
+        download(server.file(), tmp_path)
     assert (tmp_path / "data.bin.part").read_bytes() == CONTENT[:HALF]
+    server.answers = [ranges()]
+    assert download(server.file(), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_length_that_is_no_number_is_none(server: Server, tmp_path: Path) -> None:
+    server.answers = [send(headers={"Content-Length": "many"}, length=-1)]
+    assert download(server.file(), tmp_path).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("first", [ranges(content=CONTENT[::-1]), ranges(HALF, CONTENT[::-1])], ids=["all", "a part"])
@@ -196,12 +223,48 @@ def test_a_part_that_is_complete_is_verified_and_not_asked_for(server: Server, t
 
 def test_a_missing_file_is_said_to_be_missing(server: Server, tmp_path: Path) -> None:
     server.answers = [send(404, b"")]
-    text = rf"{server.url}/data\.bin cannot be downloaded: HTTP 404 Not Found\. Put data\.bin into {tmp_path} by hand\."
+    text = rf"{server.url}/data\.bin cannot be downloaded: HTTP 404 Not Found\. To go on, put data\.bin into {tmp_path}"
     with pytest.raises(ConnectionError, match=text):
         download(server.file(), tmp_path)
     assert (len(server.ranges), files(tmp_path)) == (1, [])
     server.answers = [send()]
     assert download(server.file(), tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_server_that_cannot_now_is_to_be_asked_later(server: Server, tmp_path: Path, status: int) -> None:
+    server.answers = [ranges(HALF), send(status, b"")]
+    with pytest.raises(
+        ConnectionError, match=rf": HTTP {status} .*\. Run the same again later, or put data\.bin into "
+    ):
+        download(server.file(), tmp_path)
+    assert (tmp_path / "data.bin.part").read_bytes() == CONTENT[:HALF]
+
+
+def test_a_server_that_sends_elsewhere_is_followed(server: Server, tmp_path: Path) -> None:
+    server.answers = [send(302, b"", headers={"Location": "/mirror/data.bin"}), ranges()]
+    assert download(server.file(), tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "error", [ssl.SSLEOFError(8, "EOF occurred in violation of protocol"), OSError(errno.EHOSTUNREACH, "No route")]
+)
+@pytest.mark.parametrize("place", ["begin", "read"])
+def test_whatever_breaks_a_connection_is_gone_on_with(
+    server: Server, tmp_path: Path, place: str, error: OSError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = iter([error, None])
+    method = getattr(http.client.HTTPResponse, place)
+
+    def breaks(self: Any, *arguments: Any) -> Any:
+        if (now := next(broken, None)) is not None:
+            raise now
+        return method(self, *arguments)
+
+    monkeypatch.setattr(http.client.HTTPResponse, place, breaks)
+    server.answers = [ranges()]
+    assert download(server.file(), tmp_path).read_bytes() == CONTENT
+    assert server.ranges == [None, None]
 
 
 def test_no_server_is_said_in_one_sentence(tmp_path: Path) -> None:
@@ -210,6 +273,61 @@ def test_no_server_is_said_in_one_sentence(tmp_path: Path) -> None:
         ConnectionError, match=r"cannot be downloaded: .*refused\. Connect, and run .*, or put data\.bin"
     ):
         download(file, tmp_path)
+
+
+def test_a_part_of_something_else_is_begun_anew(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "data.bin.part").write_bytes(b"x" * HALF)
+    server.answers = [ranges()]
+    assert download(server.file(), tmp_path).read_bytes() == CONTENT
+    assert server.ranges == ["bytes=2048-", None]
+    assert files(tmp_path) == ["data.bin"]
+
+
+def test_a_full_disk_is_said_in_one_sentence(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.answers = [ranges()]
+    text = (
+        rf"data\.bin cannot be put into {tmp_path} \(File too large\)\. That takes a folder that can be written and has"
+    )
+    with pytest.raises(OSError, match=text) as refused, no_space():
+        download(server.file(), tmp_path)
+    assert refused.value.errno is None  # or the command would tell to choose another folder for the run
+    assert files(tmp_path) == ["data.bin.part"]
+    assert download(server.file(), tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [("file", "File exists"), ("file/below", "Not a directory"), ("folder", "Read-only file system")],
+)
+def test_a_folder_that_cannot_be_written_is_said_in_one_sentence(
+    server: Server, tmp_path: Path, place: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    (tmp_path / "file").write_bytes(b"")
+    if place == "folder":
+        monkeypatch.setattr(module.os, "open", refused)
+    with pytest.raises(
+        OSError, match=rf"data\.bin cannot be put into {tmp_path / place} \({reason}\)\..*data\.root=FOLDER"
+    ):
+        download(server.file(), tmp_path / place)
+    assert server.ranges == []
+
+
+def test_ctrl_c_leaves_the_part_to_go_on_with(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.time, "sleep", interrupted)
+    server.answers = [ranges(HALF), ranges(HALF), ranges()]
+    with pytest.raises(KeyboardInterrupt):
+        download(server.file(), tmp_path)
+    assert files(tmp_path) == ["data.bin.part"]
+    assert download(server.file(), tmp_path).read_bytes() == CONTENT
+    assert server.ranges[2:] == ["bytes=2048-"]
 
 
 def test_of_several_at_once_one_downloads(server: Server, tmp_path: Path) -> None:

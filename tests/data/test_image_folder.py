@@ -13,6 +13,7 @@ from torch import Tensor
 from versions import resumes
 
 from mm_lightning.data import ImageFolderDataModule
+from mm_lightning.data.image_files import decode
 from mm_lightning.models import classifier
 
 PLAIN = {"size": 8, "crop_padding": 0, "flip": False, "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
@@ -232,3 +233,19 @@ def test_a_run_resumed_in_mid_epoch_sees_the_same_crops(
     assert len(straight.seen) == 6
     assert len({total for _, _, total in straight.seen}) == 6
     assert resumed.seen == straight.seen[4:]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("suffix", ["png", "pgm", "tiff"])
+def test_images_of_sixteen_bits_keep_their_upper_eight(tmp_path: Path, suffix: str, channels: int) -> None:
+    grey = np.array([[0, 255], [25_700, 65_535]], dtype=np.uint16)
+    Image.fromarray(grey).save(tmp_path / f"a.{suffix}")
+    expected = torch.tensor([[0, 0], [100, 255]], dtype=torch.uint8).expand(channels, 2, 2)
+    assert torch.equal(decode(tmp_path / f"a.{suffix}", 2, channels), expected)
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(np.int32, "I"), (np.float32, "F")])
+def test_pixels_without_a_known_range_are_refused(tmp_path: Path, kind: Any, mode: str) -> None:
+    Image.fromarray(np.ones((2, 2), dtype=kind)).save(tmp_path / "a.tiff")
+    with pytest.raises(ValueError, match=f"pixels of the mode '{mode}' have no known range"):
+        decode(tmp_path / "a.tiff", 2, 1)

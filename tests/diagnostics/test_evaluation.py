@@ -205,6 +205,16 @@ def test_without_validation_data_there_is_no_temperature(data: Any, make_trainer
     assert set(_logged(trainer)) == set(SCORES)
 
 
+@pytest.mark.parametrize("is_own", [True, False], ids=["own data", "named data"])
+def test_no_temperature_is_fitted_to_test_rows(is_own: bool, make_trainer: MakeTrainer) -> None:
+    data = _Data()
+    data.validates_on_test = True
+    trainer = make_trainer(Evaluation(data=None if is_own else data))
+    with pytest.warns(UserWarning, match="no temperature is fitted: validation sees the test rows"):
+        trainer.test(_Net(), data if is_own else data._loader(TEST), verbose=False)
+    assert set(_logged(trainer)) == set(SCORES)
+
+
 def test_temperature_false_leaves_the_validation_data_alone(make_trainer: MakeTrainer) -> None:
     data, trainer = _Data(), make_trainer(Evaluation(temperature=False, name="plain"))
     trainer.test(_Net(), data, verbose=False)
