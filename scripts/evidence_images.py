@@ -147,10 +147,10 @@ def score(images: Images, folder: Path, method: str, seed: int) -> dict[str, flo
         module = mm_lightning.load(config.run_dir)
     data = instantiate(config.data)
     data.setup()
-    images_held_out, classes = data._split("val")
+    images_held_out, classes = data.split("val")
     rows = rows_of_each_class(classes, HELD_OUT)
     temperature = fitted_temperature(*_logits(module, data, images_held_out[rows], classes[rows]))
-    tested, targets = _logits(module, data, *data._split("test"))
+    tested, targets = _logits(module, data, *data.split("test"))
     found = {key: told["metrics"][f"test/{key}"] for key in ("acc", "nll", "ece")}
     if not math.isclose(float(F.cross_entropy(tested, targets)), found["nll"], rel_tol=1e-3):
         raise RuntimeError(f"The module loaded from the run of {method}, seed {seed}, is not the one that was tested.")

@@ -133,4 +133,4 @@ def extract(name: str, root: Path) -> Path:
 
 def held(data: Any) -> dict[str, tuple[Tensor, Tensor]]:
     """What a data module has loaded, by split."""
-    return {name: tuple(data._split(name)) for name in ("train", "val", "test")}  # type: ignore[misc]
+    return {name: tuple(data.split(name)) for name in ("train", "val", "test")}  # type: ignore[misc]

@@ -67,6 +67,16 @@ class TensorDataModule(DataModuleOfBoth, ABC):
         splits = self._splits or self.load_splits()
         self._splits = {name: (inputs.to(device), targets.to(device)) for name, (inputs, targets) in splits.items()}
 
+    def split(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return the inputs and targets of ``"train"``, ``"val"`` or ``"test"``, as they are held: not transformed.
+
+        Raises:
+            RuntimeError: Before :meth:`setup`.
+        """
+        if not self._splits:
+            raise RuntimeError(f"{type(self).__name__} holds no data yet. Call setup() before asking for its rows.")
+        return self._splits[name]
+
     def train_dataloader(self) -> TensorBatches:
         """Shuffled anew in each epoch.
 
@@ -106,7 +116,7 @@ class TensorDataModule(DataModuleOfBoth, ABC):
         return self._batches(name, self.eval_batch_size, shuffle=False, first_batch=lambda: 0)
 
     def _batches(self, name: str, batch_size: int, shuffle: bool, first_batch: Callable[[], int]) -> TensorBatches:
-        inputs, targets = self._split(name)
+        inputs, targets = self.split(name)
         return self.make_batches(
             inputs,
             targets,
@@ -115,11 +125,6 @@ class TensorDataModule(DataModuleOfBoth, ABC):
             first_batch=first_batch,
             transform=self.transform(name),
         )
-
-    def _split(self, name: str) -> tuple[Tensor, Tensor]:
-        if not self._splits:
-            raise RuntimeError(f"{type(self).__name__} holds no data yet. Call setup() before asking for a loader.")
-        return self._splits[name]
 
     def _sampler(self, inputs: Tensor, shuffle: bool) -> DistributedSampler[tuple[Tensor, ...]]:
         world_size = 1 if self.trainer is None else self.trainer.world_size
