@@ -83,7 +83,7 @@ def tables(content: Mapping[str, Any]) -> dict[str, str]:
         if part in content:
             runs = finished(content[part]["runs"]["CIFAR-10"])
             made[f"{part} accuracy"] = of_methods(runs, (ACCURACY, NLL, NLL_SCALED))
-            made[f"{part} calibration"] = of_methods(runs, (ECE, ECE_SCALED), with_time=True)
+            made[f"{part} calibration"] = of_methods(runs, (ECE, ECE_SCALED), with_temperature=True)
     if "small" in content:
         small = {task: finished(runs) for task, runs in content["small"]["runs"].items()}
         made["small accuracy"] = of_tasks(small, ACCURACY)
@@ -110,27 +110,28 @@ def made_with(content: Mapping[str, Any]) -> str:
     """A line for each part: its command, its runs and what made them."""
     rows = {}
     for own in content.values():
-        count = sum(len(seeds) for runs in own["runs"].values() for seeds in runs.values())
+        made = [run for runs in own["runs"].values() for seeds in runs.values() for run in seeds.values()]
+        seconds = [run["seconds"] for run in made if "seconds" in run]
+        median = f"{np.median(seconds):.0f}" if seconds else "–"
         versions = {f"Python {found['python']}": None for found in own["made_with"]}
         for found in own["made_with"]:
             versions |= {f"{name} {found['packages'][name]}": None for name in SHOWN if name in found["packages"]}
         revisions = dict.fromkeys(str(found["git_revision"])[:7] for found in own["made_with"])
-        rows[f"`{own['command']}`"] = [str(count), ", ".join(versions), ", ".join(revisions)]
-    return markdown_table(["runs", "versions", "git revision"], rows)
+        rows[f"`{own['command']}`"] = [str(len(made)), median, ", ".join(versions), ", ".join(revisions)]
+    return markdown_table(["runs", "seconds of a run, median", "versions", "git revision"], rows)
 
 
-def of_methods(runs: Runs, measures: Sequence[Measure], with_time: bool = False) -> str:
+def of_methods(runs: Runs, measures: Sequence[Measure], with_temperature: bool = False) -> str:
     """A line for each method: means, and paired differences to none; the best accuracy first."""
     columns = [cell for one in measures for cell in (one.title, "over none")]
-    columns += ["temperature", "time over none"] if with_time else []
+    columns += ["temperature"] if with_temperature else []
     rows = {}
     for name in sorted(runs, key=lambda name: -np.mean(_values(runs, name, "acc"))):
         cells = []
         for one in measures:
             cells += [one.text(_values(runs, name, one.key)), one.over(runs, name, "none")]
-        if with_time:
-            time, of_none = (_median_time(runs[other]) for other in (name, "none"))
-            cells += [f"{np.mean(_values(runs, name, 'temperature')):.2f}", f"{time / of_none:.2f}"]
+        if with_temperature:
+            cells.append(f"{np.mean(_values(runs, name, 'temperature')):.2f}")
         rows[_named(name)] = cells
     return markdown_table(columns, rows)
 
@@ -208,10 +209,6 @@ def _plain(found: PairedComparison, measure: Measure) -> str:
 def _named(name: str) -> str:
     is_a_file = "," not in name and " " not in name and name != "none"
     return f"[`{name}`](methods/{name}.md)" if is_a_file else name
-
-
-def _median_time(seeds: Mapping[str, Mapping[str, float]]) -> float:
-    return float(np.nanmedian([numbers.get("seconds", np.nan) for numbers in seeds.values()]))
 
 
 def _values(runs: Runs, name: str, key: str) -> list[float]:
