@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tables import between_marks, markdown_table
@@ -82,9 +84,12 @@ def evaluate(reproduction: Path) -> None:
     """Evaluate the run with seed 0 on the default schedule of none and of manifold mixup in each experiment."""
     for experiment, asked in ASKED.items():
         for method, name in METHODS.items():
-            run, out = f"runs/{experiment}/default/{name}/seed0", RESULTS / f"{experiment}-{method}.json"
-            command = [sys.executable, "-m", "mm_lightning.evaluate", run, *asked, "--out", str(out)]
-            subprocess.run(command, cwd=reproduction, check=True)
+            run = f"runs/{experiment}/default/{name}/seed0"
+            with TemporaryDirectory() as place:  # it writes events beside the numbers
+                out = Path(place) / "evaluation.json"
+                command = [sys.executable, "-m", "mm_lightning.evaluate", run, *asked, "--out", str(out)]
+                subprocess.run(command, cwd=reproduction, check=True)
+                shutil.copy(out, RESULTS / f"{experiment}-{method}.json")
 
 
 def main() -> None:
