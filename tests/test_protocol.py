@@ -106,6 +106,14 @@ def test_epochs_and_the_schedule_of_the_learning_rate_go_together(
     assert rates[-1] == pytest.approx(10.0 ** -len(milestones))
 
 
+def test_another_schedule_or_other_milestones_go_with_the_epochs(compose: Compose) -> None:
+    cosine = compose("+experiment=cifar10_preactresnet18", "scheduler=cosine", "data.root=FOLDER")
+    check_config(cosine)
+    assert (cosine.scheduler.T_max, "milestones" in cosine.scheduler) == (200, False)
+    typed = compose("+experiment=cifar10_preactresnet18", "scheduler.milestones=[2,3]", "max_epochs=4")
+    assert (typed.trainer.max_epochs, typed.scheduler.milestones) == (4, [2, 3])
+
+
 def test_a_typed_number_of_epochs_wins_and_other_experiments_have_no_such_group(compose: Compose) -> None:
     assert compose("+experiment=cifar10_preactresnet18", "epochs=paper_1200", "max_epochs=3").trainer.max_epochs == 3
     assert compose("+experiment=cifar10_preactresnet18", "trainer=smoke").trainer.max_epochs == 1

@@ -233,7 +233,12 @@ def _check_epochs(trainer: Any) -> None:
 
 
 def _check_schedule(scheduler: Any, trainer: Any) -> None:
-    """A schedule along the run needs the number of its epochs."""
+    """A schedule along the run needs the number of its epochs, and one of milestones these."""
+    if "milestones" in scheduler and scheduler["milestones"] is None:
+        raise ValueError(
+            "scheduler=milestones has no milestones. Give the epochs after which the learning rate is divided, "
+            "scheduler.milestones=[100,150], say, or choose +epochs=field_200, which sets max_epochs with them."
+        )
     period = scheduler.get("T_max", 1)
     if isinstance(period, int) and not isinstance(period, bool) and period >= 1:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -45,9 +46,21 @@ def crop_and_flip(images: Tensor, shift: Tensor, flip: Tensor, padding: int) -> 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Take uint8 images to [0, 1], subtract the mean of each channel and divide by its standard deviation."""
-    factor = torch.tensor([1 / (255 * deviation) for deviation in std], device=images.device)
+    factor, offset = _factor_and_offset(tuple(mean), tuple(std), images.device)
+    return torch.addcmul(offset, images.float(), factor)
+
+
+@functools.lru_cache(maxsize=64)
+def _factor_and_offset(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """What pixels are multiplied by and what is added, (C, 1, 1): kept, because a GPU would be waited for each time."""
+    factor = torch.tensor([1 / (255 * deviation) for deviation in std], device=device)
     offset = torch.tensor([-average / deviation for average, deviation in zip(mean, std, strict=True)]).to(factor)
-    return torch.addcmul(offset[:, None, None], images.float(), factor[:, None, None])
+    return factor[:, None, None], offset[:, None, None]
+
+
+def _sent(numbers: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on ``device``, without waiting for what that is doing."""
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers.to(device)
 
 
 @dataclass(frozen=True)
@@ -77,7 +90,7 @@ class ImageTransform:
             rng = np.random.Generator(np.random.Philox(key=key, counter=np.array([0, *place], dtype=np.uint64)))
             shift = torch.from_numpy(rng.integers(0, 2 * self.padding + 1, (len(images), 2)))
             flip = torch.from_numpy(rng.random(len(images)) < (0.5 if self.flip else 0))
-            images = crop_and_flip(images, shift.to(images.device), flip.to(images.device), self.padding)
+            images = crop_and_flip(images, _sent(shift, images.device), _sent(flip, images.device), self.padding)
         return (normalize(images, self.mean, self.std), *others)
 
 

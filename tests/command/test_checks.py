@@ -62,6 +62,11 @@ PATH = "must be the dotted path of a class or a function, got"
         (["optimizer.lr=true"], "optimizer.lr must be a number, got True of type bool."),
         (["optimizer.lr=[0.1]"], "optimizer.lr must be a number, got [0.1] of type list."),
         (["optimizer.fused=maybe"], "optimizer.fused must be true or false or null, got 'maybe' of type str."),
+        (
+            ["scheduler=milestones"],
+            "scheduler=milestones has no milestones. Give the epochs after which the learning rate is divided, "
+            "scheduler.milestones=[100,150], say, or choose +epochs=field_200, which sets max_epochs with them.",
+        ),
         (["scheduler.step_size=2.5"], "scheduler.step_size must be an integer, got 2.5 of type float."),
         (["model.blocks.sizes=784"], "model.blocks.sizes must be a list of integers or null, got 784 of type int."),
         (
