@@ -7,6 +7,7 @@ BENCHMARKS = {  # name: what it answers
     "step": "a training step with manifold mixup against one without",
     "methods": "a training step of every way to mix",
     "calls": "what the calls of mixing cost beside matrix products, in a bare loop",
+    "gpu": "a training step on a GPU with manifold mixup against one without",
     "look": "the look before the first training step: time in forward passes, and memory",
     "layers": "a training step with 1 to 16 eligible layers",
     "scaling": "how the costs grow with batch, width, layers and classes",

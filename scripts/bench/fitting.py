@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -28,15 +28,17 @@ class RandomBatches(Dataset[tuple[Tensor, Tensor]]):
         shape: Of a batch of inputs, (N, ...).
         classes: Number of classes.
         count: Batches of an epoch.
+        device: That they are on, so that no copy from one device to another is timed.
     """
 
-    def __init__(self, shape: tuple[int, ...], classes: int, count: int) -> None:
+    def __init__(self, shape: tuple[int, ...], classes: int, count: int, device: torch.device | str = "cpu") -> None:
         generator = torch.Generator().manual_seed(0)
         self.count = count
-        self.batches = [
-            (torch.rand(shape, generator=generator), torch.randint(classes, shape[:1], generator=generator))
-            for _ in range(_DIFFERENT)
-        ]
+        self.batches = []
+        for _ in range(_DIFFERENT):
+            inputs = torch.rand(shape, generator=generator)
+            targets = torch.randint(classes, shape[:1], generator=generator)
+            self.batches.append((inputs.to(device), targets.to(device)))
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -87,9 +89,15 @@ def mean_step(
     training_step: Callable[..., Any] | None = None,
     *,
     untimed: int,
+    **settings: Any,
 ) -> float:
-    """As :func:`median_step`, but the mean: of a multiple of 32 steps, with its share of the plans' draw."""
-    starts = _starts_of_steps(module, batches, callbacks, training_step)[untimed:]
+    """As :func:`median_step`, but the mean: of a multiple of 32 steps, with its share of the plans' draw.
+
+    On a GPU the first and the last timed moment wait for it; between them it is left to run behind, as in training.
+    ``settings`` are of the trainer.
+    """
+    waits = {untimed, len(batches) - 1}
+    starts = _starts_of_steps(module, batches, callbacks, training_step, waits, **settings)[untimed:]
     return (starts[-1] - starts[0]) / (len(starts) - 1)
 
 
@@ -98,10 +106,11 @@ def _starts_of_steps(
     batches: RandomBatches,
     callbacks: Sequence[pl.Callback],
     training_step: Callable[..., Any] | None,
+    waits: Collection[int] = (),
+    **settings: Any,
 ) -> list[float]:
-    clock = _StepClock()
+    clock = _StepClock(waits)
     trainer = pl.Trainer(
-        accelerator="cpu",
         devices=1,
         max_epochs=1,
         callbacks=[*callbacks, clock],
@@ -109,6 +118,7 @@ def _starts_of_steps(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        **{"accelerator": "cpu", **settings},
     )
     with _trained_by(module, training_step), warnings.catch_warnings():
         warnings.simplefilter("ignore", PossibleUserWarning)  # no validation and no workers, on purpose
@@ -129,10 +139,13 @@ def _trained_by(module: pl.LightningModule, training_step: Callable[..., Any] | 
 
 
 class _StepClock(pl.Callback):
-    """When each training step began."""
+    """When each training step began; for the steps ``waits``, when a GPU had done all before."""
 
-    def __init__(self) -> None:
+    def __init__(self, waits: Collection[int]) -> None:
         self.starts: list[float] = []
+        self.waits = waits
 
-    def on_train_batch_start(self, *args: Any) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        if trainer.strategy.root_device.type == "cuda" and len(self.starts) in self.waits:
+            torch.cuda.synchronize()
         self.starts.append(time.perf_counter())

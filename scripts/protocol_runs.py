@@ -1,0 +1,173 @@
+"""The paper's protocol in as many epochs as there is time for: all runs at once on one GPU.
+
+    python scripts/protocol_runs.py binary FOLDER TO   # CIFAR-10 as FOLDER/train/CLASS/*.jpg, in the official form
+    python scripts/protocol_runs.py train TO --epochs 40 --seeds 3 --json benchmarks/protocol_gpu.json
+
+The second trains every method with every seed, each as the command that the file names does, and divides the learning
+rate by ten after one half and three quarters of the epochs, as the experiment does with 100 and 150 of its 200.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+EXPERIMENT = "cifar10_preactresnet18"
+METHODS = {
+    "none": ["mixup=none"],
+    "input": ["mixup=input", "alpha=1"],
+    "manifold": ["mixup=manifold"],
+    "manifold_until80": ["mixup=manifold_until80"],
+}
+CURVES = ("val/acc", "val/nll", "train/loss")
+_BATCHES = 5  # files of training images
+
+
+def main() -> None:
+    """Write the data, or train."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    binary = commands.add_parser("binary", help="write JPEG files in the form of the official archive")
+    binary.add_argument("folder", type=Path)
+    binary.add_argument("to", type=Path)
+    train = commands.add_parser("train", help="train all methods at once")
+    train.add_argument("root", type=Path, help="data.root")
+    train.add_argument("--epochs", type=int, default=40)
+    train.add_argument("--seeds", type=int, default=3)
+    train.add_argument("--methods", default=",".join(METHODS), help="of them, with commas between")
+    train.add_argument("--set", default="", help="more words for each command, e.g. 'loss=cross_entropy'")
+    train.add_argument("--minutes", type=float, default=math.inf, help="after which runs are stopped")
+    train.add_argument("--revision", help="of the code, where this is no checkout")
+    train.add_argument("--json", type=Path, help="file for the numbers")
+    arguments = parser.parse_args()
+    if arguments.command == "binary":
+        write_binary(arguments.folder, arguments.to)
+        return
+    begin = time.monotonic()
+    commands = {
+        (method, seed): command(method, seed, arguments.epochs, shlex.split(arguments.set))
+        for seed in range(arguments.seeds)
+        for method in arguments.methods.split(",")
+    }
+    runs = train_at_once(commands, arguments.root.resolve(), begin + 60 * arguments.minutes)
+    content = {"runs": runs, "at_once": len(runs), "seconds": round(time.monotonic() - begin, 1), **machine()}
+    if arguments.revision:
+        content["git_revision"] = arguments.revision
+    for run in runs:
+        print(run["method"], run["seed"], {key: f"{value:.4f}" for key, value in run["metrics"].items()})
+    print(f"{content['seconds']} s, {content['device']}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def write_binary(folder: Path, to: Path) -> None:
+    """Write ``folder/train`` and ``folder/test``, a folder of images for each class, as cifar-10-batches-bin."""
+    classes = sorted(path.name for path in (folder / "train").iterdir())
+    official = to / "cifar-10-batches-bin"
+    official.mkdir(parents=True, exist_ok=True)
+    (official / "batches.meta.txt").write_text("\n".join(classes) + "\n", encoding="ascii")
+    with ProcessPoolExecutor() as pool:
+        for split in ("train", "test"):
+            parts = pool.map(
+                _records, *zip(*((folder / split / name, k) for k, name in enumerate(classes)), strict=True)
+            )
+            rows = np.concatenate(list(parts))
+            names = [f"data_batch_{i + 1}.bin" for i in range(_BATCHES)] if split == "train" else ["test_batch.bin"]
+            for name, part in zip(names, np.array_split(rows, len(names)), strict=True):
+                (official / name).write_bytes(part.tobytes())
+
+
+def _records(folder: Path, label: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Label and pixels (3, 32, 32) of each image, (N, 3073)."""
+    images = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.glob("*.jpg"))]
+    pixels = np.stack(images).transpose(0, 3, 1, 2).reshape(len(images), -1)
+    return np.concatenate([np.full((len(images), 1), label, np.uint8), pixels], axis=1)
+
+
+def command(method: str, seed: int, epochs: int, more: Sequence[str] = ()) -> list[str]:
+    """What is typed for a run, with FOLDER for that of the data."""
+    return [
+        *("python", "-m", "mm_lightning.train", f"+experiment={EXPERIMENT}", "data.root=FOLDER", "trainer=gpu"),
+        *(f"max_epochs={epochs}", f"scheduler.milestones=[{epochs // 2},{3 * epochs // 4}]", "logger=csv"),
+        *(*METHODS[method], f"seed={seed}", *more),
+    ]
+
+
+def train_at_once(commands: dict[tuple[str, int], list[str]], root: Path, deadline: float) -> list[dict[str, Any]]:
+    """Run all commands together; of one that fails or is stopped keep the curves, and the end of what it said."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory() as place:
+        started = []
+        for number, words in enumerate(commands.values()):
+            folder = Path(place) / str(number)
+            log = open(f"{folder}.txt", "w+", encoding="utf-8")  # noqa: SIM115  # until its process has ended
+            line = [sys.executable, *words[1:], f"data.root={root}", f"hydra.run.dir={folder}"]
+            started.append((folder, log, subprocess.Popen(line, stdout=log, stderr=log, env=environment)))
+        runs = []
+        for (method, seed), (folder, log, process) in zip(commands, started, strict=True):
+            try:
+                left = deadline - time.monotonic()
+                process.wait(None if math.isinf(left) else max(0.1, left))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            log.seek(0)
+            said = log.read()
+            log.close()
+            runs.append(
+                {
+                    "method": method,
+                    "seed": seed,
+                    "command": shlex.join(commands[method, seed]),
+                    "metrics": _metrics(folder),
+                    "curves": _curves(folder),
+                    **({"failed": said[-2000:]} if process.returncode else {}),
+                }
+            )
+    return runs
+
+
+def _metrics(folder: Path) -> dict[str, float]:
+    path = folder / "metrics.json"
+    return json.loads(path.read_text(encoding="utf-8"))["metrics"] if path.exists() else {}
+
+
+def _curves(folder: Path) -> dict[str, list[float]]:
+    """What was logged at the end of each epoch."""
+    found: dict[str, list[float]] = {name: [] for name in CURVES}
+    for path in folder.glob("csv/metrics.csv"):
+        with path.open(encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                for name in CURVES:
+                    if row.get(name):
+                        found[name].append(float(f"{float(row[name]):.5g}"))
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """The GPU, and the versions."""
+    import torch
+
+    from mm_lightning.command.run_folder import environment
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return {"device": device, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), **environment()}
+
+
+if __name__ == "__main__":
+    main()
