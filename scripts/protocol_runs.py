@@ -1,9 +1,9 @@
-"""The paper's protocol in as many epochs as there is time for: all runs at once on one GPU.
+"""The paper's protocol in as many epochs as there is time for: all methods at once on one GPU.
 
     python scripts/protocol_runs.py binary FOLDER TO   # CIFAR-10 as FOLDER/train/CLASS/*.jpg, in the official form
     python scripts/protocol_runs.py train TO --epochs 40 --seeds 3 --json benchmarks/protocol_gpu.json
 
-The second trains every method with every seed, each as the command that the file names does, and divides the learning
+The second trains every method, seed after seed, each as the command that the file names does, and divides the learning
 rate by ten after one half and three quarters of the epochs, as the experiment does with 100 and 150 of its 200.
 """
 
@@ -51,7 +51,9 @@ def main() -> None:
     train.add_argument("--seeds", type=int, default=3)
     train.add_argument("--methods", default=",".join(METHODS), help="of them, with commas between")
     train.add_argument("--set", default="", help="more words for each command, e.g. 'loss=cross_entropy'")
-    train.add_argument("--minutes", type=float, default=math.inf, help="after which runs are stopped")
+    train.add_argument(
+        "--minutes", type=float, default=math.inf, help="in which runs must end: else none begins, or it is stopped"
+    )
     train.add_argument("--revision", help="of the code, where this is no checkout")
     train.add_argument("--json", type=Path, help="file for the numbers")
     arguments = parser.parse_args()
@@ -59,18 +61,22 @@ def main() -> None:
         write_binary(arguments.folder, arguments.to)
         return
     begin = time.monotonic()
-    commands = {
-        (method, seed): command(method, seed, arguments.epochs, shlex.split(arguments.set))
-        for seed in range(arguments.seeds)
-        for method in arguments.methods.split(",")
-    }
-    runs = train_at_once(commands, arguments.root.resolve(), begin + 60 * arguments.minutes)
-    content = {"runs": runs, "at_once": len(runs), "seconds": round(time.monotonic() - begin, 1), **machine()}
+    deadline, longest, runs = begin + 60 * arguments.minutes, 0.0, []
+    methods = arguments.methods.split(",")
+    for seed in range(arguments.seeds):
+        started = time.monotonic()
+        if started + longest > deadline:
+            break
+        commands = {method: command(method, seed, arguments.epochs, shlex.split(arguments.set)) for method in methods}
+        made = train_at_once(commands, arguments.root.resolve(), deadline)
+        longest = time.monotonic() - started
+        runs += [{**run, "seed": seed, "seconds_of_all": round(longest, 1)} for run in made]
+    content = {"runs": runs, "at_once": len(methods), **machine()}
     if arguments.revision:
         content["git_revision"] = arguments.revision
     for run in runs:
-        print(run["method"], run["seed"], {key: f"{value:.4f}" for key, value in run["metrics"].items()})
-    print(f"{content['seconds']} s, {content['device']}")
+        print(run["method"], run["seed"], run["metrics"])
+    print(f"{time.monotonic() - begin:.0f} s, {content['device']}")
     if arguments.json:
         arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -119,7 +125,7 @@ def train_at_once(commands: dict[tuple[str, int], list[str]], root: Path, deadli
             line = [sys.executable, *words[1:], f"data.root={root}", f"hydra.run.dir={folder}"]
             started.append((folder, log, subprocess.Popen(line, stdout=log, stderr=log, env=environment)))
         runs = []
-        for (method, seed), (folder, log, process) in zip(commands, started, strict=True):
+        for method, (folder, log, process) in zip(commands, started, strict=True):
             try:
                 left = deadline - time.monotonic()
                 process.wait(None if math.isinf(left) else max(0.1, left))
@@ -132,8 +138,7 @@ def train_at_once(commands: dict[tuple[str, int], list[str]], root: Path, deadli
             runs.append(
                 {
                     "method": method,
-                    "seed": seed,
-                    "command": shlex.join(commands[method, seed]),
+                    "command": shlex.join(commands[method]),
                     "metrics": _metrics(folder),
                     "curves": _curves(folder),
                     **({"failed": said[-2000:]} if process.returncode else {}),

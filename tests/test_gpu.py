@@ -28,8 +28,13 @@ from mm_lightning.command import train
 from mm_lightning.command.configuration import CONF
 from mm_lightning.data.image_batches import ImageTransform
 from mm_lightning.data.tensor_batches import TensorBatches
+from mm_lightning.mixup import noise
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
+]
 
 MakeTrainer = Callable[..., pl.Trainer]
 Compose = Callable[..., DictConfig]
@@ -58,8 +63,16 @@ def trained(make_trainer: MakeTrainer, name: str, compose: Compose, **settings: 
     return [parameter.detach().double().cpu() for parameter in model.parameters()], torch.stack(seen.losses)
 
 
+@pytest.mark.filterwarnings("ignore:GPU available but not used")
 @pytest.mark.parametrize("name", WAYS)
-def test_each_way_trains_as_on_the_cpu(name: str, make_trainer: MakeTrainer, compose: Compose) -> None:
+def test_each_way_trains_as_on_the_cpu(
+    name: str, make_trainer: MakeTrainer, compose: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = noise._drawn  # boxes, masks and noise: a device has numbers of its own
+    on_cpu = torch.device("cpu")
+    monkeypatch.setattr(
+        noise, "_drawn", lambda seed, shape, device, *rest: drawn(seed, shape, on_cpu, *rest).to(device)
+    )
     weights, losses = trained(make_trainer, name, compose, precision="64-true")
     on_gpu = trained(make_trainer, name, compose, precision="64-true", accelerator="gpu")
     assert_close(on_gpu[1], losses, rtol=1e-9, atol=0)
@@ -81,6 +94,7 @@ def test_a_resumed_run_goes_on_as_the_straight_one(make_trainer: MakeTrainer, co
     def run(epochs: int, path: Path | None) -> list[Tensor]:
         callback = ManifoldMixupCallback(seed=3, schedule=None)
         model, batches = fitting(callback)
+        model.double()  # Lightning loads weights before it makes them float64
         keep = ModelCheckpoint(tmp_path / str(epochs), save_last=True)
         settings = {"accelerator": "gpu", "enable_checkpointing": True, "max_epochs": epochs, "precision": "64-true"}
         make_trainer(callback, keep, **settings).fit(model, batches, ckpt_path=path)

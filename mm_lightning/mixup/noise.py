@@ -1,4 +1,4 @@
-"""Random numbers of a plan: the same for the same seed, on any device, eager or compiled, and no global state moves."""
+"""Random numbers of a plan: the same for a seed and a model of device, eager or compiled, and no global state moves."""
 
 from __future__ import annotations
 

@@ -277,6 +277,7 @@ def test_compiled_mix_is_one_kernel_with_its_neighbours() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @per_batch_and_per_sample
 def test_nothing_waits_for_the_device(per_sample: bool) -> None:
     lam = BetaRatio(1.0, per_sample)
