@@ -28,11 +28,12 @@ from mm_lightning.command import train
 from mm_lightning.command.configuration import CONF
 from mm_lightning.data.image_batches import ImageTransform
 from mm_lightning.data.tensor_batches import TensorBatches
-from mm_lightning.mixup import noise
+from mm_lightning.mixup import ConfidentWithUnconfident, NearestNeighbors, SameClass, noise
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore:GPU available but not used"),
     pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
 ]
 
@@ -63,7 +64,6 @@ def trained(make_trainer: MakeTrainer, name: str, compose: Compose, **settings: 
     return [parameter.detach().double().cpu() for parameter in model.parameters()], torch.stack(seen.losses)
 
 
-@pytest.mark.filterwarnings("ignore:GPU available but not used")
 @pytest.mark.parametrize("name", WAYS)
 def test_each_way_trains_as_on_the_cpu(
     name: str, make_trainer: MakeTrainer, compose: Compose, monkeypatch: pytest.MonkeyPatch
@@ -78,6 +78,16 @@ def test_each_way_trains_as_on_the_cpu(
     assert_close(on_gpu[1], losses, rtol=1e-9, atol=0)
     for ours, expected in zip(on_gpu[0], weights, strict=True):
         assert_close(ours, expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("pairing", [SameClass(), NearestNeighbors(), ConfidentWithUnconfident()], ids=repr)
+def test_partners_that_the_device_draws_have_ratios_of_their_own(pairing: Any, make_trainer: MakeTrainer) -> None:
+    found = []
+    for accelerator in ("cpu", "gpu"):
+        callback, seen = ManifoldMixupCallback(pairing=pairing, per_sample=True, schedule=None, seed=1), Losses()
+        make_trainer(callback, seen, accelerator=accelerator, precision="64-true").fit(*fitting(callback))
+        found.append(torch.stack(seen.losses))
+    assert_close(found[1], found[0], rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"])

@@ -92,10 +92,18 @@ class MixPlan:
     def to(self, device: torch.device | str) -> MixPlan:
         """Return the plan with its tensors on ``device``."""
         device = torch.device(device)
-        if device == self.partner.device:
+        orders = [self.partner] if self.inverse is None else [self.partner, self.inverse]
+        if all(tensor.device == device for tensor in (*orders, self.lam)):
             return self
-        inverse = None if self.inverse is None else _move(self.inverse, device)
-        return replace(self, partner=_move(self.partner, device), lam=_move(self.lam, device), inverse=inverse)
+        # A copy to a GPU takes as long as several operations of a small network, so there is one, or none.
+        if not self.mixes:
+            rows = torch.arange(self.batch_size, device=device)
+            return replace(self, partner=rows, lam=torch.ones(1, device=device).expand(len(rows)), inverse=rows)
+        partner, *inverse = _sent(torch.stack(orders), device).unbind()
+        one = self.lam[:1].clone() if self.lam.stride(0) == 0 else self.lam
+        is_known = self.shared_lam is not None
+        lam = torch.full((1,), self.shared_lam, dtype=one.dtype, device=device) if is_known else _sent(one, device)
+        return replace(self, partner=partner, lam=lam.expand(self.lam.shape), inverse=inverse[0] if inverse else None)
 
     def settled(self, **seen: Any) -> MixPlan:
         """Return the plan with what it asks for, as far as it is given: once all is, partners and ``lam`` are drawn.
@@ -420,9 +428,7 @@ def _checked_partner(partner: Any, rows: int, pairing: Pairing) -> tuple[Tensor,
     return torch.from_numpy(numbers), torch.from_numpy(inverse) if is_permutation else None
 
 
-def _move(tensor: Tensor, device: torch.device) -> Tensor:
-    if tensor.stride(0) == 0:  # one lam for the whole batch: move one number and keep it one number
-        return _move(tensor[0].clone().view(1), device).expand(tensor.shape)
-    # Pinned memory lets the copy overlap with the device's work instead of waiting for it.
-    source = tensor.pin_memory() if device.type == "cuda" else tensor
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on another device. Pinned memory lets the copy overlap with a GPU's work instead of waiting for it."""
+    source = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
     return source.to(device, non_blocking=device.type == "cuda")

@@ -360,6 +360,34 @@ def test_moved_plan_lies_on_the_device_whole() -> None:
     assert (moved.layer, moved.batch_size, moved.mixes) == (plan.layer, 4, True)
 
 
+@pytest.mark.parametrize(
+    "plan",
+    [
+        MixPlan("input", torch.tensor([1, 2, 0]), torch.tensor([0.3]).expand(3), torch.tensor([2, 0, 1]), 0.3),
+        MixPlan("input", torch.tensor([1, 2, 0]), torch.tensor([0.3]).expand(3), torch.tensor([2, 0, 1])),
+        MixPlan("input", torch.tensor([1, 2, 0]), torch.tensor([0.3, 0.2, 1.0]), torch.tensor([2, 0, 1])),
+        MixPlan("input", torch.tensor([1, 1, 0]), torch.tensor([0.3, 0.2, 1.0])),
+        MixPlan.unmixed(3),
+    ],
+    ids=["one number", "one number unknown", "per row", "no permutation", "unmixed"],
+)
+def test_moved_plan_keeps_what_was_drawn(plan: MixPlan) -> None:
+    moved = plan.to("cpu:0")  # which is not the device "cpu", so that it is moved
+    assert moved is not plan
+    assert torch.equal(moved.partner, plan.partner)
+    assert torch.equal(moved.lam, torch.full((3,), torch.tensor(0.3)) if plan.shared_lam == 0.3 else plan.lam)
+    assert moved.lam.stride() == plan.lam.stride()
+    assert (moved.inverse is None) == (plan.inverse is None)
+    assert plan.inverse is None or torch.equal(moved.inverse, plan.inverse)
+    assert (moved.layer, moved.shared_lam) == (plan.layer, plan.shared_lam)
+
+
+def test_what_was_drawn_elsewhere_moves_alone() -> None:
+    there = torch.tensor([1, 0], device="meta")  # partners that a pairing drew from hidden states on a GPU
+    moved = MixPlan("input", there, torch.tensor([0.5, 0.25])).to("meta")
+    assert (moved.partner.device.type, moved.lam.device.type) == ("meta", "meta")
+
+
 def test_plan_without_inverse_moves() -> None:
     moved = MixPlan("input", torch.tensor([0, 0]), torch.tensor([0.5, 0.25])).to("meta")
     assert moved.inverse is None
