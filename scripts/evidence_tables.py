@@ -79,7 +79,7 @@ CANDIDATES = {
 def tables(content: Mapping[str, Any]) -> dict[str, str]:
     """Every table that there are runs for, by its name on the page."""
     made = {}
-    for part in ("images_100", "images_500"):
+    for part in ("images_100", "images_500", "images_500_long"):
         if part in content:
             runs = finished(content[part]["runs"]["CIFAR-10"])
             made[f"{part} accuracy"] = of_methods(runs, (ACCURACY, NLL, NLL_SCALED))
