@@ -1,7 +1,8 @@
 """The paper's protocol in as many epochs as there is time for: all methods at once on one GPU.
 
     python scripts/protocol_runs.py binary FOLDER TO   # CIFAR-10 as FOLDER/train/CLASS/*.jpg, in the official form
-    python scripts/protocol_runs.py train TO --epochs 40 --seeds 3 --json benchmarks/protocol_gpu.json
+    python scripts/protocol_runs.py train TO --epochs 40 --seeds 3 --json runs.json
+    python scripts/protocol_runs.py table benchmarks/protocol_gpu.json   # of what has been trained, in docs/protocol.md
 
 The second trains every method, seed after seed, each as the command that the file names does, and divides the learning
 rate by ten after one half and three quarters of the epochs, as the experiment does with 100 and 150 of its 200.
@@ -56,10 +57,19 @@ def main() -> None:
     )
     train.add_argument("--revision", help="of the code, where this is no checkout")
     train.add_argument("--json", type=Path, help="file for the numbers")
+    shown = commands.add_parser("table", help="print the numbers of a file as Markdown")
+    shown.add_argument("json", type=Path)
     arguments = parser.parse_args()
     if arguments.command == "binary":
         write_binary(arguments.folder, arguments.to)
-        return
+    elif arguments.command == "table":
+        print(table(json.loads(arguments.json.read_text(encoding="utf-8"))["runs"]))
+    else:
+        train_all(arguments)
+
+
+def train_all(arguments: argparse.Namespace) -> None:
+    """Train as the command line says, and keep the numbers."""
     begin = time.monotonic()
     deadline, longest, runs = begin + 60 * arguments.minutes, 0.0, []
     methods = arguments.methods.split(",")
@@ -112,6 +122,22 @@ def command(method: str, seed: int, epochs: int, more: Sequence[str] = ()) -> li
         *(f"max_epochs={epochs}", f"scheduler.milestones=[{epochs // 2},{3 * epochs // 4}]", "logger=csv"),
         *(*METHODS[method], f"seed={seed}", *more),
     ]
+
+
+def table(runs: Sequence[dict[str, Any]]) -> str:
+    """A line for each run that ended."""
+    heads = ["`mixup=`", "seed", "accuracy, %", "median of the last epochs, %", "NLL, nats", "ECE"]
+    heads.append("mixed accuracy in training, %")
+    lines = [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) - 1)]
+    for run in runs:
+        found = run["metrics"]
+        if "test/acc" not in found:
+            continue
+        (median,) = (value for key, value in found.items() if key.startswith("test/acc_median"))
+        percent = f"{100 * found['test/acc']:.2f} | {100 * median:.2f}"
+        others = f"{found['test/nll']:.3f} | {found['test/ece']:.3f} | {100 * found['train/acc_mixed']:.2f}"
+        lines.append(f"| {run['method']} | {run['seed']} | {percent} | {others} |")
+    return "\n".join(lines)
 
 
 def train_at_once(commands: dict[tuple[str, int], list[str]], root: Path, deadline: float) -> list[dict[str, Any]]:

@@ -76,7 +76,7 @@ def test_experiments_say_what_the_paper_does(
     optimizer = instantiate(config.optimizer)([nn.Parameter(torch.zeros(1))])
     settings = {key: optimizer.defaults[key] for key in ("lr", "momentum", "weight_decay", "nesterov")}
     assert settings == {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": False}
-    assert config.loss._target_ == "torch.nn.CrossEntropyLoss"
+    assert config.loss._target_ == "mm_lightning.losses.SoftmaxBCE"
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_each_experiment_trains_and_tests(
 def test_the_authors_settings_are_options(
     dry_run: Callable[..., tuple[Losses, dict[str, float]]], tmp_path: Path
 ) -> None:
-    chosen = ["epochs=paper_1200", "loss=bce_softmax", "+optimizer.nesterov=true", "data.crop_padding=2"]
+    chosen = ["epochs=paper_1200", "+optimizer.nesterov=true", "data.crop_padding=2"]
     seen, _ = dry_run("cifar10_preactresnet18", *chosen)
     module = seen.trainer.lightning_module
     assert type(module.loss) is SoftmaxBCE
