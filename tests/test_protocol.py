@@ -207,6 +207,29 @@ def test_each_experiment_trains_and_tests(
     assert written["metrics"]["test/acc_median1"] == metrics["test/acc"]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["trainer.max_epochs=4"], True),
+        (["trainer.max_epochs=4", "scheduler.milestones=[2,3]"], False),
+        (["trainer.max_epochs=4", "scheduler=cosine"], False),
+        ([], False),  # a dry run of one epoch
+    ],
+)
+def test_milestones_beyond_the_last_epoch_are_told(
+    overrides: list[str],
+    said: bool,
+    dry_run: Callable[..., tuple[Losses, dict[str, float]]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dry_run("cifar10_preactresnet18", *overrides)
+    line = (
+        "The learning rate stays as it is: its milestones [100, 150] lie beyond 4 epochs. scheduler.milestones=[2,3] "
+        "divides it on the way."
+    )
+    assert (line in capsys.readouterr().out.splitlines()) == said
+
+
 def test_the_authors_settings_are_options(
     dry_run: Callable[..., tuple[Losses, dict[str, float]]], tmp_path: Path
 ) -> None:

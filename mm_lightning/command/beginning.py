@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ class SayBeginning(pl.Callback):
         """Print the first line."""
         self.has_trained = False
         say(trainer, f"Run          {self.folder}, seed {self.seed}, on {_device_of(trainer)}")
+        for line in _unreached(trainer):
+            say(trainer, line)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Print once."""
@@ -51,6 +54,18 @@ class SayBeginning(pl.Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ManifoldMixupCallback) and callback.layer_names:
                 say(trainer, f"Manifold mixup mixes at {', '.join(map(repr, callback.layer_names))}.")
+
+
+def _unreached(trainer: pl.Trainer) -> Iterator[str]:
+    """A line for each schedule of milestones that a shorter run, by ``max_epochs``, comes to none of."""
+    epochs = trainer.max_epochs or 0
+    for config in trainer.lr_scheduler_configs:
+        milestones = sorted(getattr(config.scheduler, "milestones", ()))
+        if config.interval == "epoch" and milestones and 3 < epochs <= milestones[0]:
+            yield (
+                f"The learning rate stays as it is: its milestones {milestones} lie beyond {epochs} epochs. "
+                f"scheduler.milestones=[{epochs // 2},{3 * epochs // 4}] divides it on the way."
+            )
 
 
 def _device_of(trainer: pl.Trainer) -> str:

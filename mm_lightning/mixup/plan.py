@@ -101,8 +101,8 @@ class MixPlan:
             return replace(self, partner=rows, lam=torch.ones(1, device=device).expand(len(rows)), inverse=rows)
         partner, *inverse = _sent(torch.stack(orders), device).unbind()
         one = self.lam[:1].clone() if self.lam.stride(0) == 0 else self.lam
-        is_known = self.shared_lam is not None
-        lam = torch.full((1,), self.shared_lam, dtype=one.dtype, device=device) if is_known else _sent(one, device)
+        known = self.shared_lam
+        lam = _sent(one, device) if known is None else torch.full((1,), known, dtype=one.dtype, device=device)
         return replace(self, partner=partner, lam=lam.expand(self.lam.shape), inverse=inverse[0] if inverse else None)
 
     def settled(self, **seen: Any) -> MixPlan:
