@@ -53,6 +53,22 @@ def test_epoch_has_both_settings(load: Load) -> None:
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+def test_gpu_has_a_convolutional_network_and_an_mlp(load: Load) -> None:
+    gpu = load("gpu")
+    rows = [gpu.step(*case, "cpu", quick=True) for case in gpu.cases(quick=True)]
+    names = ["PreActResNet18, batch 100, 32-true, channels first", "MLP, 3 x 256, 10 classes, batch 100, 32-true"]
+    assert [row["case"] for row in rows] == names
+    for row in rows:
+        check_row(row, ["no mixup", "ManifoldMixupCallback"], "no mixup")
+        assert row["targets"] == {"ManifoldMixupCallback": 1.02}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_gpu_is_refused_without_one(load: Load) -> None:
+    with pytest.raises(SystemExit, match=r"The benchmark gpu needs a CUDA device, and torch .* finds none\."):
+        load("gpu").measure(quick=True)
+
+
 def test_loading_has_each_data_set_alone_and_with_its_network(load: Load) -> None:
     rows = load("loading").measure(quick=True)["rows"]
     # 600 images in batches of 100; 200 points, of which 0.9 * 0.9 train, in batches of 20
