@@ -106,7 +106,7 @@ FIRST = ("none", "input", "manifold", "manifold_until80", "label smoothing")
 IMAGES = {
     "images_100": Images(100, epochs=50, width=8, methods=(MAIN, SETTINGS, OTHERS)),
     "images_500": Images(500, epochs=25, width=8, methods=(FIRST, [name for name in MAIN if name not in FIRST])),
-    "images_500_long": Images(500, epochs=100, width=8, methods=(("none", "manifold_until80", "manifold"),)),
+    "images_500_long": Images(500, epochs=100, width=8, methods=(("none", "manifold_until80"), ("manifold",)), seeds=3),
 }
 
 
