@@ -76,8 +76,8 @@ PATH = "must be the dotted path of a class or a function, got"
         (["model.blocks.negative_slope=x"], "model.blocks.negative_slope must be a number, got 'x' of type str."),
         (["trainer.gradient_clip_val=x"], "trainer.gradient_clip_val must be a number or null, got 'x' of type str."),
         (
-            ["logger.tensorboard.version=[1]"],
-            "logger.tensorboard.version must be an integer or a text or null, got [1] of type list.",
+            ["logger.tensorboard.name=[1]"],
+            "logger.tensorboard.name must be a text or null, got [1] of type list.",
         ),
         (
             ["callbacks.checkpoint.save_last=maybe"],
