@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,8 @@ def train_all(arguments: argparse.Namespace) -> None:
     begin = time.monotonic()
     deadline, longest, runs = begin + 60 * arguments.minutes, 0.0, []
     methods = arguments.methods.split(",")
+    if unknown := set(methods) - set(METHODS):
+        raise SystemExit(f"--methods must be of {', '.join(METHODS)}, got {', '.join(sorted(unknown))}.")
     for seed in range(arguments.seeds):
         started = time.monotonic()
         if started + longest > deadline:
@@ -88,7 +91,7 @@ def train_all(arguments: argparse.Namespace) -> None:
         print(run["method"], run["seed"], run["metrics"])
     print(f"{time.monotonic() - begin:.0f} s, {content['device']}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        arguments.json.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_binary(folder: Path, to: Path) -> None:
@@ -134,59 +137,60 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         if "test/acc" not in found:
             continue
         (median,) = (value for key, value in found.items() if key.startswith("test/acc_median"))
-        percent = f"{100 * found['test/acc']:.2f} | {100 * median:.2f}"
-        others = f"{found['test/nll']:.3f} | {found['test/ece']:.3f} | {100 * found['train/acc_mixed']:.2f}"
-        lines.append(f"| {run['method']} | {run['seed']} | {percent} | {others} |")
+        percents = [_shown(value, 100, 2) for value in (found["test/acc"], median, found["train/acc_mixed"])]
+        cells = [run["method"], str(run["seed"]), *percents[:2]]
+        cells += [_shown(found["test/nll"], 1, 3), _shown(found["test/ece"], 1, 3), percents[2]]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def train_at_once(commands: dict[tuple[str, int], list[str]], root: Path, deadline: float) -> list[dict[str, Any]]:
+def _shown(value: float | None, factor: float, digits: int) -> str:
+    return "no number" if value is None else f"{factor * value:.{digits}f}"
+
+
+def train_at_once(commands: dict[str, list[str]], root: Path, deadline: float) -> list[dict[str, Any]]:
     """Run all commands together; of one that fails or is stopped keep the curves, and the end of what it said."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryDirectory() as place:
-        started = []
-        for number, words in enumerate(commands.values()):
-            folder = Path(place) / str(number)
-            log = open(f"{folder}.txt", "w+", encoding="utf-8")  # noqa: SIM115  # until its process has ended
+    with tempfile.TemporaryDirectory() as place, ExitStack() as running:
+        processes, folders = [], [Path(place) / str(number) for number in range(len(commands))]
+        for folder, words in zip(folders, commands.values(), strict=True):
             line = [sys.executable, *words[1:], f"data.root={root}", f"hydra.run.dir={folder}"]
-            started.append((folder, log, subprocess.Popen(line, stdout=log, stderr=log, env=environment)))
-        runs = []
-        for method, (folder, log, process) in zip(commands, started, strict=True):
-            try:
-                left = deadline - time.monotonic()
+            log = running.enter_context(folder.with_suffix(".txt").open("w", encoding="utf-8"))
+            processes.append(subprocess.Popen(line, stdout=log, stderr=log, env=environment))
+            running.callback(processes[-1].wait)
+            running.callback(processes[-1].kill)  # which is nothing to one that has ended
+        for process in processes:
+            left = deadline - time.monotonic()
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(None if math.isinf(left) else max(0.1, left))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            log.seek(0)
-            said = log.read()
-            log.close()
-            runs.append(
-                {
-                    "method": method,
-                    "command": shlex.join(commands[method]),
-                    "metrics": _metrics(folder),
-                    "curves": _curves(folder),
-                    **({"failed": said[-2000:]} if process.returncode else {}),
-                }
-            )
-    return runs
+        running.close()
+        return [
+            {
+                "method": method,
+                "command": shlex.join(words),
+                "metrics": _metrics(folder),
+                "curves": _curves(folder),
+                **({"failed": folder.with_suffix(".txt").read_text()[-2000:]} if process.returncode else {}),
+            }
+            for (method, words), folder, process in zip(commands.items(), folders, processes, strict=True)
+        ]
 
 
-def _metrics(folder: Path) -> dict[str, float]:
+def _metrics(folder: Path) -> dict[str, float | None]:
     path = folder / "metrics.json"
     return json.loads(path.read_text(encoding="utf-8"))["metrics"] if path.exists() else {}
 
 
-def _curves(folder: Path) -> dict[str, list[float]]:
-    """What was logged at the end of each epoch."""
-    found: dict[str, list[float]] = {name: [] for name in CURVES}
+def _curves(folder: Path) -> dict[str, list[float | None]]:
+    """What was logged, in the order of the steps; None for what is no number, as in metrics.json."""
+    found: dict[str, list[float | None]] = {name: [] for name in CURVES}
     for path in folder.glob("csv/metrics.csv"):
         with path.open(encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 for name in CURVES:
                     if row.get(name):
-                        found[name].append(float(f"{float(row[name]):.5g}"))
+                        value = float(row[name])
+                        found[name].append(float(f"{value:.5g}") if math.isfinite(value) else None)
     return found
 
 

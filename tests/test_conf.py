@@ -411,8 +411,9 @@ def test_misspelt_diagnostics_are_named(override: str, message: str, compose: Co
         compose(f"diagnostics={override}")
 
 
-def test_folders_of_a_sweep_carry_no_brackets(tmp_path: Path) -> None:
-    overrides = ["diagnostics=[hidden_space,mixup_monitor]", "seed=3", f"run_dir={tmp_path}"]
+def test_folders_of_a_sweep_carry_neither_brackets_nor_paths(tmp_path: Path) -> None:
+    paths = ["data.root=/images/of/mine", "+data.path=of/mine.npz"]  # whose slashes would be folders
+    overrides = ["diagnostics=[hidden_space,mixup_monitor]", "seed=3", f"run_dir={tmp_path}", *paths]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose("train", overrides, return_hydra_config=True)
     assert config.hydra.job.override_dirname == f"run_dir-{tmp_path}_seed-3"

@@ -211,6 +211,8 @@ def test_each_experiment_trains_and_tests(
     ("overrides", "said"),
     [
         (["trainer.max_epochs=4"], True),
+        (["trainer.max_epochs=3"], False),  # as little as a dry run
+        (["trainer.max_epochs=5", "scheduler.milestones=[4]"], False),
         (["trainer.max_epochs=4", "scheduler.milestones=[2,3]"], False),
         (["trainer.max_epochs=4", "scheduler=cosine"], False),
         ([], False),  # a dry run of one epoch
@@ -224,8 +226,8 @@ def test_milestones_beyond_the_last_epoch_are_told(
 ) -> None:
     dry_run("cifar10_preactresnet18", *overrides)
     line = (
-        "The learning rate stays as it is: its milestones [100, 150] lie beyond 4 epochs. scheduler.milestones=[2,3] "
-        "divides it on the way."
+        "The learning rate stays as it is: none of its milestones [100, 150] comes before the end of 4 epochs. "
+        "scheduler.milestones=[2,3] divides it on the way."
     )
     assert (line in capsys.readouterr().out.splitlines()) == said
 

@@ -63,8 +63,8 @@ def _unreached(trainer: pl.Trainer) -> Iterator[str]:
         milestones = sorted(getattr(config.scheduler, "milestones", ()))
         if config.interval == "epoch" and milestones and 3 < epochs <= milestones[0]:
             yield (
-                f"The learning rate stays as it is: its milestones {milestones} lie beyond {epochs} epochs. "
-                f"scheduler.milestones=[{epochs // 2},{3 * epochs // 4}] divides it on the way."
+                f"The learning rate stays as it is: none of its milestones {milestones} comes before the end of "
+                f"{epochs} epochs. scheduler.milestones=[{epochs // 2},{3 * epochs // 4}] divides it on the way."
             )
 
 

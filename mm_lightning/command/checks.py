@@ -17,6 +17,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from omegaconf import DictConfig, OmegaConf
 
 import mm_lightning
+from mm_lightning.arguments import plain
 from mm_lightning.command.model import OF_THE_DATA
 
 __all__ = ["check_config", "check_devices"]
@@ -234,11 +235,16 @@ def _check_epochs(trainer: Any) -> None:
 
 def _check_schedule(scheduler: Any, trainer: Any) -> None:
     """A schedule along the run needs the number of its epochs, and one of milestones these."""
-    if "milestones" in scheduler and scheduler["milestones"] is None:
-        raise ValueError(
-            "scheduler=milestones has no milestones. Give the epochs after which the learning rate is divided, "
-            "scheduler.milestones=[100,150], say, or choose +epochs=field_200, which sets max_epochs with them."
-        )
+    if "milestones" in scheduler:
+        found = plain(scheduler["milestones"])
+        is_list = isinstance(found, list) and len(found) > 0
+        if not is_list or any(isinstance(one, bool) or not isinstance(one, int) or one < 1 for one in found):
+            shown = "null" if found is None else repr(found)
+            way_out = "scheduler.milestones=[100,150], say, or +epochs=field_200, which sets max_epochs with them"
+            raise ValueError(
+                f"scheduler.milestones must be a list of epochs >= 1, got {shown}. Give {way_out}; scheduler=constant "
+                "has none."
+            )
     period = scheduler.get("T_max", 1)
     if isinstance(period, int) and not isinstance(period, bool) and period >= 1:
         return

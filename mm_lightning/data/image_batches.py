@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mm_lightning.data.tensor_batches import TensorBatches
+from mm_lightning.devices import sent
 
 __all__ = ["ImageTransform", "WorkerBatches", "crop_and_flip", "normalize"]
 
@@ -46,21 +47,20 @@ def crop_and_flip(images: Tensor, shift: Tensor, flip: Tensor, padding: int) -> 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Take uint8 images to [0, 1], subtract the mean of each channel and divide by its standard deviation."""
-    factor, offset = _factor_and_offset(tuple(mean), tuple(std), images.device)
+    # of tensors that are none, such as those of a trace, nothing is kept
+    make = _factor_and_offset if type(images) is Tensor else _factor_and_offset.__wrapped__
+    factor, offset = make(tuple(mean), tuple(std), images.device)
     return torch.addcmul(offset, images.float(), factor)
 
 
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _factor_and_offset(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """What pixels are multiplied by and what is added, (C, 1, 1): kept, because a GPU would be waited for each time."""
-    factor = torch.tensor([1 / (255 * deviation) for deviation in std], device=device)
-    offset = torch.tensor([-average / deviation for average, deviation in zip(mean, std, strict=True)]).to(factor)
-    return factor[:, None, None], offset[:, None, None]
-
-
-def _sent(numbers: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on ``device``, without waiting for what that is doing."""
-    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers.to(device)
+    factor = [1 / (255 * deviation) for deviation in std]
+    offset = [-average / deviation for average, deviation in zip(mean, std, strict=True)]
+    made = torch.tensor([factor, offset], dtype=torch.float32, device=device)[..., None, None]
+    return made[0], made[1]
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class ImageTransform:
             rng = np.random.Generator(np.random.Philox(key=key, counter=np.array([0, *place], dtype=np.uint64)))
             shift = torch.from_numpy(rng.integers(0, 2 * self.padding + 1, (len(images), 2)))
             flip = torch.from_numpy(rng.random(len(images)) < (0.5 if self.flip else 0))
-            images = crop_and_flip(images, _sent(shift, images.device), _sent(flip, images.device), self.padding)
+            images = crop_and_flip(images, sent(shift, images.device), sent(flip, images.device), self.padding)
         return (normalize(images, self.mean, self.std), *others)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mm_lightning.arguments import check_integer, check_number, plain, refusal
+from mm_lightning.devices import sent
 from mm_lightning.mixup.batch import check_batch_size
 from mm_lightning.mixup.pairing import Pairing, RandomPermutation, check_pairing
 from mm_lightning.mixup.ratio import BetaRatio, Ratio, alpha_of, check_ratio, is_by_row, is_off, with_alpha
@@ -95,15 +96,16 @@ class MixPlan:
         orders = [self.partner] if self.inverse is None else [self.partner, self.inverse]
         if all(tensor.device == device for tensor in (*orders, self.lam)):
             return self
-        # A copy to a GPU takes as long as several operations of a small network, so there is one, or none.
-        if not self.mixes:
-            rows = torch.arange(self.batch_size, device=device)
-            return replace(self, partner=rows, lam=torch.ones(1, device=device).expand(len(rows)), inverse=rows)
-        partner, *inverse = _sent(torch.stack(orders), device).unbind()
-        one = self.lam[:1].clone() if self.lam.stride(0) == 0 else self.lam
-        known = self.shared_lam
-        lam = _sent(one, device) if known is None else torch.full((1,), known, dtype=one.dtype, device=device)
-        return replace(self, partner=partner, lam=lam.expand(self.lam.shape), inverse=inverse[0] if inverse else None)
+        # A copy to a GPU takes as long as several operations of a small network: one of what was drawn, else none.
+        if self.mixes:
+            is_together = orders[0].device == orders[-1].device
+            moved = sent(torch.stack(orders), device).unbind() if is_together else [sent(o, device) for o in orders]
+        else:
+            moved = [torch.arange(self.batch_size, device=device)] * len(orders)
+        one, known = self.lam[:1] if self.lam.stride(0) == 0 else self.lam, self.shared_lam
+        lam = sent(one, device) if known is None else torch.full((1,), known, dtype=one.dtype, device=device)
+        inverse = None if self.inverse is None else moved[-1]
+        return replace(self, partner=moved[0], lam=lam.expand(self.lam.shape), inverse=inverse)
 
     def settled(self, **seen: Any) -> MixPlan:
         """Return the plan with what it asks for, as far as it is given: once all is, partners and ``lam`` are drawn.
@@ -426,9 +428,3 @@ def _checked_partner(partner: Any, rows: int, pairing: Pairing) -> tuple[Tensor,
     inverse[numbers] = own
     is_permutation = np.array_equal(numbers[inverse], own)
     return torch.from_numpy(numbers), torch.from_numpy(inverse) if is_permutation else None
-
-
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on another device. Pinned memory lets the copy overlap with a GPU's work instead of waiting for it."""
-    source = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
-    return source.to(device, non_blocking=device.type == "cuda")

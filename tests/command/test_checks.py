@@ -62,11 +62,6 @@ PATH = "must be the dotted path of a class or a function, got"
         (["optimizer.lr=true"], "optimizer.lr must be a number, got True of type bool."),
         (["optimizer.lr=[0.1]"], "optimizer.lr must be a number, got [0.1] of type list."),
         (["optimizer.fused=maybe"], "optimizer.fused must be true or false or null, got 'maybe' of type str."),
-        (
-            ["scheduler=milestones"],
-            "scheduler=milestones has no milestones. Give the epochs after which the learning rate is divided, "
-            "scheduler.milestones=[100,150], say, or choose +epochs=field_200, which sets max_epochs with them.",
-        ),
         (["scheduler.step_size=2.5"], "scheduler.step_size must be an integer, got 2.5 of type float."),
         (["model.blocks.sizes=784"], "model.blocks.sizes must be a list of integers or null, got 784 of type int."),
         (
@@ -175,6 +170,18 @@ def test_a_misspelt_module_of_ones_own_is_found_in_the_folder(
     Path("my_networks.py").touch()
     with pytest.raises(ValueError, match=r"there is no 'my_network\.Net'\. Did you mean 'my_networks\.Net'\?"):
         check_config(compose("model=own", "model._target_=my_network.Net"))
+
+
+@pytest.mark.parametrize("got", ["null", "[]", "5", "abc", "['a']", "[2.5, 7]", "[-1, 2]", "[0]", "[True]"])
+def test_milestones_must_be_epochs(got: str, compose: Compose) -> None:
+    way_out = (
+        "Give scheduler.milestones=[100,150], say, or +epochs=field_200, which sets max_epochs with them; "
+        "scheduler=constant has none."
+    )
+    shown = repr(got) if got == "abc" else got
+    with pytest.raises(ValueError, match="milestones") as raised:
+        check_config(compose("scheduler=milestones", f"scheduler.milestones={got.replace(' ', '')}"))
+    assert str(raised.value) == f"scheduler.milestones must be a list of epochs >= 1, got {shown}. {way_out}"
 
 
 @pytest.mark.parametrize("devices", [2, 3])

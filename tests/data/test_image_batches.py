@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.utils.data import DistributedSampler
 
 from mm_lightning.data.image_batches import ImageTransform, WorkerBatches, crop_and_flip, normalize
@@ -44,6 +45,23 @@ def test_normalised_pixels_follow_the_formula() -> None:
     batch = images()
     expected = torch.stack([(batch[:, c].double() / 255 - MEAN[c]) / STD[c] for c in range(3)], dim=1)
     torch.testing.assert_close(normalize(batch, MEAN, STD).double(), expected, rtol=0, atol=1e-6)
+
+
+def test_what_is_kept_of_a_normalisation_fits_every_later_call() -> None:
+    mean, std = (0.123,), (0.456,)  # of no other test
+    image = images()[:, :1]
+    torch.set_default_dtype(torch.float64)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        normalize(mode.from_tensor(image), mean, std)
+    with torch.inference_mode():
+        normalize(image, mean, std)
+    torch.set_default_dtype(torch.float32)
+    leaf = image.float().requires_grad_()
+    got = normalize(leaf, mean, std)
+    got.sum().backward()  # refused for what inference mode has made
+    assert (type(got), got.dtype) == (Tensor, torch.float32)
+    assert leaf.grad is not None
+    torch.testing.assert_close(leaf.grad, torch.full_like(leaf, 1 / (255 * 0.456)))
 
 
 def test_what_is_drawn_follows_seed_epoch_batch_and_rank_alone() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mm_lightning.mixup import BetaRatio, MixPlan, PlanSource, RandomPermutation, Roll
 from mm_lightning.mixup.plan import PlansAhead
@@ -372,7 +373,7 @@ def test_moved_plan_lies_on_the_device_whole() -> None:
     ids=["one number", "one number unknown", "per row", "no permutation", "unmixed"],
 )
 def test_moved_plan_keeps_what_was_drawn(plan: MixPlan) -> None:
-    moved = plan.to("cpu:0")  # which is not the device "cpu", so that it is moved
+    moved = plan.to("cpu:0")  # which torch takes for another device than "cpu", so that it is moved
     assert moved is not plan
     assert torch.equal(moved.partner, plan.partner)
     assert torch.equal(moved.lam, torch.full((3,), torch.tensor(0.3)) if plan.shared_lam == 0.3 else plan.lam)
@@ -382,10 +383,49 @@ def test_moved_plan_keeps_what_was_drawn(plan: MixPlan) -> None:
     assert (moved.layer, moved.shared_lam) == (plan.layer, plan.shared_lam)
 
 
-def test_what_was_drawn_elsewhere_moves_alone() -> None:
-    there = torch.tensor([1, 0], device="meta")  # partners that a pairing drew from hidden states on a GPU
-    moved = MixPlan("input", there, torch.tensor([0.5, 0.25])).to("meta")
-    assert (moved.partner.device.type, moved.lam.device.type) == ("meta", "meta")
+@pytest.mark.parametrize("places", [("meta", "cpu", "cpu"), ("cpu", "meta", "meta"), ("meta", "meta", "cpu")])
+def test_what_was_drawn_elsewhere_is_moved_to(places: tuple[str, str, str]) -> None:
+    lam, partner, inverse = places  # partners may be drawn from hidden states on a GPU
+    rows = torch.tensor([1, 0])
+    moved = MixPlan("input", rows.to(partner), torch.tensor([0.5, 0.25]).to(lam), rows.to(inverse)).to("meta")
+    assert moved.inverse is not None
+    assert [one.device.type for one in (moved.partner, moved.lam, moved.inverse)] == ["meta"] * 3
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies to another device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._to_copy.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("plan", "copies"),
+    [
+        (PlanSource(LAYERS).draw(4), 1),
+        (PlanSource(LAYERS, BetaRatio(1.0, per_sample=True)).draw(4), 2),
+        (MixPlan.unmixed(4), 0),
+    ],
+    ids=["one number", "per row", "unmixed"],
+)
+def test_few_copies_move_a_plan(plan: MixPlan, copies: int) -> None:
+    with Copies() as seen:
+        moved = plan.to("meta")
+    assert seen.count == copies
+    assert moved.inverse is not None
+    assert {one.device.type for one in (moved.partner, moved.lam, moved.inverse)} == {"meta"}
+
+
+@pytest.mark.parametrize("layer", ["input", None])
+def test_moved_ratio_keeps_its_type(layer: str | None) -> None:
+    lam = torch.tensor([0.5], dtype=torch.float64).expand(2)
+    moved = MixPlan(layer, torch.tensor([1, 0]), lam, shared_lam=0.5).to("meta")
+    assert (moved.lam.dtype, moved.inverse) == (torch.float64, None)
 
 
 def test_plan_without_inverse_moves() -> None:
