@@ -1,4 +1,4 @@
-"""Random numbers of a plan: a function of its seed and of the kind of device, eager or compiled; no global state moves."""
+"""Random numbers of a plan: a function of its seed and the kind of device, eager or compiled; no global state moves."""
 
 from __future__ import annotations
 
