@@ -93,7 +93,7 @@ def mean_step(
 ) -> float:
     """As :func:`median_step`, but the mean: of a multiple of 32 steps, with its share of the plans' draw.
 
-    On a GPU the clock is read when it has finished, at the first and the last of these steps; between them nothing waits.
+    On a GPU the clock is read when it has finished, at the first and the last of these steps; between, nothing waits.
     ``settings`` are of the trainer.
     """
     waits = {untimed, len(batches) - 1}
