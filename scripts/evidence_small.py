@@ -173,7 +173,7 @@ def score(task: Task, method: Method, seed: int) -> dict[str, float]:
     """Train and test: accuracy, NLL and ECE of classes; squared error and the variance it explains of numbers."""
     split = task.load(seed)
     inputs, targets, test_inputs, test_targets = split
-    pl.seed_everything(seed, verbose=False)
+    pl.seed_everything(seed)
     learner = Learner(task.network(split), method)
     callbacks: list[pl.Callback] = [] if method.mixup is None else [mixup(task, method.mixup, seed)]
     trainer = pl.Trainer(

@@ -29,7 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "compatibility.md"
 RECORD = ROOT / "docs" / "results" / "matrix.json"
 SECONDS_TO_INSTALL, SECONDS_TO_RUN = 1800, 3600
-TOOLS = ("pytest", "coverage", "jsonargparse[signatures]", "scipy", "transformers")  # of the tests that are not slow
+# Of the tests that are not slow.
+TOOLS = ("pytest", "coverage", "jsonargparse[signatures]", "optuna", "scipy", "transformers")
 OF_THE_RECORD = "tests/test_requirements.py::test_lower_bounds_are_those_that_the_tests_have_passed_with"
 SHOWN = ("torch", "lightning", "pytorch-lightning", "torchmetrics", "numpy", "matplotlib", "tensorboard")
 

@@ -112,7 +112,7 @@ def score(data: str, choice: str, seed: int) -> float:
         targets = (targets - targets[train].mean()) / targets[train].std()
     x = torch.from_numpy(inputs)
     y = torch.from_numpy(targets.astype(np.float32 if is_number else np.int64))
-    pl.seed_everything(seed, verbose=False)
+    pl.seed_everything(seed)
     model = MLP(x.shape[1], 1 if is_number else int(y.max()) + 1)
     layers = CHOICES[choice]
     callbacks = [] if layers is None else [ManifoldMixupCallback(ALPHA, layers, seed=seed, schedule=None)]

@@ -160,7 +160,7 @@ def data_of(settings: Settings, seed: int) -> Splits:
 
 def fit(settings: Settings, seed: int, data: Splits) -> MixableModule:
     """Train a network."""
-    pl.seed_everything(seed, verbose=False)
+    pl.seed_everything(seed)
     shares = [settings.dropout if units > NARROW else 0.0 for units in settings.sizes[1:-1]]
     blocks = mlp_blocks(settings.sizes, settings.mix_before, settings.slope, shares)
     for block, _ in blocks:
