@@ -96,6 +96,8 @@ def _run(config: DictConfig, folder: Path, overrides: Sequence[str], begin: floa
         check_checkpoint(Path(config.ckpt_path), model, optimizer, scheduler)
     watch, beginning = Watch(), SayBeginning(folder, config.seed)
     trainer = build_trainer(config, [watch, beginning])
+    if trainer.precision == "64-true":
+        model.double()  # before Lightning does it: it loads a checkpoint first, and would round it
     made_with = environment()
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     settings = flat_settings(resolved, made_with["git_revision"])

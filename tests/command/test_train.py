@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -403,7 +403,9 @@ LONGER = [*SMALL, "data.limit=600", "trainer.log_every_n_steps=3", "logger=none"
 
 
 @pytest.mark.slow
-def test_finished_run_is_extended_to_the_straight_run(command: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_finished_run_is_extended_to_the_straight_run(precision: str, command: Command, tmp_path: Path) -> None:
+    command = partial(command, f"trainer.precision={precision}")
     assert command(*LONGER, "max_epochs=1", "hydra.run.dir=short").code == 0
     last = tmp_path / "short" / "checkpoints" / "last.ckpt"
     for name, resumed in (("longer", [f"ckpt_path={last}"]), ("straight", [])):
