@@ -88,6 +88,7 @@ def test_command_trains_and_tests_with_it_on_a_cpu(
         strategy = SimpleNamespace(root_device=torch.device(device))
         callback_metrics: ClassVar[dict[str, Any]] = {}
         is_global_zero = interrupted = False
+        precision = "32-true"
         loggers: ClassVar[list[Any]] = []
 
         def fit(self, *args: Any, **kwargs: Any) -> None:

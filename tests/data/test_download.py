@@ -257,9 +257,10 @@ def test_whatever_breaks_a_connection_is_gone_on_with(
     method = getattr(http.client.HTTPResponse, place)
 
     def breaks(self: Any, *arguments: Any) -> Any:
+        answer = method(self, *arguments)  # first: the server has then seen what is asked for
         if (now := next(broken, None)) is not None:
             raise now
-        return method(self, *arguments)
+        return answer
 
     monkeypatch.setattr(http.client.HTTPResponse, place, breaks)
     server.answers = [ranges()]
