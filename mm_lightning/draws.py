@@ -13,10 +13,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from mm_lightning.arguments import check_number, plain
 from mm_lightning.mixup import BetaRatio, MixPlan, PlanSource
 from mm_lightning.mixup.pairing import Pairing, RandomPermutation, check_pairing
-from mm_lightning.mixup.plan import Interpolation, PlansAhead, check_probability, check_seed, check_weights
+from mm_lightning.mixup.plan import Interpolation
 from mm_lightning.mixup.ratio import Ratio, check_ratio
 from mm_lightning.mixup.schedule import DEFAULT_SCHEDULE, ScheduleSpec, check_schedule
 from mm_lightning.mixup.seen import TARGETS, seen_by
+from mm_lightning.mixup.source import PlansAhead, check_probability, check_seed, check_weights
 from mm_lightning.namespaces import Trainer
 
 AUTO = "auto"

@@ -21,7 +21,7 @@ from mm_lightning.mixup.pairing import (
     Roll,
     SameClass,
 )
-from mm_lightning.mixup.plan import MixPlan, PlanSource
+from mm_lightning.mixup.plan import MixPlan
 from mm_lightning.mixup.ratio import BetaRatio, FixedRatio, FoldedRatio, SimilarityRatio, UniformRatio
 from mm_lightning.mixup.schedule import (
     Alternating,
@@ -32,6 +32,7 @@ from mm_lightning.mixup.schedule import (
     Until,
     WarmUp,
 )
+from mm_lightning.mixup.source import PlanSource
 from mm_lightning.mixup.targets import mixed_accuracy, mixed_cross_entropy, mixed_target_entropy
 
 __all__ = [

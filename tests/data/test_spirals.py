@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from mm_lightning.data import SpiralsDataModule, TensorDataModule, two_spirals
-from mm_lightning.mixup.plan import PlanSource
+from mm_lightning.mixup.source import PlanSource
 
 ARM_END = 780 * 2 * math.pi / 360
 
