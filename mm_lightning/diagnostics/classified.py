@@ -76,6 +76,11 @@ class OverheardLogits:
         return self._states.is_open
 
     @property
+    def is_cut(self) -> bool:
+        """Whether there were more rows than are kept."""
+        return self._states.is_cut
+
+    @property
     def is_done(self) -> bool:
         """Whether no further batch would be kept."""
         return self._states.is_full or self.obstacle is not None

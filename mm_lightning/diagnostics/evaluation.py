@@ -92,7 +92,8 @@ class Evaluation(CallbackOfBoth):
         spectra: Layers whose spectra are measured; True is what comes into the last Linear layer.
         num_bins: Bins of the calibration errors, of equal width between 0 and 1.
         probabilities: Whether the layer gives probabilities, not logits.
-        max_points: Only the first so many rows of a validation or test epoch are seen, on each process.
+        max_points: Only the first so many rows of a validation or test epoch are seen, on each process; it says so if
+            there were more.
         extra_points: Only the first so many rows of test and training data are seen by the groups, on each process.
         bounds: Of the inputs; default asks the data.
         seed: Of all that is drawn.
@@ -278,11 +279,13 @@ class Evaluation(CallbackOfBoth):
         return fitted_by_a_pass(trainer, module, self.classifier, loader, self.max_points)
 
     def _measured(self, module: LightningModule, split: str) -> dict[str, float]:
-        rows = self._logits.rows(module)
+        rows, is_cut = self._logits.rows(module), self._logits.is_cut
         self._logits.close()
         if isinstance(rows, str):
             self.say(f"the module is taken for no classifier, and nothing is logged: {rows}.")
             return {}
+        if is_cut:
+            self.say(f"{split} scores are of the first {self.max_points:,} rows of each process: max_points.")
         fitted = self._temperature if split == "test" else None
         if isinstance(fitted, str):
             self.say(fitted)

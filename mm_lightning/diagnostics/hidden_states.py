@@ -41,6 +41,7 @@ class HiddenStates:
         self.targets = targets
         self.is_open = False
         self.row_shapes: dict[str, tuple[int, ...]] = {}  # of a row before it was flattened, by layer
+        self.is_cut = False  # whether there were more rows than are kept
         self._is_paused = False
         self._handles: list[RemovableHandle] = []
         self._room = max_rows
@@ -89,7 +90,7 @@ class HiddenStates:
         self._handles, self._outputs, self._targets = [], {}, []
         self._hidden = {layer: [] for layer in self.layers}
         self._room = self.max_rows
-        self.is_open = False
+        self.is_open = self.is_cut = False
 
     def keep(self, batch: Any) -> None:
         """Keep the layers' outputs for this batch beside the batch's targets.
@@ -98,6 +99,7 @@ class HiddenStates:
             RuntimeError: If a layer did not run.
             ValueError: If the targets are not one class index per row, or the layers differ in their number of rows.
         """
+        self.is_cut |= self.is_open and self.is_full
         if not self.is_open or self.is_full:
             return
         outputs = {layer: self._output(layer, batch) for layer in self.layers}
@@ -109,6 +111,7 @@ class HiddenStates:
         if targets.shape != (length,):
             raise ValueError(f"targets must be ({length},), a class per row, got {tuple(targets.shape)}.")
         rows = min(self._room, length)
+        self.is_cut |= rows < length
         self._targets.append(targets[:rows].detach().cpu().clone())
         for layer, output in outputs.items():
             self.row_shapes[layer] = tuple(output.shape[1:])

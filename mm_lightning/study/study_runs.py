@@ -24,7 +24,6 @@ from mm_lightning.study.runner import CONFIG, LOG, METRICS, Ended, is_finished, 
 __all__ = ["StudyRuns"]
 
 _STATE = "study.json"
-_FORM = 1
 _OF_THE_STUDY = (
     "callbacks=study",
     "++trainer.enable_checkpointing=false",
@@ -215,7 +214,7 @@ def _state(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         if folder.is_dir() and any(folder.iterdir()):
             raise ValueError(f"{folder} holds something else than a study. Choose another folder with out=...")
-        return {"form": _FORM, "settings": own, "plan": None, "seconds": 0.0, "runs": 0, "seconds_of_runs": 0.0}
+        return {"settings": own, "plan": None, "seconds": 0.0, "runs": 0, "seconds_of_runs": 0.0}
     try:
         state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         theirs = state["settings"]

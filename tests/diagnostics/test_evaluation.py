@@ -565,3 +565,17 @@ def test_the_same_remark_is_made_once(make_trainer: MakeTrainer) -> None:
     assert len([one for one in caught if "Evaluation" in str(one.message)]) == 1
     trainer.validate(_Net(), _Data(torch.randn(300)), verbose=False)  # warnings are errors
     assert len(callback.remarks) == 1
+
+
+@pytest.mark.parametrize(("max_points", "is_said"), [(40, True), (99, True), (100, False)])
+def test_rows_that_are_left_out_are_said(make_trainer: MakeTrainer, max_points: int, is_said: bool) -> None:
+    callback = Evaluation(temperature=False, max_points=max_points)
+    text = f"test scores are of the first {max_points} rows of each process: max_points."
+    trainer = make_trainer(callback)
+    if is_said:
+        with pytest.warns(UserWarning, match=text):
+            trainer.test(_Net(), _Data(), verbose=False)
+    else:
+        trainer.test(_Net(), _Data(), verbose=False)
+    assert callback.remarks == [text] * is_said
+    assert callback.bins["plain"].counts.sum() == max_points
