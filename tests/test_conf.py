@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mm_lightning import BetaRatio, ManifoldMixupCallback, Roll, WarmUp
 from mm_lightning.command.checkpoint import WholeCheckpointIO
-from mm_lightning.command.configuration import CONF
+from mm_lightning.command.configuration import CONF, folder_name
 from mm_lightning.command.train import build_trainer
 from mm_lightning.data import mnist
 from mm_lightning.losses import SoftmaxBCE
@@ -412,11 +412,22 @@ def test_misspelt_diagnostics_are_named(override: str, message: str, compose: Co
 
 
 def test_folders_of_a_sweep_carry_neither_brackets_nor_paths(tmp_path: Path) -> None:
-    paths = ["data.root=/images/of/mine", "+data.path=of/mine.npz"]  # whose slashes would be folders
-    overrides = ["diagnostics=[hidden_space,mixup_monitor]", "seed=3", f"run_dir={tmp_path}", *paths]
+    paths = ["data.root=/images/of/mine", "+data.path=of/mine.npz"]  # which are the same in all runs, mostly
+    overrides = ["diagnostics=[hidden_space,mixup_monitor]", "layers=[input,a.b]", "run_dir='my/runs'", *paths]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose("train", overrides, return_hydra_config=True)
-    assert config.hydra.job.override_dirname == f"run_dir-{tmp_path}_seed-3"
+        config = hydra.compose("train", ["hydra.job.num=12", *overrides], return_hydra_config=True)
+    assert config.hydra.sweep.subdir == "12_layers-input_a.b_run_dir-my_runs"
+
+
+@pytest.mark.parametrize("letter", ["a", "ä", "字"])
+def test_long_lines_of_a_sweep_have_folders_of_their_own(letter: str, tmp_path: Path) -> None:
+    names = [folder_name(letter * 300 + end) for end in ("0", "1")]
+    assert len(set(names)) == 2
+    for name in names:
+        (tmp_path / f"10000_{name}").mkdir()  # which takes 255 bytes
+        assert set(name.rsplit("_", 1)[0]) == {letter}
+    assert folder_name(letter * 66) == letter * 66
+    assert folder_name("a" * 200) == "a" * 200
 
 
 def test_callbacks_beyond_the_configuration_come_after_it(compose: Compose) -> None:
