@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +14,7 @@ import lightning.pytorch as pl
 import pytest
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from own_process import run_module
 
 from mm_lightning.command.configuration import CONF
 from mm_lightning.command.model import build_model, fitted_to_data
@@ -66,10 +64,7 @@ def test_the_command_sets_up_its_optimizer_for_the_module(
 def test_the_first_command_trains(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(EXAMPLE, tmp_path / "project"))
     more = ["max_epochs=5", "trainer.log_every_n_steps=5"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", *commands()[0], *more], cwd=folder, env=environment, capture_output=True, text=True
-    )
+    done = run_module(*commands()[0], *more, cwd=folder)
     assert done.returncode == 0, done.stderr
     (run,) = (folder / "outputs" / "rings").iterdir()
     assert json.loads((run / "metrics.json").read_text())["metrics"]["test_acc"] > 0.9

@@ -157,8 +157,8 @@ def test_the_tests_of_the_sdist_run(built: Built, tmp_path: Path) -> None:
     of_extras = {name for name, text in files.items() if re.search(r"importorskip\(", text)}  # maybe as a whole
     found = {line.split("::")[0] for line in collected.splitlines() if "::" in line}
     assert files.keys() - of_extras <= found <= files.keys()
-    quick = ["test_conf.py", "test_architecture.py", "test_readme.py", "test_mutate.py", "mixup/test_plan.py"]
-    done = run(*pytest_there, *(f"tests/{name}" for name in quick), cwd=folder, PYTHONPATH=str(folder))
+    some = ["test_architecture.py", "test_readme.py", "test_mutate.py", "mixup/test_plan.py"]
+    done = run(*pytest_there, *(f"tests/{name}" for name in some), cwd=folder, PYTHONPATH=str(folder))
     assert " passed" in done
 
 

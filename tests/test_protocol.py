@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from official_files import KINDS, write_official
 from omegaconf import DictConfig, OmegaConf
+from own_process import run_module
 from torch import nn
 
 from mm_lightning import ManifoldMixupCallback
@@ -272,9 +271,9 @@ def test_a_search_may_choose_by_validation_rows(compose: Compose) -> None:
 
 
 @pytest.mark.slow
-def test_no_study_chooses_by_the_test_images() -> None:
-    command = [sys.executable, "-m", "mm_lightning.study", "+experiment=cifar10_preactresnet18", "data.root=FOLDER"]
-    finished = subprocess.run([*command, "budget=1m"], capture_output=True, text=True, timeout=120)
+def test_no_study_chooses_by_the_test_images(tmp_path: Path) -> None:
+    words = ["+experiment=cifar10_preactresnet18", "data.root=FOLDER", "budget=1m"]
+    finished = run_module("mm_lightning.study", *words, cwd=tmp_path)
     assert (finished.returncode, finished.stdout) == (1, "")
     assert finished.stderr == (
         "error: mm-study chooses strengths by validation, but with data.num_validation=0 validation sees the test "

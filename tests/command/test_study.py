@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 import hydra
 import pytest
 from omegaconf import OmegaConf
+from own_process import Running, run_module
 
 from mm_lightning.command import study as command
 from mm_lightning.command.configuration import CONF
@@ -121,36 +119,24 @@ def test_an_accuracy_may_be_in_per_cent_already(value: float, factor: int, margi
     assert (measure["unit"], measure["factor"], measure["margin"]) == ("%", factor, margin)
 
 
-def call(*words: str, folder: Path, **settings: Any) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "mm_lightning.study", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, **settings)
-
-
 WORDS = ["data=spirals", "data.num_points=60", "model=mlp", "max_epochs=2", "budget=20m", "seeds=3", "jobs=2"]
 WORDS += ["only=[manifold,weight_decay]", "methods.manifold.values=[2.0]", "methods.weight_decay.values=[0.001,0.01]"]
 
 
 @pytest.mark.slow
 def test_a_study_is_interrupted_goes_on_and_answers(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "mm_lightning.study", *WORDS]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     seen = []
-    with subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for text in process.stdout:
-            seen.append(text)
-            if "comparison" in text:
-                process.send_signal(signal.SIGINT)
-                break
-        process.stdout.read()
-        assert process.wait(60) == 130
+    process = Running("mm_lightning.study", *WORDS, cwd=tmp_path)
+    while not seen or (seen[-1] and "comparison" not in seen[-1]):
+        seen.append(process.stdout.readline())
+    process.send_signal(signal.SIGINT)
+    assert process.finish().returncode == 130
     assert any(text.startswith("Plan  none, manifold, weight_decay; 4 seeds") for text in seen)
     runs = tmp_path / "study" / "runs"
     first = {path: path.stat().st_mtime_ns for path in runs.glob("*/*/metrics.json")}
     assert len(first) >= 11  # two first runs, eight of the search, and what has interrupted it
 
-    finished = call(*WORDS, folder=tmp_path)
+    finished = run_module("mm_lightning.study", *WORDS, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert {path: path.stat().st_mtime_ns for path in first} == first
     made = {path.parent.parent.name: path.parent for path in runs.glob("*/seed0/metrics.json")}
@@ -177,7 +163,7 @@ def test_a_study_is_interrupted_goes_on_and_answers(tmp_path: Path) -> None:
     assert f"Train it  {study['winner']}\n" in finished.stdout
     assert study["winner"].startswith("python -m mm_lightning.train data=spirals data.num_points=60 model=mlp")
 
-    other = call(*WORDS[:-1], folder=tmp_path)
+    other = run_module("mm_lightning.study", *WORDS[:-1], cwd=tmp_path)
     assert other.returncode == 1
     assert "holds a study of other settings: methods was" in other.stderr
 
@@ -208,7 +194,7 @@ def test_runs_are_told_what_is_theirs() -> None:
 
 @pytest.mark.slow
 def test_a_refusal_is_a_line_and_leaves_nothing(tmp_path: Path) -> None:
-    finished = call("mixup=input", folder=tmp_path)
+    finished = run_module("mm_lightning.study", "mixup=input", cwd=tmp_path)
     assert (finished.returncode, finished.stdout) == (1, "")
     assert finished.stderr.startswith("error: 'mixup=input' cannot be said to mm-study")
     assert finished.stderr.count("\n") == 1

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import hydra
 import pytest
 import yaml
+from own_process import run_module
 
 from mm_lightning.command.configuration import CONF
 from mm_lightning.command.objective import objective_of
@@ -31,8 +30,7 @@ def needs(option: str) -> pytest.MarkDecorator:
 
 
 def sweep(cwd: Path, *overrides: str) -> str:
-    command = [sys.executable, "-m", "mm_lightning.train", "-m", *BRIEF, *overrides]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    done = run_module("mm_lightning.train", "-m", *BRIEF, *overrides, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -65,8 +63,7 @@ def test_runs_of_a_launcher_leave_their_folders(option: str, tmp_path: Path) -> 
 @pytest.mark.slow
 @needs("joblib")
 def test_a_refusal_in_another_process_is_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mm_lightning.train", "-m", *BRIEF, "+sweep=joblib", "mixup.alpha=-1,-2"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = run_module("mm_lightning.train", "-m", *BRIEF, "+sweep=joblib", "mixup.alpha=-1,-2", cwd=tmp_path)
     assert done.returncode == 1
     assert "error: mixup: alpha must be" in done.stderr.splitlines()[-1]
 

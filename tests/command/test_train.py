@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from omegaconf import OmegaConf
+from own_process import THREADS, Running
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.testing import assert_close
@@ -82,20 +83,12 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         logger.setLevel(level)
 
 
-def start(*overrides: str | Path, cwd: Path, **environment: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "mm_lightning.train", *map(str, overrides)],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+start = partial(Running, "mm_lightning.train")
 
 
-def finish(process: "subprocess.Popen[str]") -> Finished:
-    out, err = process.communicate()
-    return Finished(process.returncode, out, err)
+def finish(process: Running) -> Finished:
+    done = process.finish()
+    return Finished(done.returncode, done.stdout, done.stderr)
 
 
 def metrics_of(folder: Path) -> dict[str, float]:
@@ -119,9 +112,10 @@ class Pair(NamedTuple):
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """The README's command and another, started together in a folder that has nothing to do with the package."""
     cwd = tmp_path_factory.mktemp("elsewhere")
-    first = start("+experiment=mnist_bottleneck", "trainer=smoke", cwd=cwd)
     second = start("+experiment=mnist_bottleneck", *BRIEF[1:], "diagnostics=none", cwd=cwd)
-    whole, other = finish(first), finish(second)
+    first = [sys.executable, "-m", "mm_lightning.train", "+experiment=mnist_bottleneck", "trainer=smoke"]
+    done = subprocess.run(first, cwd=cwd, env=os.environ | THREADS, capture_output=True, text=True)
+    whole, other = Finished(done.returncode, done.stdout, done.stderr), finish(second)
     assert other.code == 0, other.err
     folders = sorted((cwd / "outputs" / "mnist_bottleneck").iterdir())
     (folder,) = (folder for folder in folders if str(folder) in whole.out)
@@ -287,14 +281,13 @@ def test_two_processes_leave_one_account(tmp_path: Path) -> None:
 def stop_in_second_epoch(folder: Path, number: int, *overrides: str) -> Finished:
     """Send a signal when the first epoch's line is printed and, with periodic checkpoints, another one is saved."""
     process = start(*TWO_EPOCHS, f"hydra.run.dir={folder}", *overrides, cwd=folder.parent)
-    assert process.stdout is not None
     lines = [process.stdout.readline()]
     while lines[-1] and not lines[-1].startswith("epoch"):
         lines.append(process.stdout.readline())
     last = folder / "checkpoints" / "last.ckpt"
     if overrides:
         count = saved_step(last)
-        while saved_step(last) < max(count, STEPS) + 50 and process.poll() is None:
+        while saved_step(last) < max(count, STEPS) + 50 and process.is_running:
             time.sleep(0.005)
     process.send_signal(number)
     finished = finish(process)

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from classifier import Classifier, loader, rows
+from own_process import run_module
 from torch import Tensor, nn
 
 import mm_lightning
@@ -154,8 +155,7 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     empty.mkdir()
 
     def command(*overrides: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "mm_lightning.inspect", *overrides]
-        finished = subprocess.run(line, cwd=empty, capture_output=True, text=True, check=False)
+        finished = run_module("mm_lightning.inspect", *overrides, cwd=empty)
         assert list(empty.iterdir()) == []
         return finished
 
