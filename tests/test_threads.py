@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from versions import WeightAveraging, answers, averages, compiles
 
 from mm_lightning import ManifoldMixupCallback, MixPlan, PlanSource, mixed_accuracy
-from mm_lightning.diagnostics.drawing import log_figure
+from mm_lightning.diagnostics.drawing import log_image
 from mm_lightning.models import preact_resnet18
 
 MakeTrainer = Callable[..., pl.Trainer]
@@ -216,12 +217,11 @@ def mixed_with_graph(net: Net, plan: MixPlan) -> Tensor:
 
 def test_pytorch_lightning_2953_a_figure_reaches_tensorboard_at_its_step(tmp_path: Any) -> None:
     from lightning.pytorch.loggers import TensorBoardLogger
-    from matplotlib.figure import Figure
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logger = TensorBoardLogger(tmp_path)
     trainer: Any = SimpleNamespace(loggers=[logger, CSVLogger(tmp_path)], global_step=7)
-    log_figure(trainer, "figure", Figure(figsize=(2, 1), dpi=50))
+    log_image(trainer, "figure", np.zeros((50, 100, 3), np.uint8))
     logger.experiment.flush()
     [image] = EventAccumulator(logger.log_dir).Reload().Images("figure")
     assert (image.step, image.width, image.height) == (7, 100, 50)

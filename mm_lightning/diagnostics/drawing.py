@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from mm_lightning.arguments import plain, refusal
 from mm_lightning.files import whole_file
@@ -175,29 +176,34 @@ def publish(
     """
     if run_title:
         add_run_title(figure, run_title)
-    log_figure(trainer, f"{name}/{part}", figure)
+    picture = Image.fromarray(pixels(figure, FILE_DPI))  # drawn once: that takes longer than all that follows
+    width, height = (round(inches * figure.dpi) for inches in figure.get_size_inches())
+    smaller = picture.resize((width, height), Image.Resampling.LANCZOS)
+    log_image(trainer, f"{name}/{part}", np.asarray(smaller))
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        save_figure(figure, folder / f"{name}_{part}.png")
-        save_arrays(arrays, folder / f"{name}_{part}.npz")
+        path = folder / f"{name}_{part}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            picture.save(file, "png", dpi=(FILE_DPI, FILE_DPI))
+        save_arrays(arrays, path.with_suffix(".npz"))
 
 
-def log_figure(trainer: Trainer, tag: str, figure: Figure) -> None:
-    """Send a figure to every logger that takes images, at the step; without such a logger nothing happens.
+def log_image(trainer: Trainer, tag: str, image: np.ndarray) -> None:
+    """Send a picture to every logger that takes images, at the step; without such a logger nothing happens.
 
-    TensorBoard gets it by ``add_figure``, any other logger (Weights & Biases, ...) by ``log_image`` as RGB array.
+    TensorBoard gets it by ``add_image``, any other logger (Weights & Biases, ...) by ``log_image``.
 
     Args:
         trainer: Its ``loggers`` are served.
         tag: Name of the picture, ``group/quantity``.
-        figure: The picture.
+        image: RGB, (H, W, 3), uint8.
     """
     step = trainer.global_step
     for logger in trainer.loggers:
         if isinstance(logger, classes("loggers.TensorBoardLogger")):
-            # nothing to close: the figure was not made by pyplot
-            logger.experiment.add_figure(tag, figure, global_step=step, close=False)
-        elif callable(log_image := getattr(logger, "log_image", None)):
-            log_image(key=tag, images=[pixels(figure)], step=step)
+            logger.experiment.add_image(tag, image, global_step=step, dataformats="HWC")
+        elif callable(log := getattr(logger, "log_image", None)):
+            log(key=tag, images=[image], step=step)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -218,8 +224,13 @@ def save_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # any name might be allow_pickle
 
 
-def pixels(figure: Figure) -> np.ndarray:
-    """Return a figure as RGB, (H, W, 3), uint8."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+def pixels(figure: Figure, dpi: float | None = None) -> np.ndarray:
+    """Return a figure as RGB, (H, W, 3), uint8, with so many dots per inch; None has it with its own."""
+    own = figure.dpi
+    try:
+        figure.dpi = own if dpi is None else dpi
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    finally:
+        figure.dpi = own

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import matplotlib
 import numpy as np
 import pytest
+from PIL import Image
 
 from mm_lightning.diagnostics.drawing import (
     add_legend,
@@ -12,7 +13,7 @@ from mm_lightning.diagnostics.drawing import (
     add_run_title,
     class_name,
     label_outer,
-    log_figure,
+    log_image,
     pixels,
     publish,
     save_figure,
@@ -78,15 +79,24 @@ def test_classes_are_named_by_their_index_unless_told():
 
 @pytest.mark.parametrize("fast_dev_run", [False, True])
 def test_a_picture_is_logged_and_written_with_its_data_unless_it_is_a_trial(tmp_path: Path, fast_dev_run: bool):
-    tags = []
-    logger = SimpleNamespace(log_image=lambda key, images, step: tags.append((key, step)))
+    logged = []
+    logger = SimpleNamespace(log_image=lambda key, images, step: logged.append((key, step, images)))
     trainer = SimpleNamespace(loggers=[logger], global_step=7, fast_dev_run=fast_dev_run)
-    publish(trainer, "name", "val", titled_figure(4, 3, "heading", 0.5), {"x": np.arange(3)}, tmp_path / "new")
-    assert tags == [("name/val", 7)]
+    figure = titled_figure(4, 3, "heading", 0.5)
+    publish(trainer, "name", "val", figure, {"x": np.arange(3)}, tmp_path / "new")
+    [(key, step, [image])] = logged
+    assert (key, step, image.shape, figure.dpi) == ("name/val", 7, (360, 480, 3), 120)
+    difference = np.abs(image.astype(float) - pixels(figure))  # drawn with 120 dots per inch, not reduced from 200
+    assert difference.max() > 0
+    assert difference.mean() < 1
     assert (tmp_path / "new").exists() != fast_dev_run
     if not fast_dev_run:
         assert {path.name for path in (tmp_path / "new").iterdir()} == {"name_val.png", "name_val.npz"}
         assert np.load(tmp_path / "new" / "name_val.npz")["x"].tolist() == [0, 1, 2]
+        figure.savefig(tmp_path / "savefig.png", dpi=200)
+        with Image.open(tmp_path / "new" / "name_val.png") as ours, Image.open(tmp_path / "savefig.png") as theirs:
+            assert ours.size == (800, 600)
+            assert np.array_equal(ours, theirs.convert("RGB"))
 
 
 def test_failed_save_leaves_the_older_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -115,5 +125,5 @@ def test_other_loggers_get_pixels_and_none_is_fine():
         loggers = [Logger(), object()]  # noqa: RUF012
         global_step = 7
 
-    log_figure(FakeTrainer(), "a/b", titled_figure(4, 3, "heading", 0.5))
+    log_image(FakeTrainer(), "a/b", pixels(titled_figure(4, 3, "heading", 0.5)))
     assert FakeTrainer.loggers[0].got == ("a/b", (360, 480, 3), np.uint8, 7)
