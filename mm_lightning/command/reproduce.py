@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mm_lightning.command.run_folder import keep_folder
 from mm_lightning.files import write_json
 from mm_lightning.study import runner
 from mm_lightning.study.collect import experiment_of, study_of
+from mm_lightning.study.forked import Forks
 from mm_lightning.study.form import Experiment, Study
 from mm_lightning.study.jobs import Job, chosen, jobs_of
 from mm_lightning.study.report import write_report
@@ -39,7 +41,9 @@ def reproduce(config: DictConfig) -> None:
         raise ValueError(f"quick must be true or false, got {config.quick!r}.")
     jobs = [_with_config_dir(job) for job in jobs_of(config)]
     keep_folder()
-    runner.run_all(jobs, at_once)
+    forks = Forks.of_this_machine()
+    with nullcontext() if forks is None else closing(forks):
+        runner.run_all(jobs, at_once, forks)
     folder = Path(config.out, "report")
     shutil.rmtree(folder, ignore_errors=True)  # pictures of an earlier, larger or smaller study
     folder.mkdir(parents=True)

@@ -39,12 +39,13 @@ def threads_of(at_once: int) -> int:
     return max(1, num_cores() // at_once)
 
 
-def run_all(jobs: Sequence[Job], at_once: int) -> None:
+def run_all(jobs: Sequence[Job], at_once: int, forks: Forks | None = None) -> None:
     """Run what is not finished yet.
 
     Args:
         jobs: The trainings of the study.
         at_once: Number of processes; each may use its share of the cores.
+        forks: Makes the processes, in the place of new ones.
 
     Raises:
         ValueError: If a finished run was made with other settings than the job's.
@@ -66,7 +67,7 @@ def run_all(jobs: Sequence[Job], at_once: int) -> None:
         left = (time.monotonic() - begin) / ends * (len(missing) - ends) / 60  # minutes
         print(f"[{ends}/{len(missing)}] {ended.job.name}  {ended.seconds:.0f} s, about {left:.0f} min left", flush=True)
 
-    run_each(missing, at_once, say)
+    run_each(missing, at_once, say, forks=forks)
 
 
 @dataclass(frozen=True)
