@@ -2,7 +2,7 @@
 
     python scripts/evidence.py images_100 --cifar FOLDER   # CIFAR-10 with 100 images a class, every way to mix
     python scripts/evidence.py images_500 --cifar FOLDER   # with 500, the main ways
-    python scripts/evidence.py images_500_long --cifar FOLDER   # the same for 100 epochs, the default alone
+    python scripts/evidence.py images_500_long --cifar FOLDER   # the same for 100 epochs, manifold mixup alone
     python scripts/evidence.py small                       # small data of six kinds
     python scripts/evidence.py                             # the tables once more, from docs/results/evidence.json
 
