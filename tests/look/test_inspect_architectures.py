@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from architectures import ARCHITECTURES, Architecture, cuts, run_once
@@ -9,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from versions import compiles
 
 import mm_lightning
+from mm_lightning.inspect import Inspection
 
 
 @pytest.fixture(params=ARCHITECTURES, ids=lambda architecture: architecture.name)
@@ -18,8 +21,14 @@ def architecture(request: pytest.FixtureRequest) -> Architecture:
     return request.param
 
 
+@cache
+def inspected(name: str) -> Inspection:
+    (found,) = [architecture for architecture in ARCHITECTURES if architecture.name == name]
+    return mm_lightning.inspect(found.make(), found.batch())
+
+
 def test_safe_and_unsafe_layers_are_told_apart(architecture: Architecture) -> None:
-    rows = {row.name: row for row in mm_lightning.inspect(architecture.make(), architecture.batch()).layers}
+    rows = {row.name: row for row in inspected(architecture.name).layers}
     assert {name for name in architecture.safe if not rows[name].safe} == set()
     assert {name for name in architecture.unsafe if rows[name].safe} == set()
     assert [name for name, row in rows.items() if not row.safe and not row.reason] == []
@@ -28,13 +37,13 @@ def test_safe_and_unsafe_layers_are_told_apart(architecture: Architecture) -> No
 def test_a_layer_is_safe_if_the_loss_sees_the_batch_through_it_alone(architecture: Architecture) -> None:
     module, batch = architecture.make(), architecture.batch()
     names = run_once(module, batch)
-    found = {row.name: row.safe for row in mm_lightning.inspect(module, batch).layers if row.name in names}
+    found = {row.name: row.safe for row in inspected(architecture.name).layers if row.name in names}
     assert found == {name: cuts(module, batch, name) for name in found}
     assert architecture.safe - names <= {"net.lstm"}  # which returns several tensors
 
 
 def test_the_early_stages_are_chosen(architecture: Architecture) -> None:
-    inspection = mm_lightning.inspect(architecture.make(), architecture.batch())
+    inspection = inspected(architecture.name)
     assert tuple(inspection.chosen) == architecture.chosen
     assert {row.name for row in inspection.layers if row.chosen} - {"input"} == set(architecture.chosen) - {"input"}
 
@@ -49,8 +58,7 @@ def test_compiling_a_part_changes_no_choice() -> None:
 
 @pytest.mark.parametrize("name", ["densenet", "unet"])
 def test_a_layer_that_several_ways_lead_around_has_the_same_reason_each_time(name: str) -> None:
-    (found,) = [architecture for architecture in ARCHITECTURES if architecture.name == name]
-    assert len({str(mm_lightning.inspect(found.make(), found.batch())) for _ in range(4)}) == 1
+    assert len({str(inspected.__wrapped__(name)) for _ in range(4)}) == 1
 
 
 def test_everything_is_as_before(architecture: Architecture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import hydra
@@ -18,9 +19,12 @@ Compose = Callable[..., DictConfig]
 
 
 @pytest.fixture
-def compose(tmp_path: Path) -> Iterator[Compose]:
+def compose() -> Iterator[Compose]:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        yield lambda *overrides: hydra.compose("reproduce", [f"out={tmp_path}", *overrides])
+        yield lambda *overrides: hydra.compose("reproduce", ["out=/study", *overrides])
+
+
+composed = cache(runner.composed)  # of a job, whose folder is the same in all tests
 
 
 def test_default_study_has_every_method_seed_and_schedule(compose: Compose) -> None:
@@ -85,14 +89,14 @@ def test_command_can_be_typed() -> None:
 def test_every_run_composes(compose: Compose) -> None:
     for quick in ("false", "true"):
         for job in jobs_of(compose(f"quick={quick}", "seeds=1")):
-            config = runner.composed(job)
+            config = composed(job)
             assert (config["seed"], config["name"], config["run_dir"]) == (0, job.experiment, str(job.folder))
 
 
 def test_methods_of_an_experiment_share_the_schedule(compose: Compose) -> None:
     seen: dict[tuple[str, str], set[tuple[int, str]]] = {}
     for job in jobs_of(compose("seeds=1")):
-        config = runner.composed(job)
+        config = composed(job)
         schedule = config["max_epochs"], str(config["scheduler"]) + str(config["optimizer"]["lr"])
         seen.setdefault((job.experiment, job.schedule), set()).add(schedule)
     assert all(len(schedules) == 1 for schedules in seen.values())
@@ -106,7 +110,7 @@ def test_methods_of_an_experiment_share_the_schedule(compose: Compose) -> None:
 def test_what_is_written_of_an_experiment_is_what_it_does(name: str, compose: Compose) -> None:
     described = compose().experiments[name]
     for job in jobs_of(compose(f"only={name}", "seeds=1")):
-        config = runner.composed(job)
+        config = composed(job)
         text = described.schedules[job.schedule].text
         assert text.startswith(
             f"{config['max_epochs']} epochs, learning rate {config['optimizer']['lr']:.0e}".replace("e-0", "e-")
@@ -128,7 +132,7 @@ def test_what_is_written_of_a_quick_experiment_is_what_it_does(name: str, compos
     described = compose().experiments[name]
     text = described.quick_text.replace("\n", " ")
     for job in jobs_of(compose(f"only={name}", "quick=true")):
-        config = runner.composed(job)
+        config = composed(job)
         rate = f"{config['optimizer']['lr']:.0e}".replace("e-0", "e-")
         assert config["scheduler"]["_target_"].endswith("CosineAnnealingLR")
         assert described.quick_schedule == (
@@ -152,9 +156,7 @@ def test_what_is_written_of_a_quick_experiment_is_what_it_does(name: str, compos
 
 def test_where_is_mixed(compose: Compose) -> None:
     jobs = {
-        (job.experiment, job.method): runner.composed(job)
-        for job in jobs_of(compose("seeds=1"))
-        if job.schedule == "default"
+        (job.experiment, job.method): composed(job) for job in jobs_of(compose("seeds=1")) if job.schedule == "default"
     }
     mixed = {key: config["model"]["blocks"]["mix_before"] for key, config in jobs.items() if "manifold" in key[1]}
     assert mixed == {
