@@ -158,6 +158,7 @@ def test_the_tests_of_the_sdist_run(built: Built, tmp_path: Path) -> None:
     found = {line.split("::")[0] for line in collected.splitlines() if "::" in line}
     assert files.keys() - of_extras <= found <= files.keys()
     some = ["test_architecture.py", "test_readme.py", "test_mutate.py", "mixup/test_plan.py"]
+    some += ["test_conf.py::test_folders_of_a_sweep_carry_neither_brackets_nor_paths"]
     done = run(*pytest_there, *(f"tests/{name}" for name in some), cwd=folder, PYTHONPATH=str(folder))
     assert " passed" in done
 

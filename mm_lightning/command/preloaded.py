@@ -3,7 +3,8 @@
 A small run takes a second, and its imports several. Each line on standard input describes a run: ``{"arguments": [...],
 "log": FILE, "environment": {...}}``. It is answered by its process number when it has begun, and by its exit code when
 it has ended; the first answer, to nothing, says that all is imported. Nothing is computed before a fork, so that no
-thread and no device is there to be forked.
+device is there to be forked, and no thread at work. The process ends when standard input does: Ctrl-C and SIGTERM are
+for who asks for the runs, and has to hear of their ends.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from mm_lightning.command import scripts
-
 __all__ = ["main"]
 
 _COMMAND = "mm_lightning.train"
@@ -26,10 +25,11 @@ _COMMAND = "mm_lightning.train"
 
 def main() -> None:
     """Make runs until standard input ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     import mm_lightning.command.train
     import mm_lightning.diagnostics.evaluation  # noqa: F401  # of each run of a study
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who asks for the runs
     print(os.getpid(), flush=True)
     for line in sys.stdin:
         run = json.loads(line)
@@ -43,6 +43,7 @@ def main() -> None:
 def _make(run: dict[str, Any]) -> None:
     """Be a process of ``python -m mm_lightning.train``."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     code = 1
     try:
         nothing, log = os.open(os.devnull, os.O_RDONLY), os.open(run["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -50,6 +51,8 @@ def _make(run: dict[str, Any]) -> None:
             os.dup2(file, number)
         os.environ.update(run["environment"])
         _seem_typed(run["arguments"])
+        from mm_lightning.command import scripts
+
         scripts.train()
         code = 0
     except SystemExit as stop:

@@ -1,9 +1,11 @@
-"""The folder of a run: whose it is, what made the run, and that nothing is left of one that was refused."""
+"""The folder of a run: its name, whose it is, what made the run, and that nothing is left of one that was refused."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ __all__ = [
     "RefusedLeaveNothing",  # of conf/
     "claim_folder",
     "environment",
+    "folder_name",
     "keep_composition",
     "keep_folder",
     "leave_nothing",
@@ -34,7 +37,25 @@ _LOG = "train.log"
 _OF_A_RUN = (".hydra", "config.yaml", _LOG, "checkpoints", "figures", "tensorboard", "csv")
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 _OF_A_SWEEP = "multirun.yaml"
+_LONGEST = 200  # of a name; file systems take 255 bytes, and a number stands before it
 _PACKAGES = ("torch", "lightning", "torchmetrics", "hydra-core", "tensorboard", "matplotlib", "numpy")
+
+
+def folder_name(text: Any) -> str:
+    """Return a name for one folder that tells the text: of 200 characters at most, ASCII, without slashes.
+
+    Nor has it a sign that a shell or a later ``ckpt_path=...`` would have to quote. Of a longer name the beginning is
+    left, and eight digits of its SHA-256 that tell it from others. In ``conf/`` it is ``${folder_name:...}``.
+    """
+    name = re.sub(r"[^\w.+-]+", "_", re.sub(r"[][{}()'\"~]", "", str(text)), flags=re.ASCII)
+    if len(name) <= _LONGEST:
+        return name
+    digest = "_" + hashlib.sha256(name.encode()).hexdigest()[:8]
+    return name[: _LONGEST - len(digest)] + digest
+
+
+# Here, because Hydra imports this module, for its callback, before it makes a folder: in other applications, too.
+OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 
 
 def claim_folder(folder: Path, config: str) -> None:

@@ -177,9 +177,9 @@ def publish(
     if run_title:
         add_run_title(figure, run_title)
     picture = Image.fromarray(pixels(figure, FILE_DPI))  # drawn once: that takes longer than all that follows
-    width, height = (round(inches * figure.dpi) for inches in figure.get_size_inches())
+    width, height = (int(inches * figure.dpi) for inches in figure.get_size_inches())
     smaller = picture.resize((width, height), Image.Resampling.LANCZOS)
-    log_image(trainer, f"{name}/{part}", np.asarray(smaller))
+    log_image(trainer, f"{name}/{part}", np.array(smaller))  # a copy that may be written to
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
         path = folder / f"{name}_{part}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -279,7 +279,8 @@ class Evaluation(CallbackOfBoth):
         return fitted_by_a_pass(trainer, module, self.classifier, loader, self.max_points)
 
     def _measured(self, module: LightningModule, split: str) -> dict[str, float]:
-        rows, is_cut = self._logits.rows(module), self._logits.is_cut
+        rows = self._logits.rows(module)
+        is_cut = module.trainer.strategy.reduce_boolean_decision(self._logits.is_cut, all=False)
         self._logits.close()
         if isinstance(rows, str):
             self.say(f"the module is taken for no classifier, and nothing is logged: {rows}.")

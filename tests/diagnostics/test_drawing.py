@@ -116,6 +116,22 @@ def test_failed_save_leaves_the_older_file_alone(tmp_path: Path, monkeypatch: py
     assert [file.name for file in path.parent.iterdir()] == ["picture.png"]
 
 
+def test_failed_picture_of_a_diagnostic_leaves_the_older_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    trainer = SimpleNamespace(loggers=[], global_step=7, fast_dev_run=False)
+    publish(trainer, "name", "val", titled_figure(4, 3, "heading", 0.5), {}, tmp_path)
+    older = (tmp_path / "name_val.png").read_bytes()
+
+    def fill_disk(self: Image.Image, file: io.BufferedWriter, *_: object, **__: object) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fill_disk)
+    with pytest.raises(OSError, match="No space left"):
+        publish(trainer, "name", "val", titled_figure(4, 3, "other", 0.5), {}, tmp_path)
+    assert (tmp_path / "name_val.png").read_bytes() == older
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["name_val.npz", "name_val.png"]
+
+
 def test_other_loggers_get_pixels_and_none_is_fine():
     class Logger:
         def log_image(self, key: str, images: list[np.ndarray], step: int) -> None:

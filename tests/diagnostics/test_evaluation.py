@@ -579,3 +579,12 @@ def test_rows_that_are_left_out_are_said(make_trainer: MakeTrainer, max_points: 
         trainer.test(_Net(), _Data(), verbose=False)
     assert callback.remarks == [text] * is_said
     assert callback.bins["plain"].counts.sum() == max_points
+
+
+def test_rows_left_out_of_one_split_are_not_said_of_another(make_trainer: MakeTrainer) -> None:
+    callback = Evaluation(temperature=False, max_points=150)
+    trainer = make_trainer(callback)
+    with pytest.warns(UserWarning, match="val scores are of the first 150 rows of each process: max_points"):
+        trainer.validate(_Net(), _Data(), verbose=False)
+    trainer.test(_Net(), _Data(), verbose=False)  # of 100 rows
+    assert callback.remarks == []

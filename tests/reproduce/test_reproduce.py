@@ -79,6 +79,7 @@ def test_a_quick_study_judges_nothing(study: dict[str, Any], printed: str) -> No
 
 # What is far above chance, and what a run on one seed reached, less some points. Input mixup does not learn spirals.
 LEARNT = {"spiral": 0.9, "mnist_bottleneck": 0.8, "mnist_flatness": 0.85}
+LEARNT_IN_SHORT = {"spiral": 0.0, "mnist_bottleneck": 0.25, "mnist_flatness": 0.25}  # of 0.38 and 0.37 at the least
 
 
 def test_a_quick_study_learns_and_says_what(
@@ -87,10 +88,11 @@ def test_a_quick_study_learns_and_says_what(
     page = (folder / "quick study" / "report" / "index.html").read_text(encoding="utf-8")
     networks = {"spiral": "2-256x4-2", "mnist_bottleneck": "784-256-256-2-256-256-10"}
     networks["mnist_flatness"] = "784-256x3-12-256x4-10"
+    least = LEARNT if len(words) == 2 else LEARNT_IN_SHORT
     for experiment in study["experiments"]:
         for run in experiment["runs"]:
-            if len(words) == 2 and (experiment["name"], run["method"]) != ("spiral", "input"):
-                assert run["metrics"]["test/acc"] > LEARNT[experiment["name"]], run["command"]
+            if (experiment["name"], run["method"]) != ("spiral", "input"):
+                assert run["metrics"]["test/acc"] > least[experiment["name"]], run["command"]
         assert networks[experiment["name"]] in page
         first_sentence = experiment["text"].split(". ")[0]
         assert networks[experiment["name"]] in first_sentence

@@ -16,12 +16,12 @@ import mm_lightning.diagnostics.evaluation  # noqa: F401
 
 def main() -> None:
     """Begin what each message on standard input describes, until there is none."""
-    messages = socket.socket(fileno=os.dup(0))
+    messages = socket.socket(fileno=0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # who waits for a command ends with it
     while (received := socket.recv_fds(messages, 2**20, 3))[0]:
         if not os.fork():
-            messages.close()
+            messages.close()  # or who tells what to begin would not hear of the server's end
             return begin(json.loads(received[0]), *received[1])
         for descriptor in received[1]:
             os.close(descriptor)
@@ -34,11 +34,10 @@ def begin(job: dict[str, Any], out: int, err: int, account: int) -> None:
     if process := os.fork():
         for descriptor in (out, err):
             os.close(descriptor)
-        os.write(account, f"{process}\n".encode())
         os.write(account, f"{os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])}\n".encode())
         os._exit(0)
-    os.close(account)
-    for number, descriptor in enumerate((os.open(os.devnull, os.O_RDONLY), out, err)):
+    assert os.open(os.devnull, os.O_RDONLY) == 0
+    for number, descriptor in ((1, out), (2, err)):
         os.dup2(descriptor, number)
         os.close(descriptor)
     sys.stdout.reconfigure(line_buffering=False)  # the same objects: loggers have them already
@@ -48,6 +47,8 @@ def begin(job: dict[str, Any], out: int, err: int, account: int) -> None:
     os.chdir(job["cwd"])
     sys.path[0] = job["cwd"]
     sys.argv = job["words"]
+    os.write(account, f"{os.getpid()}\n".encode())
+    os.close(account)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -55,6 +56,22 @@ def test_a_run_can_be_waited_for_and_ended(parent: Preloaded, tmp_path: Path) ->
     assert run.wait(60) != 0
     again = parent.begin([*WORDS, f"hydra.run.dir={tmp_path}/next"], tmp_path / "next.txt", {})
     assert again.wait() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_leaves_the_parent_to_tell_of_the_run_s_end(
+    parent: Preloaded, tmp_path: Path, number: int
+) -> None:
+    words = [*WORDS, "max_epochs=100000", "data.num_points=600", f"hydra.run.dir={tmp_path}/run"]
+    run = parent.begin(words, tmp_path / "log.txt", {})
+    with pytest.raises(subprocess.TimeoutExpired):
+        run.wait(1.0)
+    parent._process.send_signal(number)
+    with pytest.raises(subprocess.TimeoutExpired):
+        run.wait(0.5)
+    run.terminate()
+    assert run.wait(60) in (143, -signal.SIGTERM)
+    assert not parent.is_gone
 
 
 def test_a_parent_that_is_gone_is_said(tmp_path: Path) -> None:
