@@ -147,7 +147,7 @@ def test_the_runs_of_a_study_find_its_folder_of_options(
     (own / "reproduction" / "mine.yaml").write_text(yaml.safe_dump({"mine": study}))
     jobs: list[Job] = []
 
-    def stop(made: list[Job], at_once: int) -> None:
+    def stop(made: list[Job], *_: Any) -> None:
         jobs.extend(made)
         raise ValueError(f"{runner.composed(made[0])['max_epochs']} epochs.")
 
