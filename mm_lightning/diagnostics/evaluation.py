@@ -279,13 +279,12 @@ class Evaluation(CallbackOfBoth):
         return fitted_by_a_pass(trainer, module, self.classifier, loader, self.max_points)
 
     def _measured(self, module: LightningModule, split: str) -> dict[str, float]:
-        rows = self._logits.rows(module)
-        is_cut = module.trainer.strategy.reduce_boolean_decision(self._logits.is_cut, all=False)
+        rows, is_cut = self._logits.rows(module), self._logits.is_cut
         self._logits.close()
         if isinstance(rows, str):
             self.say(f"the module is taken for no classifier, and nothing is logged: {rows}.")
             return {}
-        if is_cut:
+        if module.trainer.strategy.reduce_boolean_decision(is_cut, all=False):  # rows are of all processes, or of none
             self.say(f"{split} scores are of the first {self.max_points:,} rows of each process: max_points.")
         fitted = self._temperature if split == "test" else None
         if isinstance(fitted, str):
