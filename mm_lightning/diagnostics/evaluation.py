@@ -92,8 +92,8 @@ class Evaluation(CallbackOfBoth):
         spectra: Layers whose spectra are measured; True is what comes into the last Linear layer.
         num_bins: Bins of the calibration errors, of equal width between 0 and 1.
         probabilities: Whether the layer gives probabilities, not logits.
-        max_points: Only the first so many rows of a validation or test epoch are seen, on each process; it says so if
-            there were more.
+        max_points: Only the first so many rows of a validation or test epoch are seen, on each process. Of scores it
+            says so if there were more; a temperature is fitted to no more than these, too.
         extra_points: Only the first so many rows of test and training data are seen by the groups, on each process.
         bounds: Of the inputs; default asks the data.
         seed: Of all that is drawn.
